@@ -1,0 +1,66 @@
+# make run    install into .venv and run the whole job on the built-in handbook
+# make test   everything a change needs: notebooks, pytest, lint, types, sync
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+CORES := $(shell nproc 2>/dev/null || echo 2)
+export OMP_NUM_THREADS ?= $(CORES)
+export TOKENIZERS_PARALLELISM ?= false
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test notebooks pytest lint types sync test-slow bench lab readme export tiny reports clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: $(VENV)/.installed
+	distillery run
+
+test: export HF_HUB_OFFLINE = 1
+test: lint types sync notebooks pytest
+
+notebooks: $(VENV)/.installed
+	OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES)
+
+pytest: $(VENV)/.installed
+	python -m pytest -q
+
+lint: $(VENV)/.installed
+	ruff check .
+
+types: $(VENV)/.installed
+	mypy
+
+# Cleaning and exporting must change nothing: what is committed is what the notebooks say.
+sync: $(VENV)/.installed
+	@state() { git status --porcelain; git diff | sha1sum; }; before=$$(state); $(MAKE) --no-print-directory export readme; \
+	if [ "$$before" != "$$(state)" ]; then git status --short; echo 'sync: clean + export + readme changed the files above; commit what they made'; exit 1; fi
+
+export: $(VENV)/.installed
+	nbdev_clean
+	nbdev_export
+
+readme: $(VENV)/.installed
+	python tests/readme.py
+
+test-slow: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 python -m pytest -q -m slow
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES) --flags slow
+
+bench: $(VENV)/.installed
+	for b in benchmarks/*.py; do python $$b || exit 1; done
+
+lab: $(VENV)/.installed
+	python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	jupyter lab nbs
+
+# Make the built-in models again, from nothing (hours on a laptop; resumable).
+tiny: $(VENV)/.installed
+	python -m distillery.models.pretrain --size tiny --out distillery/weights/tiny
+	python -m distillery.models.pretrain --size mini --out distillery/weights/mini
+
+clean:
+	rm -rf $(VENV) .distillery runs

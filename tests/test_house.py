@@ -1,0 +1,103 @@
+"The house: notebooks and modules match one to one, folders depend downwards only, and pages keep the shape that reads well."
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import house
+import pytest
+
+LIBRARY, REPORTS = house.library(), house.reports()
+NUMBERS = {nb.module: int(nb.path.name.split("_")[0]) for nb in LIBRARY}
+by_name = pytest.mark.parametrize("nb", LIBRARY, ids=lambda nb: nb.name)
+
+
+def test_there_is_something_to_check():
+    assert len(LIBRARY) > 20
+    assert REPORTS
+
+
+def test_notebooks_and_modules_match_one_to_one():
+    modules = {nb.module: nb.name for nb in LIBRARY}
+    files = {".".join(p.relative_to(house.ROOT / "distillery").with_suffix("").parts) for p in (house.ROOT / "distillery").rglob("*.py")}
+    files = {f for f in files if not f.endswith("__init__") and f != "_modidx"}
+    assert set(modules) == files
+    for nb in LIBRARY:
+        folder, name = nb.path.parent.name, nb.path.stem.split("_", 1)[1]
+        assert nb.module == f"{folder}.{name}"
+        assert re.fullmatch(r"\d\d_[a-z0-9_]+", nb.path.stem)
+        assert name != "utils"
+
+
+@by_name
+def test_shape(nb): assert house.shape(nb) == []
+
+
+@by_name
+def test_cells(nb): assert house.cells(nb) == []
+
+
+@by_name
+def test_imports_go_down(nb): assert house.direction(nb, NUMBERS) == []
+
+
+def test_the_lint_sees_what_it_is_for():
+    bad = house.Notebook(house.ROOT / "nbs/core/99_bad.ipynb", [
+        {"cell_type": "markdown", "source": "no heading"},
+        {"cell_type": "code", "source": "#| default_exp core.bad"},
+        {"cell_type": "code", "source": "#| export\nfrom distillery.student.sft import x\nfrom os import *\n" + "a = 1\n" * 50},
+        {"cell_type": "code", "source": "print(1)"},
+    ])
+    assert len(house.shape(bad)) >= 3
+    assert {w.split()[0] for w in house.cells(bad)} >= {"exported", "cell"}
+    assert house.direction(bad, {}) == ["core imports student.sft, which lies above it"]
+
+
+def test_public_functions_say_what_they_take_and_do():
+    silent = []
+    for path in (house.ROOT / "distillery").rglob("*.py"):
+        if path.name in ("__init__.py", "_modidx.py"): continue
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"): continue
+            if not ast.get_docstring(node): silent.append(f"{path.name}: {node.name} has no docstring")
+            if isinstance(node, ast.FunctionDef) and any(a.annotation is None for a in node.args.args + node.args.kwonlyargs):
+                silent.append(f"{path.name}: {node.name} has an argument without a type")
+    assert silent == []
+
+
+def test_import_is_light():
+    code = "import sys, time; t = time.perf_counter(); import distillery; d = time.perf_counter() - t; print(d, 'torch' in sys.modules)"
+    seconds, torch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert torch == "False"
+    assert float(seconds) < 0.5
+
+
+def test_command_line_starts_without_torch():
+    code = "import sys; import distillery.workbook.cli; heavy = {'torch', 'transformers', 'onnxruntime', 'matplotlib', 'pandas'} & set(sys.modules); print(sorted(heavy))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_no_pickle_no_remote_code():
+    for path in (house.ROOT / "distillery").rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert not re.search(r"^\s*(import|from) (pickle|dill|joblib|shelve)\b", text, re.M), path
+        assert not re.search(r"trust_remote_code\s*=\s*True", text), path
+
+
+@pytest.mark.parametrize("nb", REPORTS, ids=lambda nb: nb.name)
+def test_reports_have_one_parameters_cell_first(nb):
+    tagged = [i for i, c in enumerate(nb.code) if "parameters" in c["metadata"].get("tags", [])]
+    assert tagged == [0]
+    for node in ast.parse(nb.code[0]["source"]).body:
+        assert isinstance(node, ast.AnnAssign)
+        ast.literal_eval(node.value)
+    assert not any(c["source"].startswith("#| export") for c in nb.code)
+    assert nb.metadata["kernelspec"]["name"] == "python3"
+
+
+def test_readme_is_made_from_the_index():
+    env = {**os.environ, "README_CHECK": "1"}
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("readme.py"))], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,83 @@
+"Pages: what strangers wrote stays text, in a real browser too."
+import re
+from pathlib import Path
+
+import browser
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from distillery.core.errors import DistilleryError
+from distillery.workbook.index import index_page
+from distillery.workbook.page import card, finding, note, page, table
+from distillery.workbook.report import build_report, check_parameters, parameters
+
+ATTACKS = [
+    "<script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "../../etc/passwd\"><svg onload=document.title='owned'>",
+    "</style></title><script>document.title='owned'</script>",
+    "{{7*7}} ${7*7} <iframe src=javascript:document.title='owned'>",
+]
+
+
+def every_piece(text: str) -> str:
+    rows = [{text: text, "state": "PASS"}]
+    return "".join([finding(text), note(text), note(text, "warning"), table(rows), card(text, text, text, {text: text}, href=text)])
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_pieces_escape(attack):
+    body = every_piece(attack)
+    assert not re.search(r"<(script|img|svg|iframe)", body)
+    assert attack not in body
+
+
+@pytest.mark.browser
+def test_a_browser_sees_text_only(tmp_path):
+    target = tmp_path / "page.html"
+    target.write_text(page("fine", "".join(map(every_piece, ATTACKS)) + index_page(ATTACKS[0], [], {"a": ATTACKS[1]}, {ATTACKS[2]: [{"x": ATTACKS[3]}]}, ATTACKS, {"run": ATTACKS[4]})))
+    seen = browser.dom(target)
+    assert "<title>fine</title>" in seen
+    assert "owned'&gt;" in seen or "owned'" in seen
+    assert not re.search(r"<(script|svg|iframe)|<img[^>]*onerror", seen)
+
+
+@pytest.mark.browser
+def test_the_policy_stops_what_escaping_would_miss(tmp_path):
+    (tmp_path / "hole.html").write_text(page("fine", "<script>document.title='owned'</script>"))
+    assert "<title>fine</title>" in browser.dom(tmp_path / "hole.html")
+    (tmp_path / "open.html").write_text("<title>fine</title><script>document.title='owned'</script>")
+    assert "<title>owned</title>" in browser.dom(tmp_path / "open.html"), "the browser must run scripts, or this test shows nothing"
+
+
+def toy(path: Path, body: str, params: str = 'run_dir: str = "toy"  # where') -> Path:
+    cells = [new_markdown_cell("# Toy"), new_code_cell(params, metadata={"tags": ["parameters"]}), new_code_cell(body)]
+    nb = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    nbformat.write(nb, path)
+    return path
+
+
+def test_reports_are_the_same_bytes_from_two_places(tmp_path):
+    for side in "ab":
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "n.txt").write_text("7")
+    nb = toy(tmp_path / "10_toy.ipynb", "from pathlib import Path\nfrom distillery.workbook.page import finding\nfinding('n is ' + Path(run_dir, 'n.txt').read_text())")
+    pages = [build_report(str(nb), tmp_path / side, {"run_dir": str(tmp_path / side)}).read_bytes() for side in "ab"]
+    assert pages[0] == pages[1]
+    assert b"n is 7" in pages[0]
+    assert (tmp_path / "a/toy.ipynb").read_bytes() == (tmp_path / "b/toy.ipynb").read_bytes()
+
+
+def test_a_report_that_fails_names_itself(tmp_path):
+    with pytest.raises(DistilleryError, match="10_toy stopped: ZeroDivisionError"): build_report(str(toy(tmp_path / "10_toy.ipynb", "1/0")), tmp_path, {})
+
+
+@pytest.mark.parametrize(("asked", "word"), [({"run": "x"}, "run_dir"), ({"run_dir": 3}, "not str"), ({"a b": 1}, "no parameter"), ({"__import__('os')": 1}, "no parameter")])
+def test_wrong_parameters_never_reach_a_kernel(tmp_path, asked, word):
+    with pytest.raises(DistilleryError, match=word): check_parameters(toy(tmp_path / "10_toy.ipynb", "1"), asked)
+
+
+@pytest.mark.parametrize("params", ["x = 1", "x: int = 1 + 1", "x: str = open('f')"])
+def test_parameters_are_typed_literals(tmp_path, params):
+    with pytest.raises((DistilleryError, ValueError)): parameters(toy(tmp_path / "10_toy.ipynb", "1", params))
