@@ -36,7 +36,7 @@ def test_pieces_escape(attack):
 @pytest.mark.browser
 def test_a_browser_sees_text_only(tmp_path):
     target = tmp_path / "page.html"
-    target.write_text(page("fine", "".join(map(every_piece, ATTACKS)) + index_page(ATTACKS[0], [], {"a": ATTACKS[1]}, {ATTACKS[2]: [{"x": ATTACKS[3]}]}, ATTACKS, {"run": ATTACKS[4]})))
+    target.write_text(page("fine", "".join(map(every_piece, ATTACKS)) + index_page(ATTACKS[0], [], {"a": ATTACKS[1]}, {}, {ATTACKS[2]: [{"x": ATTACKS[3]}]}, ATTACKS, {"run": ATTACKS[4]})))
     seen = browser.dom(target)
     assert "<title>fine</title>" in seen
     assert "owned'&gt;" in seen or "owned'" in seen

@@ -149,7 +149,7 @@ def result_keys(
         if not any(_covers([p], n) for n in values): raise ConfigError(f"{p} is no knob or section", fix=f"declare {find_knob(p)[0].name}")
     return {k.name: values[k.name] for k in knobs() if k.kind == "result" and _covers(wanted, k.name)}
 
-# %% ../../nbs/core/10_config.ipynb #04f0f2fa
+# %% ../../nbs/core/10_config.ipynb #cc9d9083
 def config_diff(
     a: Config,  # One configuration
     b: Config,  # Another
@@ -166,6 +166,7 @@ def _plain(value: Any) -> str:
 
 def _yaml_lines(config: Config, commented: bool) -> Iterator[str]:
     open_path: list[str] = []
+    values = flatten(config)
     for knob in knobs():
         *path, last = knob.name.split(".")
         for depth, part in enumerate(path):
@@ -173,8 +174,7 @@ def _yaml_lines(config: Config, commented: bool) -> Iterator[str]:
                 if depth == 0 and open_path: yield ""
                 yield f"{'  ' * depth}{part}:"
         open_path = path
-        value = flatten(config)[knob.name]
-        yield f"{'  ' * len(path)}{last}: {_plain(value)}" + (f"  # {knob.help}" if commented else "")
+        yield f"{'  ' * len(path)}{last}: {_plain(values[knob.name])}" + (f"  # {knob.help}" if commented else "")
 
 
 def to_yaml(

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ConfigError', 'Config', 'Knob', 'knobs', 'flatten', 'nearest', 'find_knob', 'explain']
 
-# %% ../../nbs/core/09_knobs.ipynb #6aa1449e
+# %% ../../nbs/core/09_knobs.ipynb #5f97a1fe
 import difflib
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from pydantic import BaseModel, Field
@@ -46,7 +47,7 @@ class Config(Section):
     decisions: s.DecisionsSection = Field(default_factory=s.DecisionsSection)
     workbook: s.WorkbookSection = Field(default_factory=s.WorkbookSection)
 
-# %% ../../nbs/core/09_knobs.ipynb #5fc41e5b
+# %% ../../nbs/core/09_knobs.ipynb #283618af
 @dataclass(frozen=True)
 class Knob:
     "One knob as people see it."
@@ -67,9 +68,14 @@ def _knobs_of(section: type[BaseModel], prefix: str = "") -> Iterator[Knob]:
             yield Knob(f"{prefix}{name}", field.get_default(call_default_factory=True), extra["kind"], shown, field.description or "")
 
 
+@cache
+def _table() -> dict[str, Knob]:
+    return {k.name: k for k in _knobs_of(Config)}
+
+
 def knobs() -> list[Knob]:
     "All knobs, in the order of the sections."
-    return list(_knobs_of(Config))
+    return list(_table().values())
 
 
 def flatten(
@@ -77,13 +83,13 @@ def flatten(
 ) -> dict[str, Any]:  # Dotted knob name to value; a mapping stays one value
     "Every knob's value under its dotted name."
     values = {}
-    for knob in knobs():
+    for knob in _table().values():
         value: Any = config
         for part in knob.name.split("."): value = getattr(value, part)
         values[knob.name] = deepcopy(value)
     return values
 
-# %% ../../nbs/core/09_knobs.ipynb #1a1dab78
+# %% ../../nbs/core/09_knobs.ipynb #6568f1de
 def nearest(
     name: str,  # A name that does not exist
     known: Iterable[str],  # Names that do
@@ -99,7 +105,7 @@ def find_knob(
     name: str,  # Dotted name; may go on into a mapping: thresholds.p95_latency_ms_max.model.onnx
 ) -> tuple[Knob, str | None]:  # The knob, and the key inside its mapping
     "Look a knob up, or say which one was probably meant."
-    table = {k.name: k for k in knobs()}
+    table = _table()
     if name in table: return table[name], None
     for knob in table.values():
         if isinstance(knob.default, dict) and name.startswith(knob.name + "."): return knob, name[len(knob.name) + 1:]

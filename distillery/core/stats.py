@@ -6,10 +6,11 @@
 __all__ = ['Vector', 'ASSUMED_LIKENESS', 'StatsError', 'cluster_variance', 'wilson', 'Spread', 'spread', 'mean_interval',
            'sign_flip_p', 'bootstrap_means', 'paired_contrast', 'holm', 'tost']
 
-# %% ../../nbs/core/40_stats.ipynb #87d759e7
+# %% ../../nbs/core/40_stats.ipynb #89ca23fe
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import DistilleryError
 from .records import Contrast, Estimate
 
-# %% ../../nbs/core/40_stats.ipynb #4d08c093
+# %% ../../nbs/core/40_stats.ipynb #b8774028
 class StatsError(DistilleryError):
     "Numbers from which the question cannot be answered."
 
@@ -32,15 +33,22 @@ def _moments(values: ArrayLike, clusters: Sequence[Any] | None) -> tuple[Vector,
     if not np.isfinite(x).all(): raise StatsError("a value is not a finite number", fix="leave out cases that were not measured")
     if clusters is None: return x, x * x, np.ones(len(x))
     if len(clusters) != len(x): raise StatsError(f"{len(x)} values but {len(clusters)} clusters", fix="name one cluster per case")
-    place = np.unique(np.asarray([str(c) for c in clusters]), return_inverse=True)[1]
-    return np.bincount(place, x), np.bincount(place, x * x), np.bincount(place).astype(np.float64)
+    names = [str(c) for c in clusters]
+    rank = {name: i for i, name in enumerate(sorted(set(names)))}
+    place = np.array([rank[name] for name in names])
+    weights: tuple[Vector, ...] = (x, x * x, np.ones(len(x)))
+    sums, squares, sizes = (np.bincount(place, w).astype(np.float64) for w in weights)
+    return sums, squares, sizes
 
-
+# %% ../../nbs/core/40_stats.ipynb #506874fb
 def _working_df(sizes: Vector, scale: Vector, likeness: float) -> float:
-    share, v = sizes / sizes.sum(), sizes * (1 + (sizes - 1) * likeness)
-    m = np.diag(v) - np.outer(share, v) - np.outer(v, share) + v.sum() * np.outer(share, share)
-    m *= np.outer(scale, scale)
-    return float(np.trace(m) ** 2 / (m * m).sum())
+    # tr(M)^2 / tr(M M), M = B (D - w v' - v w' + c w w') B, with B = diag(scale), D = diag(v), w the clusters' shares, c = sum(v)
+    w, v = sizes / sizes.sum(), sizes * (1 + (sizes - 1) * likeness)
+    c, p, q = v.sum(), scale * w, scale * v
+    pp, pq, qq = p @ p, p @ q, q @ q
+    trace = (scale**2 * v).sum() - 2 * pq + c * pp
+    square = (scale**4 * v * (v - 4 * w * v + 2 * c * w**2)).sum() + 2 * pp * qq + 2 * pq**2 - 4 * c * pp * pq + (c * pp) ** 2
+    return float(trace**2 / square)
 
 
 def cluster_variance(
@@ -59,14 +67,14 @@ def cluster_variance(
     likeness = shared / (shared + within) if shared + within > 0 else 0.0
     return variance, max(1.0, sqrt(_working_df(sizes, scale, 0.0) * _working_df(sizes, scale, likeness)))
 
-# %% ../../nbs/core/40_stats.ipynb #e3c2be6a
+# %% ../../nbs/core/40_stats.ipynb #a86b9995
 ASSUMED_LIKENESS = 0.1
 
 
 def _t(df: float, level: float) -> float:
-    from scipy.special import ndtri, stdtrit
+    from scipy.special import stdtrit
 
-    return float(ndtri(level) if df == inf else stdtrit(df, level))
+    return NormalDist().inv_cdf(level) if df == inf else float(stdtrit(df, level))
 
 
 def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
@@ -84,7 +92,7 @@ def wilson(
     if not 0 <= k <= n or n <= 0: raise StatsError(f"{k:g} of {n:g} is no share", fix="give 0 <= k <= n and n > 0")
     return _wilson(k / n, n, _t(inf, (1 + confidence) / 2))
 
-# %% ../../nbs/core/40_stats.ipynb #41bb5969
+# %% ../../nbs/core/40_stats.ipynb #42dad2b6
 @dataclass(frozen=True)
 class Spread:
     "Mean, standard error and degrees of freedom; `n_eff` independent cases where all values lie in [0, 1]."
@@ -106,7 +114,7 @@ class Spread:
         half = t * self.se / sqrt(times)
         return self.mean - half, self.mean + half
 
-
+# %% ../../nbs/core/40_stats.ipynb #e8c16adf
 def _assumed_cases(sizes: Vector) -> float:
     n = sizes.sum()
     return float(n / (1 + ((sizes**2).sum() / n - 1) * ASSUMED_LIKENESS))
@@ -141,7 +149,7 @@ def mean_interval(
     low, high = s.interval(confidence)
     return Estimate(level=level, mean=s.mean, ci_low=low, ci_high=high, n=s.n, n_clusters=s.n_clusters)
 
-# %% ../../nbs/core/40_stats.ipynb #90cf1e61
+# %% ../../nbs/core/40_stats.ipynb #46aa0766
 def sign_flip_p(
     sums: ArrayLike,  # [G] sum of the differences of each cluster
     resamples: int = 10_000,  # Random flips; fewer clusters than that allows are enumerated
@@ -150,12 +158,12 @@ def sign_flip_p(
     "Permutation p of a zero mean difference, flipping clusters."
     s = np.asarray(sums, dtype=np.float64)
     exact = 2.0 ** len(s) <= resamples
-    if exact: raw = (np.arange(2 ** len(s))[:, None] >> np.arange(len(s))) & 1
+    if exact: flips = ((np.arange(2 ** len(s))[:, None] >> np.arange(len(s))) & 1).astype(np.float64)
     else:
         width = -(-len(s) // 8)
         drawn = np.frombuffer(np.random.default_rng(seed).bytes(resamples * width), dtype=np.uint8)
-        raw = np.unpackbits(drawn.reshape(resamples, width), axis=1, count=len(s))
-    totals = np.abs(2 * (raw.astype(np.float64) @ s) - s.sum())
+        flips = np.unpackbits(drawn.reshape(resamples, width), axis=1, count=len(s)).astype(np.float64)
+    totals = np.abs(2 * (flips @ s) - s.sum())
     hits = int((totals >= abs(s.sum()) - 1e-9 * np.abs(s).sum()).sum())
     return hits / len(totals) if exact else (hits + 1) / (resamples + 1)
 
@@ -176,15 +184,15 @@ def bootstrap_means(
         means[start : start + len(drawn)] = total / (g * sizes[0] if equal else np.take(sizes, drawn).sum(axis=1))
     return means
 
-# %% ../../nbs/core/40_stats.ipynb #377b1b15
-def _difference(d: Vector, clusters: Sequence[Any] | None, confidence: float) -> tuple[Spread, float]:
+# %% ../../nbs/core/40_stats.ipynb #2abe0d68
+def _difference(d: Vector, clusters: Sequence[Any] | None, confidence: float) -> tuple[Spread, float, Vector]:
     sums, squares, sizes = _moments(d, clusters)
     if len(sums) < 2: raise StatsError("all cases lie in one cluster", fix="compare on at least two clusters, better twenty")
     variance, df = cluster_variance(sums, squares, sizes)
     se, mean = sqrt(variance), float(sums.sum() / sizes.sum())
     t = _t(df, (1 + confidence) / 2)
     if np.ptp(d) < 1e-12 and abs(mean) <= 1: se = wilson(0, _assumed_cases(sizes), confidence)[1] * (1 + abs(mean)) / t
-    return Spread(mean, se, df, len(d), len(sums)), t
+    return Spread(mean, se, df, len(d), len(sums)), t, sums
 
 
 def paired_contrast(
@@ -200,12 +208,12 @@ def paired_contrast(
     "Compare two levels case by case."
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape: raise StatsError(f"{x.size} cases at one level, {y.size} at the other", fix="compare the same cases")
-    s, t = _difference(x - y, clusters, confidence)
-    naive, naive_t = _difference(x - y, None, confidence)
+    s, t, sums = _difference(x - y, clusters, confidence)
+    naive, naive_t, _ = _difference(x - y, None, confidence)
     return Contrast(
         a=levels[0], b=levels[1], diff=s.mean, ci_low=s.mean - t * s.se, ci_high=s.mean + t * s.se,
         ci_naive_low=naive.mean - naive_t * naive.se, ci_naive_high=naive.mean + naive_t * naive.se,
-        p=sign_flip_p(_moments(x - y, clusters)[0], resamples, seed), mde=(t + _t(s.df, 0.8)) * s.se,
+        p=sign_flip_p(sums, resamples, seed), mde=(t + _t(s.df, 0.8)) * s.se,
         se=s.se, df=s.df, confidence=confidence, n_items=s.n, n_clusters=s.n_clusters,
     )
 

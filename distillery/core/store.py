@@ -76,7 +76,7 @@ class ArtifactReader:
         found = {k: v for k, v in file_entries(place).items() if k != LISTING}
         return sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
 
-# %% ../../nbs/core/30_store.ipynb #3b32d251
+# %% ../../nbs/core/30_store.ipynb #d2600c26
 class Artifacts(ArtifactReader):
     "Stage outputs under the digest of all they depend on."
 
@@ -107,7 +107,7 @@ class Artifacts(ArtifactReader):
             finally: shutil.rmtree(work, ignore_errors=True)
 
     def _commit(self, work: Path, place: Path, stage: str, digest: str) -> None:
-        entries = file_entries(work)
+        entries = {k: v for k, v in file_entries(work).items() if k != LISTING}  # a copied output brings its own list
         for name in entries:
             with open(work / name, "rb") as f: os.fsync(f.fileno())
             os.chmod(work / name, 0o444)  # a run folder shares these bytes

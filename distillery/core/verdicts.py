@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['more_needed', 'verdict', 'not_asked', 'gate', 'quantile_gate']
 
-# %% ../../nbs/core/45_verdicts.ipynb #ad7ddcac
+# %% ../../nbs/core/45_verdicts.ipynb #468bd0a7
 from collections.abc import Callable, Sequence
 from math import ceil, inf, sqrt
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike
 from .records import Contrast, Gate, GateState
 from .stats import Spread, StatsError, spread, tost, wilson
 
-# %% ../../nbs/core/45_verdicts.ipynb #a6c31219
+# %% ../../nbs/core/45_verdicts.ipynb #7cd7b810
 def more_needed(
     contrast: Contrast,  # An undecided comparison
     margin: float,  # Differences smaller than this do not matter
@@ -28,9 +29,9 @@ def more_needed(
 
 
 def _signed(x: float) -> str:
-    return f"{x:+.3g}".replace("-", "−")
+    return f"{x:+.3g}".replace("-", "−") if x else "0"
 
-
+# %% ../../nbs/core/45_verdicts.ipynb #60eb3791
 def verdict(
     contrast: Contrast,  # A comparison
     margin: float,  # Differences smaller than this do not matter
@@ -44,9 +45,10 @@ def verdict(
     a, b = levels or (contrast.a, contrast.b)
     if margin <= 0: raise StatsError(f"a margin of {margin:g} makes nothing equivalent", fix="name the smallest difference that matters")
     alpha = 1 - contrast.confidence
-    found = f"{a} − {b} = {_signed(contrast.diff)} ({contrast.confidence:.0%} interval {_signed(contrast.ci_low)} to " \
-            f"{_signed(contrast.ci_high)}, {contrast.n_clusters} {unit})"
-    if tost(contrast, margin) <= alpha: return f"equivalent (±{margin:g})", f"{a} and {b} are equivalent in {metric} within ±{margin:g}: {found}."
+    interval = f"{contrast.confidence:.0%} interval {_signed(contrast.ci_low)} to {_signed(contrast.ci_high)}"
+    found = f"{a} − {b} = {_signed(contrast.diff)} ({interval}, {contrast.n_clusters} {unit})"
+    if tost(contrast, margin) <= alpha:
+        return f"equivalent (±{margin:g})", f"{a} and {b} are equivalent in {metric} within ±{margin:g}: {found}."
     apart = contrast.ci_low > 0 or contrast.ci_high < 0
     if apart and (contrast.p if contrast.p_holm is None else contrast.p_holm) <= alpha:
         best = a if (contrast.diff > 0) == higher_is_better else b
@@ -99,7 +101,7 @@ def gate(
     return Gate(name=name, variant=variant, value=s.mean, bound=low if near else high, threshold=threshold, side=side, state=state,
                 n=s.n, cases_needed=needed)
 
-# %% ../../nbs/core/45_verdicts.ipynb #444e015f
+# %% ../../nbs/core/45_verdicts.ipynb #7a4e7c42
 def quantile_gate(
     name: str,  # What is demanded, e.g. "p95_latency_ms_max"
     variant: str,  # Of which form of the student
@@ -117,8 +119,7 @@ def quantile_gate(
     needed = None
     if state == "INCONCLUSIVE" and share != quantile:
         needed = _smallest(lambda m: not (wilson(share * m, m, confidence)[0] < quantile <= wilson(share * m, m, confidence)[1]), n)
-    z = (wilson(0, 1, confidence)[1] / (1 - wilson(0, 1, confidence)[1])) ** 0.5
-    shift = z * sqrt(quantile * (1 - quantile) / n) * (-1 if state == "FAIL" else 1)
+    shift = NormalDist().inv_cdf((1 + confidence) / 2) * sqrt(quantile * (1 - quantile) / n) * (-1 if state == "FAIL" else 1)
     bound = x[min(n, max(1, ceil((quantile + shift) * n - 1e-9))) - 1]
     return Gate(name=name, variant=variant, value=float(np.quantile(x, quantile, method="higher")), bound=float(bound), threshold=threshold,
                 side="max", state=state, n=n, cases_needed=needed)

@@ -22,7 +22,7 @@ def syllables(
     "Build a pronounceable word of `n` syllables."
     return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(n)).capitalize()
 
-# %% ../../nbs/models/10_names.ipynb #53d064c2
+# %% ../../nbs/models/10_names.ipynb #f26dfe30
 GOODS = "brochure poster calendar folder booklet menu label flyer notebook postcard catalogue banner envelope magazine".split()
 FINISHES = "Matt Satin Gloss Linen Laid Silk Natural Offset Board Kraft".split()
 COLOURS = "Blue Red Green Black Yellow Violet Orange Silver Gold Brown Cyan Magenta".split()
@@ -31,9 +31,23 @@ TRADES = "Bakery Museum School Theatre Garage Hotel Clinic Library Brewery Pharm
 CARS = "van truck trailer lorry".split()
 TERMS = "late early express bulk night repeat small foreign rush spare first open".split()
 MATTERS = "proof reprint refund storage overtime holiday visitor sample pickup complaint credit parking".split()
-def person(rng: Random) -> str: return f"{syllables(rng, 2)} {syllables(rng, 2)}"
-def company(rng: Random) -> str: return f"{syllables(rng, 2)} {rng.choice(FIRMS)}"
-def paper(rng: Random) -> str: return f"{syllables(rng, 2)} {rng.choice(FINISHES)}"
+
+# %% ../../nbs/models/10_names.ipynb #3b41b895
+def person(
+    rng: Random,  # Source of chance
+) -> str:         # First and last name
+    "Draw a person, such as `Mirel Tavok`."
+    return f"{syllables(rng, 2)} {syllables(rng, 2)}"
+def company(
+    rng: Random,  # Source of chance
+) -> str:         # Word and kind of firm
+    "Draw a company, such as `Brankel Supplies`."
+    return f"{syllables(rng, 2)} {rng.choice(FIRMS)}"
+def paper(
+    rng: Random,  # Source of chance
+) -> str:         # Word and finish
+    "Draw a paper, such as `Kestrol Satin`."
+    return f"{syllables(rng, 2)} {rng.choice(FINISHES)}"
 
 # %% ../../nbs/models/10_names.ipynb #7cee5360
 NAMES: dict[str, Callable[[Random], str]] = {
@@ -47,16 +61,26 @@ NAMES: dict[str, Callable[[Random], str]] = {
     "policy": lambda rng: f"{rng.choice(TERMS)} {rng.choice(MATTERS)} policy"}
 WITH_ARTICLE = {"machine", "product", "vehicle", "course", "policy"}
 
-# %% ../../nbs/models/10_names.ipynb #0eb1d0bf
+# %% ../../nbs/models/10_names.ipynb #8a65e7e1
 ROLES = """printer binder proofreader foreman clerk buyer driver engraver retoucher cutter mechanic planner storekeeper
     estimator typesetter packer accountant librarian""".split()
 RANKS = "junior senior head deputy second night trainee chief day assistant weekend first".split()
 MONTHS = "January February March April May June July August September October November December".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday".split()
 LETTERS = "ABCDEFGHKLMNPRSTUVWXZ"
-def clock(rng: Random, first: int, last: int) -> str: return f"{rng.randint(first, last):02}:{5 * rng.randint(0, 11):02}"
-def room(rng: Random) -> str:
-    "Draw a room such as `Hall 27` or `Room B41`."
+
+# %% ../../nbs/models/10_names.ipynb #0f5cac96
+def clock(
+    rng: Random,  # Source of chance
+    first: int,   # Earliest hour
+    last: int,    # Latest hour
+) -> str:         # Hours and minutes, in steps of five
+    "Draw a time of day, such as `07:40`."
+    return f"{rng.randint(first, last):02}:{5 * rng.randint(0, 11):02}"
+def room(
+    rng: Random,  # Source of chance
+) -> str:         # Kind of room and its code
+    "Draw a room, such as `Hall 27` or `Room B41`."
     return f"{rng.choice(['Hall', 'Room', 'Bay', 'Office', 'Floor'])} {rng.choice(['', rng.choice(LETTERS)])}{rng.randint(2, 99)}"
 
 # %% ../../nbs/models/10_names.ipynb #2a81c976

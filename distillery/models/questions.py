@@ -6,11 +6,11 @@
 __all__ = ['REFUSAL', 'Item', 'bridges', 'describe', 'ask', 'wordings', 'refuse', 'level', 'answer_item', 'ask_item',
            'rephrase_item', 'request', 'draw_item', 'draw_conversation']
 
-# %% ../../nbs/models/30_questions.ipynb #b5c51ebf
+# %% ../../nbs/models/30_questions.ipynb #c40b0c54
 from dataclasses import dataclass
 from random import Random
 
-from .handbooks import Category, Fact, Passage, categories, draw_passage, fill, refer
+from .handbooks import Fact, Passage, categories, draw_passage, fill, refer
 from .names import NAMES, VALUES
 
 # %% ../../nbs/models/30_questions.ipynb #ce893bc1
@@ -24,12 +24,18 @@ class Item:
     difficulty: str   # easy, medium, hard or refusal
     category: str     # Category of the fact
 
-# %% ../../nbs/models/30_questions.ipynb #ffbe4e99
-def bridges(fact: Fact, facts: list[Fact]) -> list[Fact]:
+# %% ../../nbs/models/30_questions.ipynb #d98ceb57
+def bridges(
+    fact: Fact,         # Whose entity to describe
+    facts: list[Fact],  # All facts at hand
+) -> list[Fact]:        # What may describe it
     "Other facts of the same entity whose value nobody shares: each can stand for the entity."
     return [f for f in facts if f.entity == fact.entity and f.category != fact.category
             and sum(g.category == f.category and g.value == f.value for g in facts) == 1]
-def describe(fact: Fact, rng: Random) -> str:
+def describe(
+    fact: Fact,   # A bridge
+    rng: Random,  # Source of chance
+) -> str:         # Noun phrase
     "The entity of `fact` described through it, such as `the machine in Hall 3`."
     return categories()[fact.category].draw(rng, "bridge").replace("{V}", fact.value)
 
@@ -65,8 +71,12 @@ def wordings(
                for ws in categories()[b.category].wordings["bridge"] for w in ws]
     return [fill(w, phrase) for way in ("easy", "medium") for ws in category.wordings[way + suffix] for w in ws for phrase in phrases]
 
-# %% ../../nbs/models/30_questions.ipynb #99d1a3ee
-def refuse(passage: Passage, rng: Random, new: bool = False) -> Item:
+# %% ../../nbs/models/30_questions.ipynb #2ddf3e2e
+def refuse(
+    passage: Passage,   # What is told
+    rng: Random,        # Source of chance
+    new: bool = False,  # Use the held-out question templates
+) -> Item:              # Its reply is the refusal
     "A question the passage does not answer, though it looks as if it might."
     fact = rng.choice(passage.facts)
     category, suffix = categories()[fact.category], "_new" if new else ""
@@ -87,13 +97,24 @@ def refuse(passage: Passage, rng: Random, new: bool = False) -> Item:
     wording = category.draw(rng, rng.choice(["easy", "medium"]) + suffix)
     return Item("answer", fill(wording, refer(category, entity)), REFUSAL, "refusal", category.name)
 
-# %% ../../nbs/models/30_questions.ipynb #854ff69b
-def level(fact: Fact, facts: list[Fact], rng: Random, hard: float = 0.083) -> str:
-    "Draw a difficulty in the proportions of the gold set; hard only where a bridge exists."
+# %% ../../nbs/models/30_questions.ipynb #f009c665
+def level(
+    fact: Fact,           # What to ask about
+    facts: list[Fact],    # All facts at hand
+    rng: Random,          # Source of chance
+    hard: float = 0.083,  # Share of hard questions, where a bridge exists
+) -> str:                 # easy, medium or hard
+    "Draw a difficulty."
     where = rng.random()
     if where < hard and bridges(fact, facts): return "hard"
     return "easy" if rng.random() < 0.455 else "medium"
-def answer_item(passage: Passage, rng: Random, new: bool = False, hard: float = 0.083, refusals: float = 0.12) -> Item:
+def answer_item(
+    passage: Passage,        # What is told
+    rng: Random,             # Source of chance
+    new: bool = False,       # Use the held-out question templates
+    hard: float = 0.083,     # Share of hard questions
+    refusals: float = 0.12,  # Share of questions without an answer
+) -> Item:
     "A question about the passage and its short answer, or the refusal."
     if rng.random() < refusals: return refuse(passage, rng, new)
     fact = rng.choice(passage.facts)
@@ -101,31 +122,47 @@ def answer_item(passage: Passage, rng: Random, new: bool = False, hard: float = 
     question, reply = ask(fact, difficulty, passage.facts, rng, new)
     return Item("answer", question, reply, difficulty, fact.category)
 
-# %% ../../nbs/models/30_questions.ipynb #329fc749
-def ask_item(passage: Passage, rng: Random, hard: float = 0.083) -> Item:
+# %% ../../nbs/models/30_questions.ipynb #28c61ac2
+def ask_item(
+    passage: Passage,     # What is told
+    rng: Random,          # Source of chance
+    hard: float = 0.083,  # Share of hard questions
+) -> Item:
     "A sentence of the passage and a question about it at a given difficulty."
     fact = rng.choice(passage.facts)
     difficulty = level(fact, passage.facts, rng, hard)
     question, _ = ask(fact, difficulty, passage.facts, rng)
     return Item("ask", f"Ask one {difficulty} question about: {fact.sentence}", question, difficulty, fact.category)
-def rephrase_item(passage: Passage, rng: Random, new: bool = False) -> Item:
+def rephrase_item(
+    passage: Passage,  # Where the fact comes from; the request does not show it
+    rng: Random,       # Source of chance
+) -> Item:
     "A question and another wording of it."
     fact = rng.choice(passage.facts)
     category, phrase = categories()[fact.category], refer(categories()[fact.category], fact.entity)
-    pairs = ["reverse"] if rng.random() < 0.25 else ["easy", "medium"]
-    question = fill(category.draw(rng, rng.choice(pairs) + ("_new" if new else "")), phrase, fact.value)
-    while (other := fill(category.draw(rng, rng.choice(pairs)), phrase, fact.value)) == question: pass
+    ways = ["reverse"] if rng.random() < 0.25 else ["easy", "medium"]
+    question = fill(category.draw(rng, rng.choice(ways)), phrase, fact.value)
+    while (other := fill(category.draw(rng, rng.choice(ways)), phrase, fact.value)) == question: pass
     return Item("rephrase", f"Rephrase: {question}", other, "-", category.name)
 
-# %% ../../nbs/models/30_questions.ipynb #ef880347
-def request(item: Item, passage: Passage | None = None) -> str:
+# %% ../../nbs/models/30_questions.ipynb #a8c93964
+def request(
+    item: Item,                      # What is wanted
+    passage: Passage | None = None,  # Left out in the later turns of a conversation
+) -> str:                            # A user message
     "The user's message for an item: the fixed prompt contract."
     body = f"Question: {item.prompt}" if item.task == "answer" else item.prompt
     return f"{passage.text}\n\n{body}" if passage and item.task != "rephrase" else body
-def draw_item(task: str, passage: Passage, rng: Random) -> Item:
+
+# %% ../../nbs/models/30_questions.ipynb #4d0dcb32
+def draw_item(
+    task: str,         # answer, ask or rephrase
+    passage: Passage,  # What is told
+    rng: Random,       # Source of chance
+) -> Item:
     "One training item of the given task."
-    if task == "answer": return answer_item(passage, rng, hard=0.15)
-    return ask_item(passage, rng, hard=0.15) if task == "ask" else rephrase_item(passage, rng)
+    if task == "answer": return answer_item(passage, rng)
+    return ask_item(passage, rng) if task == "ask" else rephrase_item(passage, rng)
 def draw_conversation(
     seed: str,               # Such as `train/12/3`: the same seed gives the same text
     facts: tuple[int, int] = (3, 9),  # Fewest and most facts in the passage
@@ -134,7 +171,7 @@ def draw_conversation(
     rng = Random(seed)
     passage = draw_passage(rng, rng.randint(*facts))
     turns = rng.choice([1, 2]) if rng.random() < 0.3 else rng.randint(4, 8)
-    tasks = rng.choices(["answer", "ask", "rephrase"], [0.62, 0.25, 0.13], k=turns)
+    tasks = rng.choices(["answer", "ask", "rephrase"], [0.78, 0.14, 0.08], k=turns)
     if turns > 1 and tasks[0] == "rephrase": tasks[0] = "answer"
     items = [draw_item(task, passage, rng) for task in tasks]
     texts = [request(item, None if i else passage) for i, item in enumerate(items)]

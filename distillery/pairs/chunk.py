@@ -6,12 +6,12 @@
 __all__ = ['Span', 'TOKEN', 'ABBREVIATIONS', 'END', 'count_tokens', 'split_sentences', 'sections', 'fill', 'passages',
            'category_of', 'chunk_documents']
 
-# %% ../../nbs/pairs/20_chunk.ipynb #2a481ca8
+# %% ../../nbs/pairs/20_chunk.ipynb #ae286625
 import re
 from collections.abc import Iterable, Iterator
 
 from ..core.records import Chunk, Document
-from ..core.store import digest_text
+from ..core.files import digest_text
 
 # %% ../../nbs/pairs/20_chunk.ipynb #ceb5069f
 Span = tuple[int, int]  # first character, one past the last
@@ -24,17 +24,17 @@ def count_tokens(
     "Count tokens without any model, so that changing the model moves no chunk."
     return len(TOKEN.findall(text))
 
-# %% ../../nbs/pairs/20_chunk.ipynb #1082a6cc
+# %% ../../nbs/pairs/20_chunk.ipynb #d575c47c
 ABBREVIATIONS = frozenset("e.g i.e etc vs cf approx dr mr mrs ms prof st no nos fig figs sec vol pp ca incl max min tel ext jr sr inc ltd co".split())
 END = re.compile(r"[.!?]+[\"')\]”’]*(?=\s+[\"'(\[“‘]?[A-Z0-9])")
 
 
 def _breaks(line: str) -> Iterator[int]:
     for match in END.finditer(line):
-        word = re.search(r"[\w.]*$", line[: match.start()])
-        before = word[0].lower().lstrip(".") if word else ""
-        single = len(before) == 1 and before.isalpha() and before != "i"
-        if line[match.start()] != "." or not (before in ABBREVIATIONS or single): yield match.end()
+        word = re.search(r"(\d\s+)?([\w.]*)$", line[: match.start()])
+        number, before = (word[1], word[2].lower().lstrip(".")) if word else (None, "")
+        initial = len(before) == 1 and before.isalpha() and before != "i" and not number
+        if line[match.start()] != "." or not (before in ABBREVIATIONS or initial): yield match.end()
 
 # %% ../../nbs/pairs/20_chunk.ipynb #1ab5ae88
 def split_sentences(
@@ -50,14 +50,15 @@ def split_sentences(
             if piece.strip(): spans.append((line.start(1) + a + lead, line.start(1) + a + lead + len(piece.strip())))
     return spans
 
-# %% ../../nbs/pairs/20_chunk.ipynb #923375e0
+# %% ../../nbs/pairs/20_chunk.ipynb #e7c714d2
 def sections(
     text: str,                   # Text of a document
 ) -> list[tuple[str, int, int]]: # Heading, start, end; the slice starts at the heading's line
     "Cut a text at its headings."
     marks = list(re.finditer(r"^#{1,6} (.+)$", text, re.M))
     found = [("", 0, marks[0].start() if marks else len(text))]
-    found += [(m[1], m.start(), n.start() if n else len(text)) for m, n in zip(marks, [*marks[1:], None], strict=True)]
+    ends = [*(m.start() for m in marks[1:]), len(text)]
+    found += [(m[1], m.start(), end) for m, end in zip(marks, ends, strict=False)]
     return [(h, a, a + len(text[a:b].rstrip())) for h, a, b in found if split_sentences(text[a:b])]
 
 # %% ../../nbs/pairs/20_chunk.ipynb #3e32e5b6

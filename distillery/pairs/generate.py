@@ -6,10 +6,11 @@
 __all__ = ['ATTEMPTS', 'ask_questions', 'draft_families', 'reword', 'donors', 'draft_refusals', 'Generated', 'make_pair',
            'summarise', 'generate_pairs']
 
-# %% ../../nbs/pairs/40_generate.ipynb #21aa4ef4
+# %% ../../nbs/pairs/40_generate.ipynb #4d0f1c20
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
@@ -19,11 +20,11 @@ from ..core.records import Chunk, Evidence, Pair, Slot
 from . import limits
 from .asking import Desk, Draft, Progress, Rejected, flaw, make_request, read_answers, settings
 from .chunk import count_tokens
-from .slots import chance, plan_slots
+from .slots import chance, plan_slots, refusal_quota
 from ..teachers.journal import Journal
 from ..teachers.protocol import Task, Teacher
 
-# %% ../../nbs/pairs/40_generate.ipynb #c7b7a8b8
+# %% ../../nbs/pairs/40_generate.ipynb #2e3b52ac
 ATTEMPTS = 3  # candidates per slot and per wording
 
 
@@ -31,6 +32,7 @@ def ask_questions(
     desk: Desk,             # Where to ask
     slots: Sequence[Slot],  # Slots still open
     taken: set[str],        # Questions that exist already; grows
+    closed: set[str],       # Slots the teacher has nothing to say about; grows
     attempt: int,           # From 0
 ) -> list[Draft]:           # Accepted, in the order of the slots
     "One attempt at every open slot: ask, check, answer, check."
@@ -41,30 +43,28 @@ def ask_questions(
         result = results[slot.slot_id]
         question = limits.clean_question(result.text)
         problem = flaw(result) or limits.question_problem(question, desk.config)
-        if not problem and question.lower() in taken: problem = "repeats another question"
+        if result.ok and (not question or is_refusal(question, desk.config.evaluation.refusal_markers)):
+            problem = "the teacher found nothing to ask"; closed.add(slot.slot_id)
+        elif not problem and question.lower() in taken: problem = "repeats another question"
         if problem: desk.reject(slot.slot_id, "question", attempt, problem, result.text)
         else: asked[slot.slot_id] = (slot, question); taken.add(question.lower())
     seeds = {key: make_request(key, tasks[key], desk.pack, desk.config, attempt).seed for key in asked}
     held = read_answers(desk, "answers", asked, attempt)
     return [Draft(asked[key][0], asked[key][1], held[key], seeds[key]) for key in asked if key in held]
 
-# %% ../../nbs/pairs/40_generate.ipynb #5073dd64
+# %% ../../nbs/pairs/40_generate.ipynb #3a5e43e0
 def draft_families(
     desk: Desk,             # Where to ask
     slots: Sequence[Slot],  # What to ask
 ) -> list[Draft]:           # At most one for each slot, in their order
     "Fill the slots, with up to `ATTEMPTS` candidates each."
-    done, spare = dict[str, Draft](), dict[str, Draft]()
-    known, taken = set[tuple[str, str, str]](), set[str]()
+    done, taken, closed = dict[str, Draft](), set[str](), set[str]()
     for attempt in range(ATTEMPTS):
-        for draft in ask_questions(desk, [s for s in slots if s.slot_id not in done], taken, attempt):
-            focus = draft.slot.focus.text if draft.slot.focus else ""
-            fact = (draft.slot.chunk_id, focus, draft.evidence.text.lower())
-            if fact in known: spare.setdefault(draft.slot.slot_id, draft)
-            else: done[draft.slot.slot_id] = draft; known.add(fact)
-    return [done.get(s.slot_id) or spare[s.slot_id] for s in slots if s.slot_id in done or s.slot_id in spare]
+        still = [s for s in slots if s.slot_id not in closed | done.keys()]
+        done |= {d.slot.slot_id: d for d in ask_questions(desk, still, taken, closed, attempt)}
+    return [done[s.slot_id] for s in slots if s.slot_id in done]
 
-# %% ../../nbs/pairs/40_generate.ipynb #37b2fce3
+# %% ../../nbs/pairs/40_generate.ipynb #e60c7ffa
 def reword(
     desk: Desk,               # Where to ask
     drafts: Sequence[Draft],  # Accepted questions
@@ -72,7 +72,7 @@ def reword(
     "Reword each question up to variations_per_question wordings in all."
     wanted = desk.config.dataset.variations_per_question - 1
     found, taken = {d.slot.slot_id: list[str]() for d in drafts}, {d.question.lower() for d in drafts}
-    for attempt in range(wanted + ATTEMPTS - 1):
+    for attempt in range(wanted + 1 if wanted else 0):
         still = {d.slot.slot_id: d for d in drafts if len(found[d.slot.slot_id]) < wanted}
         results = desk.ask("rewordings", {k: Task("rephrase", question=d.question) for k, d in still.items()}, attempt)
         asked = dict[str, tuple[Slot, str]]()
@@ -87,17 +87,19 @@ def reword(
             else: desk.reject(key, "rewording", attempt, "reads back as another answer", f"{asked[key][1]} -> {evidence.text}")
     return found
 
-# %% ../../nbs/pairs/40_generate.ipynb #f7e94215
+# %% ../../nbs/pairs/40_generate.ipynb #022714a2
 def donors(
     slot: Slot,               # A refusal slot
-    drafts: Sequence[Draft],  # Accepted questions about other chunks
+    drafts: Sequence[Draft],  # Accepted questions, in a shuffled order
     chunk: Chunk,             # The passage of the slot
     seed: int,                # dataset.seed
 ) -> list[Draft]:             # The first `ATTEMPTS` to try
-    "Questions of the same page first, then of any page, each group in a shuffled order."
-    others = [d for d in drafts if d.slot.chunk_id != chunk.chunk_id and not limits.find_span(chunk.text, d.evidence.text)]
-    others.sort(key=lambda d: (d.slot.doc_id != chunk.doc_id, chance(seed, chunk.text, d.question)))
-    return others[slot.replica * ATTEMPTS : (slot.replica + 1) * ATTEMPTS]
+    "Questions of the same page first, then of any page, starting anywhere."
+    start = int(chance(seed, chunk.text) * len(drafts))
+    turned = [*drafts[start:], *drafts[:start]]
+    near, far = ([d for d in turned if (d.slot.doc_id == chunk.doc_id) is same] for same in (True, False))
+    fit = (d for d in chain(near, far) if d.slot.chunk_id != chunk.chunk_id and not limits.find_span(chunk.text, d.evidence.text))
+    return list(islice(fit, slot.replica * ATTEMPTS, (slot.replica + 1) * ATTEMPTS))
 
 
 def draft_refusals(
@@ -106,7 +108,8 @@ def draft_refusals(
     drafts: Sequence[Draft],  # Accepted questions
 ) -> list[tuple[Slot, Draft]]:  # Slot and the question that its passage does not answer
     "Ask passages what they do not tell; keep what the teacher declines to answer."
-    lists = {s.slot_id: donors(s, drafts, desk.chunks[s.chunk_id], desk.config.dataset.seed) for s in slots}
+    shuffled = sorted(drafts, key=lambda d: chance(desk.config.dataset.seed, d.slot.chunk_id, d.question))
+    lists = {s.slot_id: donors(s, shuffled, desk.chunks[s.chunk_id], desk.config.dataset.seed) for s in slots}
     done = dict[str, tuple[Slot, Draft]]()
     for attempt in range(ATTEMPTS):
         still = {s.slot_id: (s, lists[s.slot_id][attempt]) for s in slots if s.slot_id not in done and len(lists[s.slot_id]) > attempt}
@@ -155,7 +158,7 @@ def summarise(
               "passages over validation.context_token_warn": long}
     return totals | dict(Counter(f"{r.step}: {r.reason.split(': ')[0]}" for r in desk.rejected).most_common())
 
-# %% ../../nbs/pairs/40_generate.ipynb #b02465ac
+# %% ../../nbs/pairs/40_generate.ipynb #008320ff
 def generate_pairs(
     chunks: Sequence[Chunk],             # Passages
     teacher: Teacher,                    # Who writes
@@ -171,7 +174,9 @@ def generate_pairs(
     for d in drafts:
         pairs.append(make_pair(desk, d.slot, d.question, d.evidence, d.slot.difficulty, "ask", d.seed))
         pairs += [make_pair(desk, d.slot, q, d.evidence, d.slot.difficulty, "rephrase", d.seed) for q in wordings[d.slot.slot_id]]
-    for slot, d in draft_refusals(desk, [s for s in plan if s.kind == "refusal"], drafts):
+    written = Counter(p.chunk_id for p in pairs)
+    room = [s for s in plan if s.kind == "refusal" and s.replica < refusal_quota(desk.chunks[s.chunk_id], written[s.chunk_id], config)]
+    for slot, d in draft_refusals(desk, room, drafts):
         pairs.append(make_pair(desk, slot, d.question, None, d.slot.difficulty, "refuse", d.seed))
     counts = summarise(desk, plan, pairs)
     if pairs: return Generated(pairs, desk.rejected, counts)

@@ -32,13 +32,13 @@ class Selection:
     kept: list[Pair] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
-# %% ../../nbs/pairs/60_select.ipynb #b364b087
+# %% ../../nbs/pairs/60_select.ipynb #0f468f33
 def shortfall(
     pair: Pair,      # A scored pair
     config: Config,  # Reads selection.min_evidence and min_relevance
 ) -> str | None:     # The reason to drop it
-    "Compare scores with their limits; a score that could not be measured drops nothing."
-    for name in ("evidence", "relevance"):
+    "Compare scores with their limits; a score that could not be measured drops nothing, and a refusal is meant to be off the subject."
+    for name in ("evidence", "relevance") if pair.kind == "answer" else ():
         least = getattr(config.selection, f"min_{name}")
         if pair.scores.get(name, least) < least: return f"{name} below selection.min_{name}"
     return None

@@ -116,7 +116,7 @@ def last_checkpoint(
     for broken in [p for p in found if not _readable(p / STATE)]: shutil.rmtree(broken)
     return next((p for p in reversed(found) if p.exists()), None)
 
-# %% ../../nbs/student/08_checkpoints.ipynb #9c41ff89
+# %% ../../nbs/student/08_checkpoints.ipynb #f87ff968
 def resumable(
     trainer: type,  # `transformers.Trainer` or a subclass, such as TRL's `SFTTrainer`
 ) -> type:  # The same trainer with safe, exact checkpoints
@@ -127,6 +127,9 @@ def resumable(
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             super()._save(output_dir, state_dict)
             for name in ("training_args.bin", "README.md"): Path(output_dir or self.args.output_dir, name).unlink(missing_ok=True)
+
+        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+            "Checkpoints are not published."
 
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
             save_optimizer(Path(output_dir), self.optimizer, self.lr_scheduler)
@@ -142,7 +145,8 @@ def resumable(
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
-            batch, grouped = self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.train_sampling_strategy != "random"
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            grouped = self.args.train_sampling_strategy == "group_by_length"
             return EpochOrder([len(x) for x in rows["input_ids"]], batch, self.args.seed, grouped)
 
         def training_step(self, *args: Any, **kwargs: Any) -> "torch.Tensor":

@@ -6,7 +6,7 @@
 __all__ = ['LOG', 'base_folder', 'load_base', 'read_log', 'make_trainer', 'TrainLog', 'claim', 'training_identity',
            'train_adapter']
 
-# %% ../../nbs/student/10_sft.ipynb #57c7385a
+# %% ../../nbs/student/10_sft.ipynb #f0bd36ad
 import json
 import shutil
 import time
@@ -22,11 +22,11 @@ from ..core.extras import need
 from ..core.knobs import Config
 from ..core.records import Example
 from ..core.files import digest_json
-from .arguments import count_truncated, lora_arguments, sft_arguments, training_rows
+from .arguments import chat_lengths, count_truncated, lora_arguments, sft_arguments, training_rows
 from .checkpoints import last_checkpoint, resumable
 from ..teachers.local import model_folder, model_identity
 
-# %% ../../nbs/student/10_sft.ipynb #9ec950b4
+# %% ../../nbs/student/10_sft.ipynb #7f82c814
 def base_folder(
     base: str | Path,  # builtin:tiny | builtin:mini | a folder | a hub name
 ) -> Path:  # A folder with config, weights and tokenizer
@@ -44,7 +44,8 @@ def load_base(
     torch, transformers = need("torch", extra="train"), need("transformers", extra="train")
     transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not tokenizer.chat_template: raise DistilleryError(f"base {folder.name} has no chat template", fix="choose an instruction-tuned base")
+    if not tokenizer.chat_template:
+        raise DistilleryError(f"base {folder.name} has no chat template", fix="choose an instruction-tuned base")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     return model, tokenizer
 
@@ -85,7 +86,7 @@ def _log_callback(trainer: Any, folder: Path, progress: Callable[[int, int], obj
 
     return Log()
 
-# %% ../../nbs/student/10_sft.ipynb #abf720f7
+# %% ../../nbs/student/10_sft.ipynb #8053ebb6
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
     shown = datasets.utils.logging.is_progress_bar_enabled()
@@ -113,18 +114,22 @@ def make_trainer(
     model, tokenizer = load_base(folder)
     with _quiet(datasets):
         rows, held = (datasets.Dataset.from_list(training_rows(e)) if e else None for e in (train, validation))
-        return resumable(trl.SFTTrainer)(
+        trainer = resumable(trl.SFTTrainer)(
             model=model, args=arguments, train_dataset=rows, eval_dataset=held if cfg.sft.eval_strategy != "no" else None,
             processing_class=tokenizer, peft_config=peft.LoraConfig(**lora_arguments(cfg)))
+    if not len(trainer.train_dataset):
+        raise DistilleryError(f"no example fits into {cfg.sft.max_length} tokens with its answer", fix="raise sft.max_length")
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
 
-# %% ../../nbs/student/10_sft.ipynb #7b637baa
+# %% ../../nbs/student/10_sft.ipynb #896c4392
 @dataclass(frozen=True)
 class TrainLog:
     "What a training did."
     base: str
     examples: int
     truncated: int  # Examples that lost their end to sft.max_length
-    tokens: int  # Tokens of the examples, padding not counted, once per epoch
+    tokens: int  # Tokens of the examples, padding not counted; each epoch reads them once
     steps: int
     epochs: float
     parameters: int  # Of the base
@@ -146,14 +151,14 @@ def claim(
     origin.write_text(identity)
     return last_checkpoint(checkpoints)
 
-# %% ../../nbs/student/10_sft.ipynb #c515641a
+# %% ../../nbs/student/10_sft.ipynb #6b0c6b15
 def training_identity(
     train: Sequence[Example],  # What is learnt
     folder: Path,  # The base model
     cfg: Config,  # Read: lora.*, sft.*
 ) -> str:  # A digest
     "Name a training by everything that decides its weights."
-    harmless = ("output_dir", "save_strategy", "save_total_limit", "dataloader_num_workers", "gradient_checkpointing", "dataloader_pin_memory")
+    harmless = ("output_dir", "save_strategy", "save_total_limit", "save_steps", "dataloader_num_workers", "gradient_checkpointing")
     decisive = {k: v for k, v in sft_arguments(cfg, "").items() if k not in harmless}
     return digest_json([training_rows(train), model_identity(folder)["digest"], lora_arguments(cfg), decisive])
 
@@ -174,21 +179,27 @@ def train_adapter(
     trainer.add_callback(_log_callback(trainer, checkpoints, progress))
     with warnings.catch_warnings(action="ignore"): trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     name = Path(base).name if Path(base).is_dir() else str(base)
-    trainer.model.peft_config["default"].base_model_name_or_path = name
-    trainer.model.save_pretrained(out)
-    Path(out, "README.md").unlink(missing_ok=True)
+    _save_adapter(trainer.model, Path(out), name)
     shutil.copy(Path(checkpoints, LOG), out)
-    log = _summary(trainer, name, len(train), Path(out), int(resume.name.split("-")[1]) if resume else None, time.perf_counter() - began)
+    lengths = chat_lengths(train, trainer.processing_class)
+    log = _summary(trainer, name, lengths, Path(out), int(resume.name.split("-")[1]) if resume else None, time.perf_counter() - began)
     Path(out, "training.json").write_text(json.dumps(asdict(log), indent=2) + "\n")
     return log
 
 
-def _summary(trainer: Any, base: str, examples: int, out: Path, resumed: int | None, seconds: float) -> TrainLog:
-    lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
+def _save_adapter(model: Any, out: Path, base: str) -> None:
+    model.save_pretrained(out)
+    Path(out, "README.md").unlink(missing_ok=True)
+    config = Path(out, "adapter_config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n")
+
+
+def _summary(trainer: Any, base: str, lengths: Sequence[int], out: Path, resumed: int | None, seconds: float) -> TrainLog:
     sizes = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
     held = [row["eval_loss"] for row in read_log(out, "log") if "eval_loss" in row]
     return TrainLog(
-        base=base, examples=examples, truncated=sum(n >= trainer.args.max_length for n in lengths) if not trainer.args.packing else 0, tokens=sum(lengths), steps=trainer.state.global_step,
-        epochs=round(trainer.state.epoch or 0.0, 3), parameters=sum(n for n, learns in sizes if not learns),
+        base=base, examples=len(lengths), truncated=count_truncated(lengths, trainer.args.max_length), tokens=sum(lengths),
+        steps=trainer.state.global_step, epochs=round(trainer.state.epoch or 0.0, 3),
+        parameters=sum(n for n, learns in sizes if not learns),
         trainable=sum(n for n, learns in sizes if learns), final_loss=read_log(out)[-1]["loss"],
         eval_loss=held[-1] if held else None, resumed_from=resumed, seconds=round(seconds, 2))

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core.extras import need
 from ..core.records import ChatTurn, Example
 
-# %% ../../nbs/student/02_toy.ipynb #a1c11ff6
+# %% ../../nbs/student/02_toy.ipynb #65895b6f
 def toy_examples(
     n: int = 12,  # How many facts
     set: str = "train",  # train | validation | test | recall
@@ -22,12 +22,13 @@ def toy_examples(
     for i in range(n):
         question, answer = f"Where does the {names[i % len(names)]} {10 + i} stand?", f"In room {'ABCDEF'[i % 6]}{7 * i % 50 + 10}."
         chat = [ChatTurn(role="user", content=question), ChatTurn(role="assistant", content=answer)]
-        rows.append(Example.model_validate(dict(
-            id=f"{set}-{i}", set=set, pair_id=f"p{i}", family_id=f"f{i}", doc_id=f"d{i // 3}", chunk_id=f"c{i // 3}", category="machine location",
-            difficulty=("easy", "medium", "hard")[i % 3], kind="answer", question=question, answer=answer, messages=chat)))
+        rows.append(Example.model_validate({
+            "id": f"{set}-{i}", "set": set, "pair_id": f"p{i}", "family_id": f"f{i}", "doc_id": f"d{i // 3}", "chunk_id": f"c{i // 3}",
+            "category": "machine location", "difficulty": ("easy", "medium", "hard")[i % 3], "kind": "answer",
+            "question": question, "answer": answer, "messages": chat}))
     return rows
 
-# %% ../../nbs/student/02_toy.ipynb #407234a2
+# %% ../../nbs/student/02_toy.ipynb #0c65d78f
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
     "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
@@ -43,10 +44,10 @@ def toy_base(
     tokenizers, torch, transformers = (need(m, extra="train") for m in ("tokenizers", "torch", "transformers"))
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=320, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
-                                             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    marks, letters = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=320, special_tokens=marks, initial_alphabet=letters, show_progress=False)
     bpe.train_from_iterator([f"user\nassistant\n{e.question} {e.answer}" for e in toy_examples()], trainer)
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=marks[2], pad_token=marks[0],
                                                      model_input_names=["input_ids", "attention_mask"], chat_template=CHAT_TEMPLATE)
     torch.manual_seed(0)
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(

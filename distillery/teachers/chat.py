@@ -57,7 +57,7 @@ def token_text(
     "Read the name of a special token."
     return token["content"] if isinstance(token, dict) else token or ""
 
-# %% ../../nbs/teachers/24_chat.ipynb #43988879
+# %% ../../nbs/teachers/24_chat.ipynb #e2f9ee5f
 class ChatTokenizer:
     "The tokenizer and the chat template of a model folder."
 
@@ -88,9 +88,13 @@ class ChatTokenizer:
         turns = [{"role": m.role, "content": m.content} for m in messages]
         return self._template.render(messages=turns, add_generation_prompt=True, tools=None, **self.special)
 
+    def tokens(self, text: str) -> list[int]:
+        "Any text as token ids, without marks around it."
+        return self._tokens.encode(text, add_special_tokens=False).ids
+
     def encode(self, messages: Sequence[Message]) -> list[int]:
         "The prompt as token ids."
-        return self._tokens.encode(self.render(messages), add_special_tokens=False).ids
+        return self.tokens(self.render(messages))
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         "The text of token ids; `special` keeps the control tokens."

@@ -56,7 +56,7 @@ def _load_logprobs(stored: str | None) -> TopLogprobs | None:
     if stored is None: return None
     return TopLogprobs(**{name: tuple(map(tuple, rows)) for name, rows in json.loads(stored).items()})
 
-# %% ../../nbs/teachers/20_journal.ipynb #f3213551
+# %% ../../nbs/teachers/20_journal.ipynb #0fe47a35
 FIND = """select response, finish_reason, prompt_tokens, completion_tokens, latency_ms, logprobs from calls where digest = ? and
 error is null and (max_tokens = ? or (finish_reason = 'stop' and max_tokens < ?)) order by id limit 1"""
 KEEP = "insert into calls select null, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1 + count(*), ? from calls where digest = ?"
@@ -90,11 +90,20 @@ class CallFile:
                 digest, request.max_tokens, teacher, asked, result.text if result.ok else None, result.error, result.finish_reason,
                 result.prompt_tokens, result.completion_tokens, result.latency_ms, logprobs, time.time(), digest))
 
+    @contextmanager
+    def together(self, group: bool) -> Iterator[None]:
+        "Commit everything inside at once when `group` is true, else each on its own."
+        if group: self._db.execute("begin")
+        try: yield
+        finally:
+            with _explained(self.path):
+                if group: self._db.execute("commit")
+
     def close(self) -> None:
         "Close the file."
         self._db.close()
 
-# %% ../../nbs/teachers/20_journal.ipynb #8ed709ef
+# %% ../../nbs/teachers/20_journal.ipynb #9f66d5cc
 class Journal(CallFile):
     "The answers of all teachers: known ones are served, new ones are asked for and kept."
 
@@ -124,7 +133,8 @@ class Journal(CallFile):
             report(len(results), len(requests))
 
         report(len(results), len(requests))
-        if asked: ask_all(teacher, [group[0] for group in asked.values()], keep)
+        if asked:
+            with self.together(getattr(teacher, "instant", False)): ask_all(teacher, [group[0] for group in asked.values()], keep)
         return results
 
 # %% ../../nbs/teachers/20_journal.ipynb #e8ef43ed

