@@ -57,6 +57,11 @@ lab: $(VENV)/.installed
 	python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
 	jupyter lab nbs
 
+# Run the built-in job and keep its pages and its small store.
+reports: $(VENV)/.installed
+	distillery run
+	python tests/keep_run.py
+
 # Make the built-in models again, from nothing (hours on a laptop; resumable).
 tiny: $(VENV)/.installed
 	python -m distillery.models.pretrain --size tiny --out distillery/weights/tiny

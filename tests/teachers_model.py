@@ -1,13 +1,16 @@
 """A causal language model of a few kilobytes with random weights, for tests that need a model and not its wisdom."""
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
-            "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+TEMPLATE = """{% for m in messages %}<|im_start|>{{ m['role'] }}
+{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}
+{% else %}{{ m['content'] }}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 
 def micro_model(folder: Path) -> Path:
@@ -22,11 +25,14 @@ def micro_model(folder: Path) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE,
                                         model_input_names=["input_ids", "attention_mask"])
     torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=len(core.get_vocab()), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.3,
-                         eos_token_id=2, pad_token_id=0, bos_token_id=None)
+    config = Qwen2Config(
+        vocab_size=len(core.get_vocab()), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.3,
+        eos_token_id=2, pad_token_id=0, bos_token_id=None)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    saved = json.loads((folder / "config.json").read_text())  # mlx-lm looks for rope_theta here, and takes a million when it is not there
+    (folder / "config.json").write_text(json.dumps(saved | {"rope_theta": saved["rope_parameters"]["rope_theta"]}))
     return folder
 
 

@@ -25,15 +25,17 @@ def make(doc, family, wording, kind="answer", level="easy"):
     text = f"## Rooms\n\nMachine {doc}{family} stands in Hall {doc}{family}."
     at = text.index("Hall ")
     evidence = Evidence(start=at, end=len(text) - 1, text=text[at:-1]) if kind == "answer" else None
-    return Pair(id=f"{doc}-{family}-{wording}-{kind}", doc_id=doc, chunk_id=f"{doc}-{family}", family_id=f"{doc}-{family}-{kind}", category="rooms",
-                difficulty=level, question=f"Wording {wording}: where does machine {doc}{family} stand?", answer=answer, kind=kind, evidence=evidence,
-                teacher="t")
+    return Pair(id=f"{doc}-{family}-{wording}-{kind}", doc_id=doc, chunk_id=f"{doc}-{family}", family_id=f"{doc}-{family}-{kind}",
+                category="rooms", difficulty=level, question=f"Wording {wording}: where does machine {doc}{family} stand?", answer=answer,
+                kind=kind, evidence=evidence, teacher="t")
 
 
 def corpus(docs, families=3, wordings=3):
-    pairs = [make(f"d{d}", f, w, level=("easy", "medium", "hard")[(d + f) % 3]) for d in range(docs) for f in range(families) for w in range(wordings)]
+    levels = ("easy", "medium", "hard")
+    pairs = [make(f"d{d}", f, w, level=levels[(d + f) % 3]) for d in range(docs) for f in range(families) for w in range(wordings)]
     texts = {p.chunk_id: f"## Rooms\n\nMachine {p.doc_id}{p.chunk_id.split('-')[1]} stands in {p.answer}." for p in pairs}
-    chunks = [Chunk(chunk_id=k, doc_id=k.split("-")[0], heading="Rooms", text=t, start=0, end=len(t), category="rooms") for k, t in texts.items()]
+    chunks = [Chunk(chunk_id=k, doc_id=k.split("-")[0], heading="Rooms", text=t, start=0, end=len(t), category="rooms")
+              for k, t in texts.items()]
     return pairs, chunks
 
 
@@ -57,7 +59,8 @@ def test_leaks_are_seen():
     splits = build_dataset(pairs, chunks, CONFIG)
     row, asked = splits["train"][0], splits["recall"][0]
     assert any("is in train and in test" in x for x in check_leaks({**splits, "test": [row]}))
-    assert any("recall asks what train asks" in x for x in check_leaks({**splits, "recall": [asked.model_copy(update={"question": row.question.upper()})]}))
+    again = asked.model_copy(update={"question": row.question.upper()})
+    assert any("recall asks what train asks" in x for x in check_leaks({**splits, "recall": [again]}))
     assert any("never saw" in x for x in check_leaks({**splits, "recall": [asked.model_copy(update={"family_id": "new"})]}))
 
 
@@ -73,7 +76,8 @@ def test_splits_have_their_sizes_and_are_balanced():
 def test_gold_asks_only_what_training_saw_in_other_words():
     pairs, chunks = corpus(12)
     gold = [{"id": c.chunk_id, "page": "", "category": "rooms", "difficulty": "easy", "answer": c.text[c.text.index("Hall") : -1],
-             "sentence": c.text.split("\n\n")[1], "wordings": [p.question for p in pairs if p.chunk_id == c.chunk_id] + [f"Which hall has {c.chunk_id}?"]}
+             "sentence": c.text.split("\n\n")[1],
+             "wordings": [p.question for p in pairs if p.chunk_id == c.chunk_id] + [f"Which hall has {c.chunk_id}?"]}
             for c in chunks]
     gold.append({**gold[0], "id": "unseen", "answer": "machine", "wordings": ["What stands there?"]})
     splits = build_dataset(pairs, chunks, CONFIG, gold)
@@ -148,7 +152,8 @@ def test_the_limit_takes_whole_families():
     ("a.jsonl", b'{"question": "Where is it?", "answer": "Here"}\n' * 16 + b'{"question": \n', "line 17: not JSON"),
     ("a.jsonl", b'{"question": "Where is it?", "answer": "Here"}\n' * 16 + b'{"question": "x", "answer": 3}\n', "line 17: answer"),
     ("a.jsonl", b'{"answer": "Here"}\n', "line 1: question: Field required"), ("a.jsonl", b'{"question": "Where?"}\n', "line 1: no answer"),
-    ("a.jsonl", b'[{"question": "a"}]', "a list"), ("a.jsonl", b'"words"\n', "not an object"), ("a.jsonl", "Größe".encode("latin-1"), "not UTF-8"),
+    ("a.jsonl", b'[{"question": "a"}]', "not an object"), ("a.jsonl", b'"words"\n', "not an object"),
+    ("a.jsonl", "Größe".encode("latin-1"), "not UTF-8"),
     ("a.csv", b"q,a\nx,y\n", "no column `question`"), ("a.csv", b'question,answer\n"Where,here\n', "line"),
     ("a.jsonl.gz", b"no gzip", "cannot read")])
 def test_bad_pair_files_say_what_and_where(tmp_path, name, data, says):
@@ -168,7 +173,8 @@ def test_our_own_records_come_back(tmp_path):
 
 
 def test_bare_pairs_in_three_shapes(tmp_path):
-    rows = [{"question": "Where is it?", "answer": "in Hall 3", "context": "It is in Hall 3 today."}, {"question": "Why?", "answers": ["b", "a", "a"], "passage": "a b"},
+    rows = [{"question": "Where is it?", "answer": "in Hall 3", "context": "It is in Hall 3 today."},
+            {"question": "Why?", "answers": ["b", "a", "a"], "passage": "a b"},
             {"question": "Who?", "answerable": False, "passage": "a b", "id": "seven"}]
     with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as f: f.writelines(json.dumps(r) + "\n" for r in rows)
     got = read_pairs(tmp_path / "a.jsonl.gz")

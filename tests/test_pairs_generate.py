@@ -93,7 +93,7 @@ def test_a_teacher_that_never_answers_is_an_error(book, tmp_path):
         async def stream(self, requests):
             for r in requests: yield failed(r, ConnectionError("refused"))
 
-    with pytest.raises(DistilleryError, match="answered none of .* refused"):
+    with pytest.raises(DistilleryError, match=r"answered none of .* refused"):
         generate_pairs(chunks, Dead(facts), Journal(tmp_path / "j.sqlite"), CONFIG)
 
 
@@ -115,7 +115,8 @@ def test_the_mix_and_the_cap_are_kept(book):
 
 
 @pytest.mark.parametrize(("knob", "value", "reason"), [
-    ("generation_limits.max_question_words", 2, "max_question_words"), ("generation_limits.min_question_length", 500, "min_question_length"),
+    ("generation_limits.max_question_words", 2, "max_question_words"),
+    ("generation_limits.min_question_length", 500, "min_question_length"),
     ("generation_limits.min_answer_length", 500, "min_answer_length")])
 def test_limits_reject_and_are_named(book, tmp_path, knob, value, reason):
     facts, chunks = book
@@ -123,7 +124,8 @@ def test_limits_reject_and_are_named(book, tmp_path, knob, value, reason):
     with pytest.raises(DistilleryError, match=reason): generate_pairs(chunks, Oracle(facts), Journal(tmp_path / "j.sqlite"), strict)
 
 
-@pytest.mark.parametrize("changed", [{"dataset.seed": 1}, {"dataset.temperatures.question": 0.1}, {"generation_limits.question_max_tokens": 9},
+@pytest.mark.parametrize("changed", [{"dataset.seed": 1}, {"dataset.temperatures.question": 0.1},
+                                     {"generation_limits.question_max_tokens": 9},
                                      {"llm_defaults.stop_sequences": ["!"]}, {"prompts.pack": "technical-docs"}])
 def test_result_knobs_change_the_request(changed):
     task = Task("ask", passage="## A\n\nThe press is red.", sentence="The press is red.", difficulty="easy")
@@ -132,9 +134,9 @@ def test_result_knobs_change_the_request(changed):
 
 
 def test_the_handbook_pack_is_the_contract_of_the_tiny_model():
-    pack, passage = load_pack("handbook"), "## A\n\nThe press is red."
+    pack, passage, line = load_pack("handbook"), "## A\n\nThe press is red.", "The press is red."
     assert pack["answer"].render(passage=passage, question="Is it?") == f"{passage}\n\nQuestion: Is it?"
-    assert pack["ask"].render(passage=passage, difficulty="hard", sentence="The press is red.") == f"{passage}\n\nAsk one hard question about: The press is red."
+    assert pack["ask"].render(passage=passage, difficulty="hard", sentence=line) == f"{passage}\n\nAsk one hard question about: {line}"
     assert pack["rephrase"].render(question="Is it?") == "Rephrase: Is it?"
 
 

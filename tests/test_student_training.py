@@ -24,7 +24,8 @@ FAST = {"sft": {"epochs": 3, "batch_size": 4, "gradient_accumulation": 1, "learn
 OTHER = {"lora.r": 8, "lora.alpha": 16.0, "lora.dropout": 0.3, "lora.target_modules": ["v_proj"], "sft.epochs": 2.0, "sft.batch_size": 3,
          "sft.gradient_accumulation": 2, "sft.learning_rate": 1e-3, "sft.max_length": 64, "sft.warmup_ratio": 0.2, "sft.weight_decay": 0.1,
          "sft.packing": False, "sft.group_by_length": False, "sft.eval_strategy": "epoch", "sft.load_best_model_at_end": True,
-         "sft.seed": 7, "sft.gradient_checkpointing": True, "sft.dataloader_num_workers": 1, "sft.save_strategy": "epoch", "sft.save_total_limit": 5,
+         "sft.seed": 7, "sft.gradient_checkpointing": True, "sft.dataloader_num_workers": 1,
+         "sft.save_strategy": "epoch", "sft.save_total_limit": 5,
          "sft.logging_steps": 3}
 FIELDS = {"lora.alpha": "lora_alpha", "lora.dropout": "lora_dropout", "sft.epochs": "num_train_epochs",
           "sft.batch_size": "per_device_train_batch_size", "sft.gradient_accumulation": "gradient_accumulation_steps",

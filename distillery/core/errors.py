@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DistilleryError']
 
-# %% ../../nbs/core/02_errors.ipynb #4c39874a
+# %% ../../nbs/core/02_errors.ipynb #49fae97d
 class DistilleryError(Exception):
     "A foreseen failure: `message` says what is wrong, `fix` what to do about it."
+    exit_code = 1  # of a command that ends with it; 2 where the request itself was wrong
 
     def __init__(
         self,

@@ -19,9 +19,10 @@ from . import sections as s
 from .errors import DistilleryError
 from .sections import Kind, Section
 
-# %% ../../nbs/core/09_knobs.ipynb #e40af011
+# %% ../../nbs/core/09_knobs.ipynb #6edaa5f7
 class ConfigError(DistilleryError):
     "A knob that does not exist, a value it cannot take, or a read that was not declared."
+    exit_code = 2  # wrong use
 
 
 class Config(Section):

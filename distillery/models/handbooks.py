@@ -77,7 +77,7 @@ def fill(
     text = wording.replace("{E}", phrase).replace("{V}", value)
     return text[0].upper() + text[1:]
 
-# %% ../../nbs/models/20_handbooks.ipynb #79533f39
+# %% ../../nbs/models/20_handbooks.ipynb #8b3a29ab
 HEADINGS = {
     "machine": ["Machines", "The press floor", "Presses and folders", "Printing machines"],
     "person": ["People", "Who is who", "Staff", "Our team"],
@@ -89,15 +89,15 @@ HEADINGS = {
     "vehicle": ["Vehicles", "The yard", "Transport", "On the road"],
     "course": ["Courses", "Training", "Learning at work", "Evening courses"],
     "policy": ["Policies", "House rules", "Deadlines", "Rules and terms"]}
-FILLERS = sum(map(expand, [
+FILLERS = [sentence for template in [
     "Please keep this page (up to date|tidy|at hand).", "(Ask|Speak to) the office if something is (unclear|missing).",
     "The list is (checked|read through) every (spring|autumn|quarter).", "(Coffee|Tea) is in the kitchen.",
     "We are (proud of|glad about) our (tidy|quiet|bright) shop.", "Changes are (noted|written down) here (first|by hand).",
     "Everyone (helps|lends a hand) when the shop is (busy|full).", "(Safety|Care) comes (first|before speed).",
     "A (copy|print) of this page hangs (by the door|in the hall).", "Good (work|print) takes (patience|time).",
-    "(Old|Worn) signs are (replaced|taken down) (soon|at once).", "Thank you for (reading|your help)."]), [])
+    "(Old|Worn) signs are (replaced|taken down) (soon|at once).", "Thank you for (reading|your help)."] for sentence in expand(template)]
 
-# %% ../../nbs/models/20_handbooks.ipynb #301c188b
+# %% ../../nbs/models/20_handbooks.ipynb #835fc43d
 class Draft:
     "The facts of one passage while it is being drawn."
     def __init__(
@@ -123,8 +123,9 @@ class Draft:
     def add(self, category: Category, entity: str) -> None:
         "State one more fact."
         value, slot = self.value(category, entity), "said_new" if self.new else "said"
-        sentence = fill(category.draw(self.rng, slot), refer(category, entity), value)
-        self.facts.append(Fact(category.name, entity, value, sentence))
+        wording = category.draw(self.rng, slot)
+        if wording.index("{V}") < wording.index("{E}") and self.rng.random() < 0.7: wording = category.draw(self.rng, slot)
+        self.facts.append(Fact(category.name, entity, value, fill(wording, refer(category, entity), value)))
 
 # %% ../../nbs/models/20_handbooks.ipynb #9b1f0243
 def grow(

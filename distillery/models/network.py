@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-# %% ../../nbs/models/50_network.ipynb #3ae6b8f5
+# %% ../../nbs/models/50_network.ipynb #a12d8e22
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the weights."
@@ -20,19 +20,19 @@ class Recipe:
     heads: int = 4
     inner: int = 512          # Width of the MLP
     vocab: int = 1536
-    steps: int = 2800
+    steps: int = 3300
     batch: int = 32           # Conversations a step
-    muon: float = 6e-3        # Learning rate of the hidden matrices
-    adam: float = 3e-3        # Learning rate of embeddings and norms
+    muon: float = 3e-3        # Learning rate of the hidden matrices
+    adam: float = 2e-3        # Learning rate of embeddings and norms
     warmup: int = 100         # Steps
     decay: float = 0.5        # Last share of the steps, falling to zero
-    short: float = 0.3        # Until this share of the steps, passages of 1-2 facts
-    middle: float = 0.45      # Until this share, passages of 1-4 facts; then 3-9
+    short: float = 0.25       # Until this share of the steps, passages of 1-2 facts
+    middle: float = 0.485     # Until this share, passages of 1-4 facts; then 3-9
     passage: float = 0.1      # Weight of the loss on passage tokens
     dtype: str = "bfloat16"   # Precision of the matrix products
 RECIPES = {"tiny": Recipe(), "mini": Recipe(hidden=128, layers=4, heads=4, inner=384, steps=3000)}
 
-# %% ../../nbs/models/50_network.ipynb #17ce8644
+# %% ../../nbs/models/50_network.ipynb #7c2e7dc1
 @cache
 def attention_function() -> Any:
     "Causal attention over [B, H, T, D], row by row so that a row's scores stay in the processor's cache; q comes scaled."
@@ -41,8 +41,8 @@ def attention_function() -> Any:
         @staticmethod
         def forward(ctx: Any, q: Any, k: Any, v: Any) -> Any:
             future = torch.full((q.shape[2], q.shape[2]), -1e4, dtype=q.dtype).triu(1)
-            p = [torch.softmax(torch.baddbmm(future, a, b.mT), -1) for a, b in zip(q, k)]
-            out = torch.stack([torch.bmm(a, b) for a, b in zip(p, v)])
+            p = [torch.softmax(torch.baddbmm(future, a, b.mT), -1) for a, b in zip(q, k, strict=True)]
+            out = torch.stack([torch.bmm(a, b) for a, b in zip(p, v, strict=True)])
             ctx.save_for_backward(q, k, v, out, *p)
             return out
         @staticmethod
@@ -52,7 +52,7 @@ def attention_function() -> Any:
             grads = [torch.empty_like(x) for x in (q, k, v)]
             for i, p in enumerate(ps):
                 s = torch.bmm(grad[i], v[i].mT).sub_(share[i]).mul_(p)
-                for g, product in zip(grads, (torch.bmm(s, k[i]), torch.bmm(s.mT, q[i]), torch.bmm(p.mT, grad[i]))): g[i] = product
+                grads[0][i], grads[1][i], grads[2][i] = torch.bmm(s, k[i]), torch.bmm(s.mT, q[i]), torch.bmm(p.mT, grad[i])
             return grads[0], grads[1], grads[2]
     return Attention
 

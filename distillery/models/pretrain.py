@@ -25,7 +25,7 @@ from .questions import draw_conversation
 from .training import gather_gradients, load_checkpoint, optimizers, rate, save_checkpoint
 from .vocabulary import build_tokenizer, encode
 
-# %% ../../nbs/models/70_pretrain.ipynb #3eede5f5
+# %% ../../nbs/models/70_pretrain.ipynb #967a46e2
 def batches(
     recipe: Recipe,     # Batch size, steps and curriculum
     tokenizer: Any,     # From `build_tokenizer`
@@ -37,8 +37,8 @@ def batches(
         facts = (1, 2) if first < recipe.short * recipe.steps else (1, 4) if first < recipe.middle * recipe.steps else (3, 9)
         seeds = [f"train/{first}/{row}" for row in range(group * recipe.batch)]
         rows = sorted(encode([draw_conversation(s, facts) for s in seeds], tokenizer, recipe.passage), key=lambda row: len(row[0]))
-        order = Random(f"order/{first}").sample(range(group), group)
-        for step, place in zip(range(first, min(first + group, recipe.steps)), order):
+        order = Random(f"order/{first}").sample(range(group), group)  # noqa: S311
+        for step, place in zip(range(first, min(first + group, recipe.steps)), order, strict=False):
             chunk = rows[place * recipe.batch:(place + 1) * recipe.batch]
             width = 1 - -max(len(tokens) for tokens, _ in chunk) // 32 * 32
             ids = np.full((len(chunk), width), tokenizer.pad_token_id, dtype=np.int64)

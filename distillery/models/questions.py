@@ -154,7 +154,7 @@ def request(
     body = f"Question: {item.prompt}" if item.task == "answer" else item.prompt
     return f"{passage.text}\n\n{body}" if passage and item.task != "rephrase" else body
 
-# %% ../../nbs/models/30_questions.ipynb #4d0dcb32
+# %% ../../nbs/models/30_questions.ipynb #a75d9f48
 def draw_item(
     task: str,         # answer, ask or rephrase
     passage: Passage,  # What is told
@@ -168,12 +168,12 @@ def draw_conversation(
     facts: tuple[int, int] = (3, 9),  # Fewest and most facts in the passage
 ) -> list[dict[str, str]]:   # Chat messages
     "One passage and one to eight requests about it, in random order."
-    rng = Random(seed)
+    rng = Random(seed)  # noqa: S311
     passage = draw_passage(rng, rng.randint(*facts))
     turns = rng.choice([1, 2]) if rng.random() < 0.3 else rng.randint(4, 8)
     tasks = rng.choices(["answer", "ask", "rephrase"], [0.78, 0.14, 0.08], k=turns)
     if turns > 1 and tasks[0] == "rephrase": tasks[0] = "answer"
     items = [draw_item(task, passage, rng) for task in tasks]
     texts = [request(item, None if i else passage) for i, item in enumerate(items)]
-    return [m for item, text in zip(items, texts)
+    return [m for item, text in zip(items, texts, strict=True)
             for m in ({"role": "user", "content": text}, {"role": "assistant", "content": item.reply})]

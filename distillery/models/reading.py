@@ -25,7 +25,7 @@ class Case:
     difficulty: str
     category: str
 
-# %% ../../nbs/models/80_reading.ipynb #29480e49
+# %% ../../nbs/models/80_reading.ipynb #e7f814b1
 def answer_cases(
     n: int,      # Answerable questions
     new: bool,   # Use the held-out sentence and question templates
@@ -34,7 +34,7 @@ def answer_cases(
     "Answerable questions in the gold proportions, and a third as many that the passage does not answer."
     group, cases = "held-out" if new else "seen", list[Case]()
     for i in range(n + n // 3):
-        rng = Random(f"{seed}/{group}/{i}")
+        rng = Random(f"{seed}/{group}/{i}")  # noqa: S311
         passage = draw_passage(rng, rng.randint(4, 9), new)
         if i >= n:
             item = refuse(passage, rng, new)
@@ -47,7 +47,7 @@ def answer_cases(
         cases.append(Case(f"answer, {group}", request(item, passage), frozenset({reply}), difficulty, fact.category))
     return cases
 
-# %% ../../nbs/models/80_reading.ipynb #c70bfabb
+# %% ../../nbs/models/80_reading.ipynb #3297dda1
 def asking_cases(
     n: int,      # Requests of each of the two tasks
     seed: str,   # Never used in training
@@ -55,7 +55,7 @@ def asking_cases(
     "Requests to ask a question and to rephrase one; any wording that asks for the same fact is accepted."
     cases = list[Case]()
     for i in range(n):
-        rng = Random(f"{seed}/ask/{i}")
+        rng = Random(f"{seed}/ask/{i}")  # noqa: S311
         passage = draw_passage(rng, rng.randint(4, 9))
         fact = rng.choice(passage.facts)
         difficulty = level(fact, passage.facts, rng)
@@ -91,7 +91,7 @@ def value_of(
     "The kind of value its category has."
     return categories()[case.category].value
 
-# %% ../../nbs/models/80_reading.ipynb #56604f7e
+# %% ../../nbs/models/80_reading.ipynb #a824b2ce
 def read_test(
     reply: Callable[[list[str]], list[str]],  # Prompts to replies
     n: int = 300,                             # Answerable questions per set
@@ -99,7 +99,7 @@ def read_test(
 ) -> tuple[list[dict[str, Any]], list[tuple[Case, str]]]:  # The table, and every case with its reply
     "Put a reader to the test: exact match by set, difficulty and kind of value, refusals, questions asked."
     cases = answer_cases(n, False, seed) + answer_cases(n, True, seed) + asking_cases(n // 2, seed)
-    told = list(zip(cases, reply([c.prompt for c in cases])))
+    told = list(zip(cases, reply([c.prompt for c in cases]), strict=True))
     table = [row(g, [r in c.good for c, r in told if c.group == g]) for g in dict.fromkeys(c.group for c in cases)]
     for group in ("answer, seen", "answer, held-out"):
         mine = [(c, r) for c, r in told if c.group == group]
@@ -109,7 +109,7 @@ def read_test(
                 table.append(row(f"{group}, {label} {kind}", [r in c.good for c, r in mine if key(c) == kind]))
     return table, told
 
-# %% ../../nbs/models/80_reading.ipynb #371ade3a
+# %% ../../nbs/models/80_reading.ipynb #bc83d534
 def generate(
     model: Any,              # A causal language model
     tokenizer: Any,          # Its tokenizer, with a chat template
@@ -128,7 +128,7 @@ def generate(
         with torch.inference_mode():
             out = model.generate(**coded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         texts = tokenizer.batch_decode(out[:, coded["input_ids"].shape[1]:], skip_special_tokens=True)
-        for i, text in zip(some, texts): replies[i] = text.strip()
+        for i, text in zip(some, texts, strict=True): replies[i] = text.strip()
     return replies
 
 # %% ../../nbs/models/80_reading.ipynb #ab36be81

@@ -47,30 +47,30 @@ def draw_section(
     facts = draft.facts[begun:]
     return Section(kind, rng.sample(facts, len(facts)))
 
-# %% ../../nbs/models/90_shipped.ipynb #4f3fe3b3
+# %% ../../nbs/models/90_shipped.ipynb #c6ab2714
 def draw_handbook(
     seed: str = "handbook/1",    # Never used in training
     pages: int = 48,
     per_category: int = 16,      # Facts of each category
 ) -> dict[str, list[Section]]:   # File name to its two sections
     "Draw a whole handbook: no name and no value of a category comes twice, so each question has one answer."
-    draft = Draft(Random(seed))
-    left = Counter({name: per_category for name in categories()})
+    draft = Draft(Random(seed))  # noqa: S311
+    left = Counter(dict.fromkeys(categories(), per_category))
     sizes = [sum(left.values()) // (2 * pages) + (i < sum(left.values()) % (2 * pages)) for i in range(2 * pages)]
     sections = [draw_section(draft, left, size) for size in sizes]
     count, book = Counter[str](), dict[str, list[Section]]()
-    for first, second in zip(sections[::2], sections[1::2]):
+    for first, second in zip(sections[::2], sections[1::2], strict=True):
         count[first.kind] += 1
         book[f"{HEADINGS[first.kind][0].lower()}-{count[first.kind]}.md"] = [first, second]
     return book
 
-# %% ../../nbs/models/90_shipped.ipynb #425f6abe
+# %% ../../nbs/models/90_shipped.ipynb #47fac79e
 def render_page(
     name: str,                # File name, such as `machines-3.md`
     sections: list[Section],  # Its two sections
 ) -> str:                     # Markdown
     "Write a page: a title, two sections, a neutral sentence here and there."
-    rng = Random(f"page/{name}")
+    rng = Random(f"page/{name}")  # noqa: S311
     text, used = f"# {name[:-3].replace('-', ' ').capitalize()}\n", set[str]()
     for section in sections:
         heading = rng.choice([h for h in HEADINGS[section.kind] if h not in used])
@@ -80,17 +80,17 @@ def render_page(
         text += f"\n## {heading}\n\n{' '.join(sentences)}\n"
     return text
 
-# %% ../../nbs/models/90_shipped.ipynb #da784988
+# %% ../../nbs/models/90_shipped.ipynb #242cc624
 def gold_rows(
     book: dict[str, list[Section]],  # From `draw_handbook`
 ) -> list[dict[str, Any]]:           # id, page, category, difficulty, answer, sentence, wordings
     "One row a fact: 41.7 % easy, 50 % medium, 8.3 % hard, each asked in at least four ways."
-    rng = Random("gold/1")
+    rng = Random("gold/1")  # noqa: S311
     told = [(name, fact) for name, sections in book.items() for section in sections for fact in section.facts]
     facts = [fact for _, fact in told]
     order = rng.sample(range(len(told)), len(told))
-    hard = {i for i in [i for i in order if bridges(facts[i], facts)][:round(len(told) / 12)]}
-    easy = {i for i in [i for i in order if i not in hard][:round(len(told) * 5 / 12)]}
+    hard = [i for i in order if bridges(facts[i], facts)][:round(len(told) / 12)]
+    easy = [i for i in order if i not in hard][:round(len(told) * 5 / 12)]
     rows = []
     for i, (name, fact) in enumerate(told):
         difficulty = "hard" if i in hard else "easy" if i in easy else "medium"

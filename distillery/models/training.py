@@ -34,7 +34,7 @@ def optimizers(
     return {"muon": torch.optim.Muon(matrices, lr=recipe.muon, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
             "adam": torch.optim.AdamW(others, lr=recipe.adam, betas=(0.9, 0.95), weight_decay=0.0)}
 
-# %% ../../nbs/models/60_training.ipynb #a3f85ff7
+# %% ../../nbs/models/60_training.ipynb #8998f365
 def gather_gradients(
     model: Any,   # Gets the gradients
     copied: Any,  # Has computed them
@@ -46,7 +46,8 @@ def gather_gradients(
     grads = [p.grad if p.grad is not None else worked[n].grad for n, p in params.items()]
     flat = torch.cat([g.flatten().float() for g in grads] + [loss.detach().reshape(1)])
     if torch.distributed.is_initialized(): torch.distributed.all_reduce(flat)
-    for p, part in zip(params.values(), flat.split([p.numel() for p in params.values()] + [1])): p.grad = part.view_as(p)
+    parts = flat.split([p.numel() for p in params.values()] + [1])
+    for p, part in zip(params.values(), parts[:-1], strict=True): p.grad = part.view_as(p)
     copied.zero_grad()
     return float(flat[-1])
 

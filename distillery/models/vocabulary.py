@@ -16,7 +16,7 @@ TEMPLATE = """{%- for message in messages %}{{ '<|im_start|>' + message.role + '
 {%- endif %}{{ '\n' }}{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"""
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# %% ../../nbs/models/40_vocabulary.ipynb #58e2b961
+# %% ../../nbs/models/40_vocabulary.ipynb #7559b6de
 def build_tokenizer(
     vocab: int = 1536,   # Size of the vocabulary
     texts: int = 20000,  # Conversations to learn the merges from
@@ -32,10 +32,10 @@ def build_tokenizer(
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=special, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     core.train_from_iterator((" ".join(m["content"] for m in draw_conversation(f"words/{i}")) for i in range(texts)), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE,
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=special[2], pad_token=special[0], chat_template=TEMPLATE,
                                    model_input_names=["input_ids", "attention_mask"], model_max_length=2048)
 
-# %% ../../nbs/models/40_vocabulary.ipynb #55ce4191
+# %% ../../nbs/models/40_vocabulary.ipynb #03a44e14
 def encode(
     conversations: list[list[dict[str, str]]],  # Chat messages
     tokenizer: Any,                             # From `build_tokenizer`
@@ -45,11 +45,11 @@ def encode(
     parts = [(f" {m['content']}<|im_end|>", 1.0) if m["role"] == "assistant" else
              (f"{'' if not i else chr(10)}<|im_start|>user\n{m['content']}<|im_end|>\n<|im_start|>assistant\n", 0.0 if i else passage)
              for messages in conversations for i, m in enumerate(messages)]
-    rows, place = [], iter(zip(tokenizer._tokenizer.encode_batch([text for text, _ in parts]), parts))
+    rows, place = [], iter(zip(tokenizer._tokenizer.encode_batch([text for text, _ in parts]), parts, strict=True))
     for messages in conversations:
         ids: list[int] = []
         weights: list[float] = []
-        for _, (coded, (_, weight)) in zip(messages, place):
+        for _, (coded, (_, weight)) in zip(messages, place, strict=False):
             ids += coded.ids
             weights += [weight] * len(coded.ids)
         rows.append((ids, weights))

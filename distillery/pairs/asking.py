@@ -57,11 +57,12 @@ class Rejected(NamedTuple):
     reason: str   # What was wrong
     text: str     # What the teacher wrote
 
-# %% ../../nbs/pairs/39_asking.ipynb #16dc590f
+# %% ../../nbs/pairs/39_asking.ipynb #c8d4fd7a
 class Desk:
     "Sends tasks to one teacher through the journal, and keeps the list of what was rejected."
 
-    def __init__(self, chunks: Iterable[Chunk], teacher: Teacher, journal: Journal, config: Config, progress: Progress | None = None) -> None:
+    def __init__(self, chunks: Iterable[Chunk], teacher: Teacher, journal: Journal, config: Config,
+                 progress: Progress | None = None) -> None:
         self.chunks = {c.chunk_id: c for c in chunks}
         self.teacher, self.journal, self.config, self.progress = teacher, journal, config, progress
         self.pack, self.rejected = load_pack(config.prompts.pack), list[Rejected]()
@@ -69,8 +70,8 @@ class Desk:
     def ask(self, step: str, tasks: Mapping[str, Task], attempt: int = 0) -> dict[str, ChatResult]:
         "Ask everything; raises `DistilleryError` when not one answer came."
         requests = [make_request(key, task, self.pack, self.config, attempt) for key, task in tasks.items()]
-        tell = (lambda done, total: self.progress(step, done, total)) if self.progress else None
-        results = self.journal.ask(self.teacher, requests, tell)
+        tell = self.progress or (lambda step, done, total: None)
+        results = self.journal.ask(self.teacher, requests, lambda done, total: tell(step, done, total))
         if results and not any(r.ok for r in results.values()):
             first = next(iter(results.values())).error
             raise DistilleryError(f"{self.teacher.name} answered none of {len(results)} requests; the first failed with {first}",
@@ -97,7 +98,7 @@ class Draft(NamedTuple):
     evidence: Evidence
     seed: int
 
-# %% ../../nbs/pairs/39_asking.ipynb #3f3670ac
+# %% ../../nbs/pairs/39_asking.ipynb #dbad6523
 def read_answers(
     desk: Desk,                    # Where to ask
     step: str,                     # Shown as progress
@@ -105,7 +106,7 @@ def read_answers(
     attempt: int,                  # Of the question
 ) -> dict[str, Evidence]:          # Only for the answers that hold
     "Let the teacher answer from the passage and check where the answers stand."
-    tasks = {key: Task("answer", passage=desk.chunks[slot.chunk_id].text, question=question, difficulty=slot.difficulty, category=slot.category)
+    tasks = {key: Task("answer", desk.chunks[slot.chunk_id].text, question=question, difficulty=slot.difficulty, category=slot.category)
              for key, (slot, question) in asked.items()}
     held = dict[str, Evidence]()
     for key, result in desk.ask(step, tasks).items():

@@ -6,9 +6,10 @@
 __all__ = ['Span', 'TOKEN', 'ABBREVIATIONS', 'END', 'count_tokens', 'split_sentences', 'sections', 'fill', 'passages',
            'category_of', 'chunk_documents']
 
-# %% ../../nbs/pairs/20_chunk.ipynb #ae286625
+# %% ../../nbs/pairs/20_chunk.ipynb #89b833c2
 import re
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from ..core.records import Chunk, Document
 from ..core.files import digest_text
@@ -24,8 +25,9 @@ def count_tokens(
     "Count tokens without any model, so that changing the model moves no chunk."
     return len(TOKEN.findall(text))
 
-# %% ../../nbs/pairs/20_chunk.ipynb #d575c47c
-ABBREVIATIONS = frozenset("e.g i.e etc vs cf approx dr mr mrs ms prof st no nos fig figs sec vol pp ca incl max min tel ext jr sr inc ltd co".split())
+# %% ../../nbs/pairs/20_chunk.ipynb #1aacc7dd
+ABBREVIATIONS = frozenset("e.g i.e etc vs cf approx dr mr mrs ms prof st no nos fig figs sec vol pp ca incl max min tel ext jr sr "
+                          "inc ltd".split())
 END = re.compile(r"[.!?]+[\"')\]”’]*(?=\s+[\"'(\[“‘]?[A-Z0-9])")
 
 
@@ -36,7 +38,7 @@ def _breaks(line: str) -> Iterator[int]:
         initial = len(before) == 1 and before.isalpha() and before != "i" and not number
         if line[match.start()] != "." or not (before in ABBREVIATIONS or initial): yield match.end()
 
-# %% ../../nbs/pairs/20_chunk.ipynb #1ab5ae88
+# %% ../../nbs/pairs/20_chunk.ipynb #560947fb
 def split_sentences(
     text: str,       # Text in the plain shape: headings, paragraphs, list lines
 ) -> list[Span]:     # Where each sentence lies, in order; headings and list marks left out
@@ -44,7 +46,7 @@ def split_sentences(
     spans = list[Span]()
     for line in re.finditer(r"^(?!#{1,6} )(?:- )?(.+)$", text, re.M):
         edges = [0, *_breaks(line[1]), len(line[1])]
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in pairwise(edges):
             piece = line[1][a:b]
             lead = len(piece) - len(piece.lstrip())
             if piece.strip(): spans.append((line.start(1) + a + lead, line.start(1) + a + lead + len(piece.strip())))
@@ -104,7 +106,7 @@ def passages(
             else: out.append((heading, a, b))
     return out
 
-# %% ../../nbs/pairs/20_chunk.ipynb #ebd5a304
+# %% ../../nbs/pairs/20_chunk.ipynb #8574be04
 def category_of(
     document: Document,  # The page
 ) -> str:                # A slug
@@ -125,5 +127,6 @@ def chunk_documents(
             name = f"{d.doc_id}-{digest_text(d.text[a:b])[:8]}"
             while name in seen: name += "x"
             seen.add(name)
-            chunks.append(Chunk(chunk_id=name, doc_id=d.doc_id, heading=heading or d.title, text=d.text[a:b], start=a, end=b, category=category_of(d)))
+            chunks.append(Chunk(chunk_id=name, doc_id=d.doc_id, heading=heading or d.title, text=d.text[a:b],
+                                start=a, end=b, category=category_of(d)))
     return chunks

@@ -6,10 +6,8 @@
 __all__ = ['DOCX', 'HTML', 'MARKDOWN', 'PDF', 'PLAIN', 'BOMS', 'sniff', 'decode', 'front_matter', 'find_title', 'make_id',
            'to_text', 'read_document', 'Skipped', 'Corpus', 'list_files', 'read_documents']
 
-# %% ../../nbs/pairs/10_documents.ipynb #87a964a6
-import io
+# %% ../../nbs/pairs/10_documents.ipynb #db4520a9
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

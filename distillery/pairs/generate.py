@@ -87,7 +87,7 @@ def reword(
             else: desk.reject(key, "rewording", attempt, "reads back as another answer", f"{asked[key][1]} -> {evidence.text}")
     return found
 
-# %% ../../nbs/pairs/40_generate.ipynb #022714a2
+# %% ../../nbs/pairs/40_generate.ipynb #ab1bf1b8
 def donors(
     slot: Slot,               # A refusal slot
     drafts: Sequence[Draft],  # Accepted questions, in a shuffled order
@@ -113,7 +113,7 @@ def draft_refusals(
     done = dict[str, tuple[Slot, Draft]]()
     for attempt in range(ATTEMPTS):
         still = {s.slot_id: (s, lists[s.slot_id][attempt]) for s in slots if s.slot_id not in done and len(lists[s.slot_id]) > attempt}
-        tasks = {k: Task("refuse", passage=desk.chunks[s.chunk_id].text, question=d.question, category=s.category) for k, (s, d) in still.items()}
+        tasks = {k: Task("refuse", desk.chunks[s.chunk_id].text, question=d.question, category=s.category) for k, (s, d) in still.items()}
         for key, result in desk.ask("refusals", tasks).items():
             refused = result.ok and is_refusal(result.text, desk.config.evaluation.refusal_markers)
             if refused: done[key] = still[key]

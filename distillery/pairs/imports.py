@@ -24,7 +24,7 @@ from ..core.records import Chunk, Document, Pair
 from .documents import make_id
 from .limits import REFUSAL, locate
 
-# %% ../../nbs/pairs/80_imports.ipynb #427c79c0
+# %% ../../nbs/pairs/80_imports.ipynb #6db55a02
 Row = tuple[int, dict[str, Any]]  # line number, fields
 
 
@@ -37,8 +37,8 @@ def json_rows(
         if not line.strip(): continue
         try: row = json.loads(line)
         except ValueError as e: raise DistilleryError(f"{name}, line {number}: not JSON ({e})", fix=f"mend or delete line {number}") from e
-        if isinstance(row, list): raise DistilleryError(f"{name}, line {number}: a list, not a pair", fix="write one object a line (jq -c '.[]')")
-        if not isinstance(row, dict): raise DistilleryError(f"{name}, line {number}: not an object", fix=f"mend or delete line {number}")
+        if not isinstance(row, dict):
+            raise DistilleryError(f"{name}, line {number}: not an object", fix="write one object a line; jq -c '.[]' does so for a list")
         yield number, row
 
 
@@ -54,7 +54,8 @@ def csv_rows(
                               fix="give the table a header line with the columns question, answer and, if there is one, context")
     try:
         for row in reader: yield reader.line_num, {k: v for k, v in row.items() if k and v}
-    except csv.Error as e: raise DistilleryError(f"{name}, line {reader.line_num}: {e}", fix=f"mend the quotes around line {reader.line_num}") from e
+    except csv.Error as e:
+        raise DistilleryError(f"{name}, line {reader.line_num}: {e}", fix=f"mend the quotes around line {reader.line_num}") from e
 
 # %% ../../nbs/pairs/80_imports.ipynb #63a6e9cb
 class Bare(BaseModel):
@@ -97,7 +98,7 @@ def read_row(
         raise DistilleryError(f"{name}, line {number}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}",
                               fix=f"mend or delete line {number}") from e
 
-# %% ../../nbs/pairs/80_imports.ipynb #e769d60d
+# %% ../../nbs/pairs/80_imports.ipynb #e1463e84
 @dataclass(frozen=True)
 class Imported:
     "A file of pairs in the shape of a corpus."
@@ -124,24 +125,27 @@ def make_document(
     doc_id, text, chunks = make_id(name.replace("/", " ").replace(".", " ")), "\n\n".join(contexts), list[Chunk]()
     start = 0
     for i, context in enumerate(contexts):
-        chunks.append(Chunk(chunk_id=f"{doc_id}-{i}", doc_id=doc_id, heading=name, text=context, start=start, end=start + len(context), category=doc_id))
+        chunks.append(Chunk(chunk_id=f"{doc_id}-{i}", doc_id=doc_id, heading=name, text=context,
+                            start=start, end=start + len(context), category=doc_id))
         start += len(context) + 2
     return Document(doc_id=doc_id, path=f"{doc_id}.txt", title=name[:200], text=text, mime="text/plain", digest=digest_text(text)), chunks
 
-# %% ../../nbs/pairs/80_imports.ipynb #c181d15e
+# %% ../../nbs/pairs/80_imports.ipynb #192a3e63
 def make_pair(
     row: Bare,            # A checked row
     chunk: Chunk | None,  # Its passage
     taken: set[str],      # Ids used so far; grows
 ) -> Pair:                # With evidence where the answer stands in the passage
     "Write one row as a pair."
-    name = row.id if row.id and row.id not in taken else digest_json([row.question, row.best, chunk.chunk_id if chunk else "", len(taken)])[:16]
+    made = digest_json([row.question, row.best, chunk.chunk_id if chunk else "", len(taken)])[:16]
+    name = row.id if row.id and row.id not in taken else made
     taken.add(name)
     alone = make_id(row.title or row.question)
     evidence = locate(chunk.text, chunk.start, row.best) if chunk and row.answerable else None
     return Pair(id=name, doc_id=chunk.doc_id if chunk else alone, chunk_id=chunk.chunk_id if chunk else "", family_id=row.family_id or name,
                 category=row.category or (chunk.category if chunk else "general"), difficulty=row.difficulty, question=row.question.strip(),
-                answer=row.best if row.answerable else REFUSAL, kind="answer" if row.answerable else "refusal", evidence=evidence, teacher="imported")
+                answer=row.best if row.answerable else REFUSAL, kind="answer" if row.answerable else "refusal", evidence=evidence,
+                teacher="imported")
 
 
 def read_pairs(
@@ -153,9 +157,8 @@ def read_pairs(
     table = json_rows if text.lstrip()[:1] in "{[" or ".jsonl" in name else csv_rows
     rows = [read_row(number, row, name) for number, row in table(text, name)]
     if not rows: raise DistilleryError(f"{name} has a header and no pairs", fix="add at least one line with a question and its answer")
-    made = [make_document(title, contexts) for title, contexts in group_contexts(rows).items()]
-    chunks = [chunk for _, parts in made for chunk in parts]
-    place = {(title, chunk.text): chunk for (title, _), (_, parts) in zip(group_contexts(rows).items(), made, strict=True) for chunk in parts}
+    made = {title: make_document(title, contexts) for title, contexts in group_contexts(rows).items()}
+    place = {(title, chunk.text): chunk for title, (_, parts) in made.items() for chunk in parts}
     of = lambda r: place.get((r.title or digest_text(r.context), r.context.strip())) if r.context else None
     taken = set[str]()
-    return Imported([d for d, _ in made], chunks, [make_pair(r, of(r), taken) for r in rows])
+    return Imported([d for d, _ in made.values()], list(place.values()), [make_pair(r, of(r), taken) for r in rows])

@@ -58,7 +58,7 @@ def locate(
             return Evidence(start=start + a + span[0], end=start + a + span[1], text=text[a + span[0] : a + span[1]])
     return None
 
-# %% ../../nbs/pairs/38_limits.ipynb #c945e016
+# %% ../../nbs/pairs/38_limits.ipynb #4de2c42c
 def question_problem(
     question: str,          # A cleaned question
     config: Config,         # Reads generation_limits.* and llm_defaults.long_question_skip_prob
@@ -70,7 +70,8 @@ def question_problem(
     if not question.endswith("?"): return "not a question"
     if len(question) < getattr(limits, least): return f"question shorter than generation_limits.{least}"
     if len(question.split()) > limits.max_question_words:
-        if chance("long", question) >= config.llm_defaults.long_question_skip_prob: return "question longer than generation_limits.max_question_words"
+        kept = chance("long", question) < config.llm_defaults.long_question_skip_prob
+        return None if kept else "question longer than generation_limits.max_question_words"
     return None
 
 
@@ -88,7 +89,7 @@ def answer_problem(
     if find_span(question, answer): return "the question gives its answer away"
     return None
 
-# %% ../../nbs/pairs/38_limits.ipynb #8dad8929
+# %% ../../nbs/pairs/38_limits.ipynb #8311f961
 def evidence_or_problem(
     text: str,               # Text of the chunk
     start: int,              # Where it starts in the document
@@ -99,7 +100,7 @@ def evidence_or_problem(
     "Find the evidence for an answer."
     evidence = locate(text, start, answer, focus)
     if evidence is None: return "the answer is not in the passage"
-    inside = focus is None or focus.start <= evidence.start and evidence.end <= focus.end
+    inside = focus is None or (focus.start <= evidence.start and evidence.end <= focus.end)
     return evidence if inside or difficulty == "hard" else "the answer lies outside the sentence asked about"
 
 

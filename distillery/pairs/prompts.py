@@ -18,9 +18,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ..core.errors import DistilleryError
 from ..core.files import digest_text
 
-# %% ../../nbs/pairs/30_prompts.ipynb #7574f570
+# %% ../../nbs/pairs/30_prompts.ipynb #7b48400c
 KINDS = ("ask", "answer", "rephrase", "refuse")
-ENVIRONMENT = ImmutableSandboxedEnvironment(autoescape=False, undefined=StrictUndefined)  # noqa: S701 - plain text, never HTML
+ENVIRONMENT = ImmutableSandboxedEnvironment(autoescape=False, undefined=StrictUndefined)  # plain text, never HTML
 
 
 @lru_cache(maxsize=64)
@@ -44,7 +44,7 @@ class Prompt:
         "Fill the template; raises `DistilleryError` naming a field that is missing."
         try: return compiled(self.source).render(fields)
         except TemplateError as e:
-            raise DistilleryError(f"prompt {self.id}: {e.message}", fix="mend the template; `distillery prompts list` shows where it lies") from e
+            raise DistilleryError(f"prompt {self.id}: {e.message}", fix=f"mend {self.id}.j2 in the folder given as prompts.pack") from e
 
 # %% ../../nbs/pairs/30_prompts.ipynb #f4db8156
 class Pack(Mapping[str, Prompt]):

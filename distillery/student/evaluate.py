@@ -15,7 +15,7 @@ from ..core.metrics import behaviour_correct, exact_match, is_refusal, keyword_c
 from ..core.records import Example, Record
 from ..teachers.protocol import ChatRequest, ChatResult, Message, Teacher, ask_all
 
-# %% ../../nbs/student/40_evaluate.ipynb #6307af36
+# %% ../../nbs/student/40_evaluate.ipynb #17e3cd43
 class EvalRow(Record):
     "One question, what the student said, and how good that was."
     id: str
@@ -42,7 +42,7 @@ class EvalRow(Record):
     completion_tokens: int | None = None
     error: str | None = None
 
-
+# %% ../../nbs/student/40_evaluate.ipynb #c1e5f3df
 def score_answer(
     example: Example,  # The question and its right answer
     result: ChatResult,  # What the student said
@@ -91,7 +91,7 @@ def evaluate_variant(
     judge = lambda result: score_answer(known[result.key], result, variant or teacher.name, cfg)
     return [judge(r) for r in ask_all(teacher, requests, (lambda r: on_row(judge(r))) if on_row else None)]
 
-# %% ../../nbs/student/40_evaluate.ipynb #6abe188a
+# %% ../../nbs/student/40_evaluate.ipynb #e19f45cd
 Rows = Mapping[str, Sequence[EvalRow]]
 
 
@@ -111,7 +111,7 @@ def align_rows(
     near = lambda r: token_f1(r.prediction, [said[r.id]]) if r.id in said else None
     return {v: [r.model_copy(update={"fp32_alignment": near(r)}) for r in some] for v, some in rows.items()}
 
-
+# %% ../../nbs/student/40_evaluate.ipynb #43dd56a9
 def add_bert_scores(
     rows: Rows,  # Variant to its rows
     scorer: Scorer,  # E.g. `core.bert_score.BertScorer`

@@ -67,7 +67,7 @@ def answer_request(
 if __name__ == "__main__" and "ipykernel" not in sys.modules and len(sys.argv) == 2 and Path(sys.argv[1], "request.json").exists():
     answer_request(Path(sys.argv[1]))
 
-# %% ../../nbs/student/45_measure.ipynb #9f2a42ca
+# %% ../../nbs/student/45_measure.ipynb #7214f5ff
 def measure_variant(
     variant: str,  # fp32 | int8 | uint8 | q4
     onnx: Path,  # Its folder
@@ -90,7 +90,7 @@ def measure_variant(
     cost = json.loads(done.read_text())
     return read_jsonl(Path(out, "rows.jsonl"), EvalRow), {k: v for k, v in cost.items() if k != "digest"}
 
-
+# %% ../../nbs/student/45_measure.ipynb #f2d92916
 def _run_child(variant: str, out: Path, total: int, progress: Callable[[int, int], object] | None) -> None:
     with Path(out, "child.log").open("w+") as errors:
         command = [sys.executable, "-m", "distillery.student.measure", str(out)]
@@ -107,7 +107,7 @@ def _run_child(variant: str, out: Path, total: int, progress: Callable[[int, int
                                   fix="the whole message is in child.log of its folder")
     Path(out, "child.log").unlink()
 
-
+# %% ../../nbs/student/45_measure.ipynb #ece33686
 def measure_variants(
     folders: Mapping[str, Path],  # Variant to its ONNX folder
     examples: Sequence[Example],  # What to ask each of them

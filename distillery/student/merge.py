@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['probe_logits', 'MergeError', 'Merge', 'merge_adapter']
 
-# %% ../../nbs/student/20_merge.ipynb #9891278d
+# %% ../../nbs/student/20_merge.ipynb #76ca05d2
 import gc
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def probe_logits(
     ids = torch.randint(model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(): return model.eval()(ids.to(model.device), use_cache=False).logits.float().cpu()
 
-# %% ../../nbs/student/20_merge.ipynb #40ebd18f
+# %% ../../nbs/student/20_merge.ipynb #7f8596c2
 class MergeError(DistilleryError):
     "The merged model is not the model that was trained."
 
@@ -50,7 +51,7 @@ def merge_adapter(
     peft = need("peft", extra="train")
     model, tokenizer = load_base(base_folder(base))
     untrained = probe_logits(model)
-    beside = peft.PeftModel.from_pretrained(model, adapter)
+    with warnings.catch_warnings(action="ignore"): beside = peft.PeftModel.from_pretrained(model, adapter)
     trained = probe_logits(beside)
     merged = beside.merge_and_unload()
     difference = (probe_logits(merged) - trained).abs().max().item()

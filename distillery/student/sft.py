@@ -6,7 +6,7 @@
 __all__ = ['LOG', 'base_folder', 'load_base', 'read_log', 'make_trainer', 'TrainLog', 'claim', 'training_identity',
            'train_adapter']
 
-# %% ../../nbs/student/10_sft.ipynb #f0bd36ad
+# %% ../../nbs/student/10_sft.ipynb #df9c7605
 import json
 import shutil
 import time
@@ -25,16 +25,15 @@ from ..core.files import digest_json
 from .arguments import chat_lengths, count_truncated, lora_arguments, sft_arguments, training_rows
 from .checkpoints import last_checkpoint, resumable
 from ..teachers.local import model_folder, model_identity
+from ..teachers.open import builtin_dir
 
-# %% ../../nbs/student/10_sft.ipynb #7f82c814
+# %% ../../nbs/student/10_sft.ipynb #d7980683
 def base_folder(
     base: str | Path,  # builtin:tiny | builtin:mini | a folder | a hub name
 ) -> Path:  # A folder with config, weights and tokenizer
     "Find the base model on this machine."
     kind, _, name = str(base).partition(":")
-    if kind != "builtin": return model_folder(base)
-    from distillery.teachers.open import builtin_dir
-    return builtin_dir(name)
+    return builtin_dir(name) if kind == "builtin" else model_folder(base)
 
 
 def load_base(
@@ -86,12 +85,13 @@ def _log_callback(trainer: Any, folder: Path, progress: Callable[[int, int], obj
 
     return Log()
 
-# %% ../../nbs/student/10_sft.ipynb #8053ebb6
+# %% ../../nbs/student/10_sft.ipynb #d1a3d7f7
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
     shown = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
-    try: yield
+    try:
+        with warnings.catch_warnings(action="ignore"): yield
     finally:
         if shown: datasets.enable_progress_bars()
 
@@ -109,10 +109,10 @@ def make_trainer(
     if cfg.sft.eval_strategy != "no" and not validation:
         raise DistilleryError("sft.eval_strategy asks for a validation loss, and there are no validation examples",
                               fix="lower dataset.train_split, or set sft.eval_strategy to no")
-    arguments = trl.SFTConfig(**sft_arguments(cfg, checkpoints))
     transformers.set_seed(cfg.sft.seed)
     model, tokenizer = load_base(folder)
     with _quiet(datasets):
+        arguments = trl.SFTConfig(**sft_arguments(cfg, checkpoints))
         rows, held = (datasets.Dataset.from_list(training_rows(e)) if e else None for e in (train, validation))
         trainer = resumable(trl.SFTTrainer)(
             model=model, args=arguments, train_dataset=rows, eval_dataset=held if cfg.sft.eval_strategy != "no" else None,
@@ -151,7 +151,7 @@ def claim(
     origin.write_text(identity)
     return last_checkpoint(checkpoints)
 
-# %% ../../nbs/student/10_sft.ipynb #6b0c6b15
+# %% ../../nbs/student/10_sft.ipynb #2d8ef013
 def training_identity(
     train: Sequence[Example],  # What is learnt
     folder: Path,  # The base model
@@ -163,6 +163,24 @@ def training_identity(
     return digest_json([training_rows(train), model_identity(folder)["digest"], lora_arguments(cfg), decisive])
 
 
+def _save_adapter(model: Any, out: Path, base: str) -> None:
+    model.save_pretrained(out)
+    Path(out, "README.md").unlink(missing_ok=True)
+    config = Path(out, "adapter_config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n")
+
+
+def _summary(trainer: Any, base: str, lengths: Sequence[int], out: Path, resumed: int | None, seconds: float) -> TrainLog:
+    sizes = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    held = [row["eval_loss"] for row in read_log(out, "log") if "eval_loss" in row]
+    return TrainLog(
+        base=base, examples=len(lengths), truncated=count_truncated(lengths, trainer.args.max_length), tokens=sum(lengths),
+        steps=trainer.state.global_step, epochs=round(trainer.state.epoch or 0.0, 3),
+        parameters=sum(n for n, learns in sizes if not learns),
+        trainable=sum(n for n, learns in sizes if learns), final_loss=read_log(out)[-1]["loss"],
+        eval_loss=held[-1] if held else None, resumed_from=resumed, seconds=round(seconds, 2))
+
+# %% ../../nbs/student/10_sft.ipynb #7546ea44
 def train_adapter(
     train: Sequence[Example],  # What to learn
     validation: Sequence[Example],  # Measured when sft.eval_strategy says so
@@ -185,21 +203,3 @@ def train_adapter(
     log = _summary(trainer, name, lengths, Path(out), int(resume.name.split("-")[1]) if resume else None, time.perf_counter() - began)
     Path(out, "training.json").write_text(json.dumps(asdict(log), indent=2) + "\n")
     return log
-
-
-def _save_adapter(model: Any, out: Path, base: str) -> None:
-    model.save_pretrained(out)
-    Path(out, "README.md").unlink(missing_ok=True)
-    config = Path(out, "adapter_config.json")
-    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n")
-
-
-def _summary(trainer: Any, base: str, lengths: Sequence[int], out: Path, resumed: int | None, seconds: float) -> TrainLog:
-    sizes = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
-    held = [row["eval_loss"] for row in read_log(out, "log") if "eval_loss" in row]
-    return TrainLog(
-        base=base, examples=len(lengths), truncated=count_truncated(lengths, trainer.args.max_length), tokens=sum(lengths),
-        steps=trainer.state.global_step, epochs=round(trainer.state.epoch or 0.0, 3),
-        parameters=sum(n for n, learns in sizes if not learns),
-        trainable=sum(n for n, learns in sizes if learns), final_loss=read_log(out)[-1]["loss"],
-        eval_loss=held[-1] if held else None, resumed_from=resumed, seconds=round(seconds, 2))

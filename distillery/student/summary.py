@@ -57,7 +57,7 @@ def summarise_rows(
     return {name: averages(some) | {"difficulty": {level: averages(rest) for level, rest in split(some, "difficulty").items()}}
             for name, some in split(rows, "set").items()}
 
-# %% ../../nbs/student/42_summary.ipynb #d2ffd0aa
+# %% ../../nbs/student/42_summary.ipynb #bf9737d3
 def speed_of(
     rows: Sequence[EvalRow],  # Of one variant, asked one after the other
 ) -> dict[str, float | None]:  # Milliseconds, and tokens per second
@@ -66,7 +66,7 @@ def speed_of(
     tokens = [r.completion_tokens for r in rows if r.error is None and r.completion_tokens is not None]
     if not len(times): return {"p50_latency_ms": None, "p95_latency_ms": None, "tokens_per_second": None}
     p50, p95 = (round(float(np.percentile(times, q)), 3) for q in (50, 95))
-    rate = round(sum(tokens) / times.sum() * 1000, 1) if len(tokens) == len(times) and times.sum() > 0 else None
+    rate = round(float(sum(tokens) / times.sum() * 1000), 1) if len(tokens) == len(times) and times.sum() > 0 else None
     return {"p50_latency_ms": p50, "p95_latency_ms": p95, "tokens_per_second": rate}
 
 # %% ../../nbs/student/42_summary.ipynb #f38ba5f4

@@ -57,15 +57,12 @@ def token_text(
     "Read the name of a special token."
     return token["content"] if isinstance(token, dict) else token or ""
 
-# %% ../../nbs/teachers/24_chat.ipynb #e2f9ee5f
+# %% ../../nbs/teachers/24_chat.ipynb #cd848d12
 class ChatTokenizer:
     "The tokenizer and the chat template of a model folder."
 
-    def __init__(
-        self,
-        folder: Path,  # A model folder with `tokenizer.json`
-    ) -> None:
-        "Read the folder."
+    def __init__(self, folder: Path) -> None:
+        "Read a model folder that has a `tokenizer.json`."
         tokenizers, config = need("tokenizers", extra="onnx"), read_json(folder / "tokenizer_config.json")
         if not (folder / "tokenizer.json").is_file():
             raise DistilleryError(f"no tokenizer.json in {folder.name}", "save the tokenizer into the model folder with save_pretrained")

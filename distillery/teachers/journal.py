@@ -30,7 +30,7 @@ def request_digest(
     fields = asdict(replace(request, task=None))
     return digest_json({"version": 1, "identity": dict(identity), **{name: fields[name] for name in ASKED}})
 
-# %% ../../nbs/teachers/20_journal.ipynb #10163260
+# %% ../../nbs/teachers/20_journal.ipynb #fbb6a213
 SCHEMA = """
 create table if not exists calls (
     id integer primary key, digest text not null, max_tokens integer not null, teacher text not null, request text not null,
@@ -38,6 +38,9 @@ create table if not exists calls (
     latency_ms real not null, logprobs text, attempt integer not null, asked_at real not null);
 create index if not exists calls_by_digest on calls (digest, max_tokens);
 """
+FIND = """select response, finish_reason, prompt_tokens, completion_tokens, latency_ms, logprobs from calls where digest = ? and
+error is null and (max_tokens = ? or (finish_reason = 'stop' and max_tokens < ?)) order by id limit 1"""
+KEEP = "insert into calls select null, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1 + count(*), ? from calls where digest = ?"
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
@@ -50,17 +53,17 @@ def _explained(path: Path) -> Iterator[None]:
         fix = next((fix for word, fix in fixes.items() if word in str(error)), "check that the folder exists and can be written")
         raise DistilleryError(f"the journal {path.name} cannot be used: {error}", fix) from error
 
-# %% ../../nbs/teachers/20_journal.ipynb #124d9971
+# %% ../../nbs/teachers/20_journal.ipynb #c9e3f14f
+def _dump_logprobs(logprobs: TopLogprobs | None) -> str | None:
+    "Write log probabilities down."
+    return json.dumps(asdict(logprobs)) if logprobs else None
+
 def _load_logprobs(stored: str | None) -> TopLogprobs | None:
     "Read log probabilities back."
     if stored is None: return None
     return TopLogprobs(**{name: tuple(map(tuple, rows)) for name, rows in json.loads(stored).items()})
 
-# %% ../../nbs/teachers/20_journal.ipynb #0fe47a35
-FIND = """select response, finish_reason, prompt_tokens, completion_tokens, latency_ms, logprobs from calls where digest = ? and
-error is null and (max_tokens = ? or (finish_reason = 'stop' and max_tokens < ?)) order by id limit 1"""
-KEEP = "insert into calls select null, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1 + count(*), ? from calls where digest = ?"
-
+# %% ../../nbs/teachers/20_journal.ipynb #6ab68208
 class CallFile:
     "Calls on disk: one row for each answer or failure, committed as it is written."
 
@@ -83,12 +86,11 @@ class CallFile:
 
     def record(self, digest: str, request: ChatRequest, result: ChatResult, teacher: str) -> None:
         "Commit one result, good or bad."
-        asked = json.dumps(asdict(replace(request, key=digest, task=None)), ensure_ascii=False)
-        logprobs = json.dumps(asdict(result.logprobs)) if result.logprobs else None
+        asked = asdict(replace(request, key=digest, task=None))
         with _explained(self.path):
             self._db.execute(KEEP, (
-                digest, request.max_tokens, teacher, asked, result.text if result.ok else None, result.error, result.finish_reason,
-                result.prompt_tokens, result.completion_tokens, result.latency_ms, logprobs, time.time(), digest))
+                digest, request.max_tokens, teacher, json.dumps(asked, ensure_ascii=False), result.text if result.ok else None,
+                result.error, result.finish_reason, result.prompt_tokens, result.completion_tokens, result.latency_ms, _dump_logprobs(result.logprobs), time.time(), digest))
 
     @contextmanager
     def together(self, group: bool) -> Iterator[None]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['END_MARKS', 'request_body', 'BadReply', 'Reply', 'read_stream', 'parse_json', 'read_reply', 'to_result', 'Busy',
-           'Refused', 'retry_after', 'check_status', 'OpenAITeacher']
+           'Refused', 'retry_after', 'check_status', 'Endpoint', 'OpenAITeacher']
 
 # %% ../../nbs/teachers/30_openai.ipynb #11268360
 import asyncio
@@ -39,7 +39,7 @@ def request_body(
     if request.logprobs: body |= {"logprobs": True, "top_logprobs": request.logprobs}
     return body
 
-# %% ../../nbs/teachers/30_openai.ipynb #ba2177e7
+# %% ../../nbs/teachers/30_openai.ipynb #854b9ca8
 class BadReply(Exception):
     "A reply that is no answer: worth another try."
 
@@ -71,6 +71,7 @@ def parse_json(text: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("error"): raise BadReply(f"an error instead of an answer: {text[:200]}")
     return value
 
+# %% ../../nbs/teachers/30_openai.ipynb #2f584ee2
 def read_reply(
     body: str,      # What the server sent
     kind: str,      # Its content type
@@ -121,12 +122,12 @@ def retry_after(
     except ValueError: return None
     return max(0.0, (then - (now or datetime.now(UTC))).total_seconds())
 
-# %% ../../nbs/teachers/30_openai.ipynb #12970ff0
+# %% ../../nbs/teachers/30_openai.ipynb #98d28580
 def check_status(
     status: int,            # HTTP status
     body: str,              # What the server said with it
     header: str | None,     # Its `Retry-After`
-    teacher: "OpenAITeacher",
+    teacher: "Endpoint",    # Who asked
 ) -> None:
     "Raise what a status means: try again, give up this request, or stop the run."
     if status in (401, 403):
@@ -136,9 +137,9 @@ def check_status(
     if status in (408, 425, 429) or status >= 500: raise Busy(status, retry_after(header))
     if status >= 400: raise Refused(f"status {status}: {body[:200]}")
 
-# %% ../../nbs/teachers/30_openai.ipynb #876e949f
-class OpenAITeacher:
-    "Answers with a model behind an OpenAI-compatible server."
+# %% ../../nbs/teachers/30_openai.ipynb #1afe543b
+class Endpoint:
+    "A model at a server, one request at a time."
 
     def __init__(
         self,
@@ -153,6 +154,25 @@ class OpenAITeacher:
         self.base_url, self.model, self.api_key_env = base_url.rstrip("/"), model, api_key_env
         self.concurrency, self.timeout_s, self.max_retries, self._reached = concurrency, timeout_s, max_retries, False
         self.name, self.identity = f"{model} at {self.base_url}", {"model": model, "protocol": "openai-chat"}
+
+    async def ask_once(self, session: aiohttp.ClientSession, request: ChatRequest) -> ChatResult:
+        "One request, sent once."
+        began = time.perf_counter()
+        async with session.post(f"{self.base_url}/chat/completions", json=request_body(request, self.model)) as response:
+            self._reached = True
+            body = (await response.read()).decode("utf-8", "replace")
+            check_status(response.status, body, response.headers.get("Retry-After"), self)
+            return to_result(request, read_reply(body, response.content_type), (time.perf_counter() - began) * 1000)
+
+    def wait_before_retry(self, error: Exception) -> bool | float:
+        "Whether to try again, or after how many seconds."
+        if isinstance(error, aiohttp.ClientConnectorError): return self._reached
+        if isinstance(error, Busy) and error.wait_s is not None: return min(error.wait_s, self.timeout_s)
+        return isinstance(error, aiohttp.ClientError | TimeoutError | BadReply | Busy)
+
+# %% ../../nbs/teachers/30_openai.ipynb #5c5d3609
+class OpenAITeacher(Endpoint):
+    "Answers with a model behind an OpenAI-compatible server."
 
     async def stream(self, requests: Sequence[ChatRequest]) -> AsyncIterator[ChatResult]:
         "Ask, so many at once, and yield answers as they come."
@@ -171,30 +191,15 @@ class OpenAITeacher:
 
     async def _answer(self, session: aiohttp.ClientSession, request: ChatRequest) -> ChatResult:
         "One request with all its attempts."
-        tries = stamina.retry_context(on=self._wait, attempts=self.max_retries + 1, timeout=None, wait_initial=0.5, wait_max=30)
+        tries = stamina.retry_context(on=self.wait_before_retry, attempts=self.max_retries + 1, timeout=None, wait_initial=0.5, wait_max=30)
         try:
             async for attempt in tries:
-                with attempt: return await self._attempt(session, request)
+                with attempt: return await self.ask_once(session, request)
         except aiohttp.ClientConnectorError as error:
             fix = "start the server, or name another with --teacher URL#model"
             raise DistilleryError(f"nobody listens at {self.base_url}", fix) from error
         except (aiohttp.ClientError, TimeoutError, BadReply, Busy, Refused) as error: return failed(request, error)
         raise AssertionError("unreachable")
-
-    async def _attempt(self, session: aiohttp.ClientSession, request: ChatRequest) -> ChatResult:
-        "One request, sent once."
-        began = time.perf_counter()
-        async with session.post(f"{self.base_url}/chat/completions", json=request_body(request, self.model)) as response:
-            self._reached = True
-            body = (await response.read()).decode("utf-8", "replace")
-            check_status(response.status, body, response.headers.get("Retry-After"), self)
-            return to_result(request, read_reply(body, response.content_type), (time.perf_counter() - began) * 1000)
-
-    def _wait(self, error: Exception) -> bool | float:
-        "Whether to try again, or after how many seconds."
-        if isinstance(error, aiohttp.ClientConnectorError): return self._reached
-        if isinstance(error, Busy) and error.wait_s is not None: return min(error.wait_s, self.timeout_s)
-        return isinstance(error, aiohttp.ClientError | TimeoutError | BadReply | Busy)
 
     async def close(self) -> None:
         "Connections end with each stream; there is nothing to let go of."

@@ -32,7 +32,7 @@ def places(
     kind, _, variant = stage.partition("-")
     return {"export": f"onnx/{variant}", "teacher": f"teacher/{variant}"}.get(kind)
 
-# %% ../../nbs/workbook/64_assemble.ipynb #e8fc245f
+# %% ../../nbs/workbook/64_assemble.ipynb #6ff35708
 def _count(path: Path) -> int:
     return sum(1 for line in path.open("rb") if line.strip()) if path.is_file() else 0
 
@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError: continue
     return found
 
-
+# %% ../../nbs/workbook/64_assemble.ipynb #039bc48b
 def provenance(
     run_id: str,  # Of the run
     stages: list[Stage],  # Of the plan
@@ -102,7 +102,7 @@ def takeaway_metrics(
         "students": {v: results.metrics(v) for v in results.variants()},
     }
 
-# %% ../../nbs/workbook/64_assemble.ipynb #7411cc44
+# %% ../../nbs/workbook/64_assemble.ipynb #b156191d
 def link_outputs(
     run: RunFolder,  # The run's folder
     done: Mapping[str, Done],  # From the plan
@@ -126,7 +126,7 @@ def write_decisions(
     for d in filter(None, made): atomic_write(run.path / "decisions" / f"{d.name}.json", d.model_copy(update={"run_id": run_id}).model_dump_json(by_alias=True, indent=1) + "\n")
     run.write_json("metrics.json", takeaway_metrics(results))
 
-
+# %% ../../nbs/workbook/64_assemble.ipynb #25fd7c85
 def write_pages(
     run: RunFolder,  # With its links and decisions
     reports: Mapping[str, Mapping[str, Any]],  # Report name to its parameters, besides run_dir

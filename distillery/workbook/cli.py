@@ -7,7 +7,7 @@ __all__ = ['CONTEXT', 'app', 'runs_app', 'config_app', 'Docs', 'Pairs', 'Teacher
            'settings', 'run', 'estimate', 'why', 'ask', 'runs_list', 'runs_show', 'report', 'config_show',
            'config_explain', 'config_diff_command', 'init', 'doctor', 'main']
 
-# %% ../../nbs/workbook/90_cli.ipynb #1c59276a
+# %% ../../nbs/workbook/90_cli.ipynb #214d2d20
 import importlib.metadata
 import os
 import sys
@@ -21,11 +21,12 @@ from rich.text import Text
 
 from ..core.config import Config, config_diff, explain, flatten, knobs, load_config, to_yaml
 from ..core.errors import DistilleryError
+from ..core.knobs import ConfigError
 from . import experiment, machine
 from .estimate import estimate as estimate_run
 from .watch import Watcher, facts_table, times_table
 
-# %% ../../nbs/workbook/90_cli.ipynb #e4b52ef9
+# %% ../../nbs/workbook/90_cli.ipynb #7c0897cd
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False,
                   help="Turn a big model's knowledge into a small model, and know with error bars which choices were right for your data.\n\n"
@@ -42,7 +43,7 @@ File = Annotated[Path | None, typer.Option("--config", "-c", help="A settings fi
 Preset = Annotated[str | None, typer.Option("--preset", "-p", help="handbook, technical-docs, resume, qa-import, qwen2.5-0.5b or tinyllama-1.1b.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, e.g. --set lora.r=32; may be repeated.")]
 
-
+# %% ../../nbs/workbook/90_cli.ipynb #d6b69515
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
@@ -54,7 +55,7 @@ def overrides(
     read: dict[str, Any] = {}
     for text in pairs or []:
         name, found, value = text.partition("=")
-        if not found: raise DistilleryError(f"--set {text} has no value", "write --set lora.r=32")
+        if not found: raise ConfigError(f"--set {text} has no value", "write --set lora.r=32")
         read[name.strip()] = yaml.safe_load(value)
     return read
 
@@ -72,7 +73,7 @@ def settings(
     if preset is None and file is None: preset = "technical-docs" if docs else "qa-import" if pairs else "handbook"
     return load_config(file, preset, overrides(sets) | ({"teacher.model": teacher} if teacher else {}))
 
-# %% ../../nbs/workbook/90_cli.ipynb #a4cee545
+# %% ../../nbs/workbook/90_cli.ipynb #61c9b192
 @app.command()
 def run(
     docs: Docs = None, pairs: Pairs = None, teacher: Teacher = None, config: File = None, preset: Preset = None, sets: Set = None,
@@ -83,6 +84,7 @@ def run(
 
     Run it again after a kill or a change: what is finished is not done twice.
 
+    \b
     Examples:
       distillery run
       distillery run --docs ./manuals
@@ -104,11 +106,12 @@ def _short(path: Path) -> str:
     try: return str(path.relative_to(Path.cwd()))
     except ValueError: return str(path)
 
-
+# %% ../../nbs/workbook/90_cli.ipynb #ccd9266e
 @app.command()
 def estimate(docs: Docs = None, pairs: Pairs = None, teacher: Teacher = None, config: File = None, preset: Preset = None, sets: Set = None) -> None:
     """Say what a run would ask and take, from a small sample that is kept.
 
+    \b
     Example:
       distillery estimate --docs ./manuals --teacher http://127.0.0.1:8080/v1#qwen
     """
@@ -118,19 +121,22 @@ def estimate(docs: Docs = None, pairs: Pairs = None, teacher: Teacher = None, co
 
 @app.command()
 def why(
-    stage: Annotated[str, typer.Argument(help="A stage, e.g. export-q4; `runs show` lists them.")],
+    stage: Annotated[str, typer.Argument(help="A stage, e.g. export-q4, or a family of stages, e.g. export; `runs show` lists them.")],
     docs: Docs = None, pairs: Pairs = None, teacher: Teacher = None, config: File = None, preset: Preset = None, sets: Set = None,
 ) -> None:
     """Name the setting, input or function that would make a stage run again.
 
+    \b
     Example:
       distillery why export-q4 --set quantization.block_size=64
     """
     cfg = settings(config, preset, sets, docs, pairs, teacher)
-    reasons = experiment.prepare(docs, pairs, cfg).plan.why(stage)
-    for reason in reasons or [f"{stage} would not run again"]: _console().print(Text(reason))
+    plan, out = experiment.prepare(docs, pairs, cfg).plan, _console()
+    family = [s.name for s in plan.stages if s.name.startswith(f"{stage}-")]
+    for name in family or [stage]:
+        for reason in plan.why(name) or ["would not run again"]: out.print(Text(f"{name}: {reason}"))
 
-# %% ../../nbs/workbook/90_cli.ipynb #25b41383
+# %% ../../nbs/workbook/90_cli.ipynb #8a204f46
 @app.command()
 def ask(
     variant: Annotated[str, typer.Argument(help="fp32, int8, uint8 or q4")],
@@ -140,6 +146,7 @@ def ask(
 ) -> None:
     """Ask a student of a finished run.
 
+    \b
     Example:
       distillery ask q4 "Who operates the Raven 74?"
     """
@@ -159,7 +166,7 @@ def runs_show(
     "Show one run: its stages, gates and decisions."
     for block in experiment.show(settings(config, None, None), run): _console().print(block)
 
-
+# %% ../../nbs/workbook/90_cli.ipynb #52ac7349
 @app.command()
 def report(
     name: Annotated[str, typer.Argument(help="A report, e.g. quantization, or all")],
@@ -169,6 +176,7 @@ def report(
 ) -> None:
     """Build a report of a finished run again.
 
+    \b
     Example:
       distillery report quantization --run latest
     """
@@ -195,7 +203,7 @@ def config_diff_command(
     a, b = (load_config(Path(x)) if Path(x).is_file() else load_config(preset=x) for x in (one, other))
     _console().print(facts_table({k: f"{x!r} -> {y!r}" for k, (x, y) in config_diff(a, b).items()}))
 
-# %% ../../nbs/workbook/90_cli.ipynb #d431da43
+# %% ../../nbs/workbook/90_cli.ipynb #3b5bc6f3
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where your documents are")] = Path("."),
@@ -215,7 +223,7 @@ def init(
     out.print(facts_table(machine.describe() | {f"documents in {p.name or p}": n for p, n in found[:5]} | {f"{s.kind} at {s.url}": ", ".join(s.models) or "no model" for s in servers}))
     out.print(Text(f"Wrote distillery.yaml (teacher: {spec}). Next:\n  distillery run" + (f" --docs {_short(docs)}" if docs else "")))
 
-
+# %% ../../nbs/workbook/90_cli.ipynb #3e41c487
 @app.command()
 def doctor(config: File = None) -> None:
     "Check packages, weights, disk and settings; exit with 1 if something is missing."
@@ -228,7 +236,7 @@ def doctor(config: File = None) -> None:
     for c in checks: out.print(Text(f"{'ok ' if c.ok else 'NO '} {c.name:<24}{c.found}" + ("" if c.ok else f"   fix: {c.fix}"), style="" if c.ok else "red"))
     if not all(c.ok for c in checks): raise typer.Exit(1)
 
-# %% ../../nbs/workbook/90_cli.ipynb #b8cdd77d
+# %% ../../nbs/workbook/90_cli.ipynb #008db370
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False) -> None:
     if version:
@@ -245,7 +253,7 @@ def main(
     try: app(args)
     except DistilleryError as e:
         err.print(Text(f"error: {e}"))
-        raise SystemExit(getattr(e, "exit_code", 1)) from None
+        raise SystemExit(e.exit_code) from None
     except KeyboardInterrupt:
         err.print(Text("stopped; what is done is kept: the same command goes on from here"))
         raise SystemExit(130) from None

@@ -50,7 +50,7 @@ def time_slots(
         seconds.append(time.perf_counter() - began)
     return seconds[1:] if len(seconds) > 2 else seconds  # the first one loads the model
 
-# %% ../../nbs/workbook/68_estimate.ipynb #f3a96ec6
+# %% ../../nbs/workbook/68_estimate.ipynb #9e05788a
 SAMPLE = 9
 
 
@@ -61,7 +61,7 @@ def estimate(
     if request.source.kind == "pairs": return {"source": "pairs you already have", "requests": 0} | _later(request)
     from distillery.pairs.slots import plan_slots
 
-    first = Plan(request.plan.stages[:1], request.config, request.plan.cache).run()["documents"]
+    first = Plan(request.plan.stages[:1], request.config, request.plan.shelf.cache).run()["documents"]
     chunks = read_jsonl(first.path / "chunks.jsonl", Chunk)
     slots = list(plan_slots(chunks, request.config))
     sample = slots[:: max(1, len(slots) // SAMPLE)][:SAMPLE]
@@ -76,7 +76,7 @@ def estimate(
 def _later(request: Request) -> dict[str, Any]:
     found = {}
     for stage in request.plan.stages[1:]:
-        times = sorted((request.plan.cache / "times" / stage.name).glob("*.json"), key=lambda p: p.stat().st_mtime)
+        times = sorted((request.plan.shelf.cache / "times" / stage.name).glob("*.json"), key=lambda p: p.stat().st_mtime)
         if stage.name in ("sft", "evaluate") or stage.name.startswith(("export", "measure")):
             found[stage.name] = f"{json.loads(times[-1].read_text()):.0f} s the last time here" if times else "not run here yet"
     return found

@@ -46,7 +46,7 @@ def prepare(
     stages = [*pairs_stages(source, config, cache), *student_stages(config), *teacher_stages(source, config, cache)]
     return Request(source, config, Plan(stages, config, cache), run_digest(stages, config))
 
-# %% ../../nbs/workbook/66_experiment.ipynb #6bf2aef4
+# %% ../../nbs/workbook/66_experiment.ipynb #820bf40c
 @dataclass(frozen=True)
 class Finished:
     "A run that went to its end."
@@ -57,7 +57,7 @@ class Finished:
     sentences: list[str]  # One for each decision
     facts: dict[str, Any] = field(default_factory=dict)
 
-
+# %% ../../nbs/workbook/66_experiment.ipynb #3e46b22f
 REPORTS: dict[str, dict[str, Any]] = {"quantization": {}}
 PAGES = ("distillery.workbook.assemble", "distillery.workbook.page", "distillery.workbook.report", "distillery.workbook.quantization", "distillery.core.figures")
 
@@ -88,7 +88,7 @@ def run_job(
     facts = {"run": request.run_id, **results.json("counts.json", {}), "gates": ", ".join(f"{sum(g.state == s for g in gates)} {s}" for s in ("PASS", "FAIL", "INCONCLUSIVE"))}
     return Finished(run.path, run.path / "reports/index.html", done, skipped, [d.sentence for d in results.decisions()], facts)
 
-
+# %% ../../nbs/workbook/66_experiment.ipynb #39037679
 def content_key(
     stage: Stage,  # With inputs
     done: dict[str, Done],  # Finished stages
@@ -125,7 +125,7 @@ def ask(
     if answer.error: raise DistilleryError(f"the student failed: {answer.error}", "run `distillery doctor`")
     return answer.text.strip()
 
-# %% ../../nbs/workbook/66_experiment.ipynb #6528f4c9
+# %% ../../nbs/workbook/66_experiment.ipynb #d5326cb8
 def list_finished(
     config: Config,  # For workbook.runs_dir
 ) -> list[dict[str, Any]]:  # One a run, newest first
@@ -150,7 +150,7 @@ def show(
              for g in results.gates()}
     return [facts_table(results.json("provenance.json", {})), times_table(done), facts_table(gates), facts_table({d.name: d.sentence for d in results.decisions()})]
 
-
+# %% ../../nbs/workbook/66_experiment.ipynb #b3048aa5
 def rebuild(
     config: Config,  # For workbook.runs_dir
     run: str,  # A run id or latest

@@ -6,7 +6,7 @@
 __all__ = ['Source', 'shipped', 'open_source', 'GoldRow', 'read_gold', 'examples_of', 'content_digest', 'teacher_digest',
            'prompts_digest', 'pairs_stages']
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #480600c7
+# %% ../../nbs/workbook/30_pairs_line.ipynb #1426cf9d
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,11 +19,12 @@ from pydantic import BaseModel
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
+from ..core.knobs import ConfigError
 from ..core.records import Chunk, Example, Pair
 from ..core.store import atomic_write, digest_file, digest_text, digest_tree, read_jsonl, write_jsonl
 from .plan import Job, Stage
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #bd6216f6
+# %% ../../nbs/workbook/30_pairs_line.ipynb #b122cf58
 @dataclass(frozen=True)
 class Source:
     "Where the knowledge comes from."
@@ -45,12 +46,12 @@ def open_source(
     gold: str | None,  # "builtin", a path, or None
 ) -> Source:  # Checked to be there
     "Decide what a run works on; with neither documents nor pairs it is the built-in handbook."
-    if docs and pairs: raise DistilleryError("--docs and --pairs were both given", "choose one: documents to write pairs from, or pairs to use as they are")
+    if docs and pairs: raise ConfigError("--docs and --pairs were both given", "choose one: documents to write pairs from, or pairs to use as they are")
     path = docs or pairs or shipped("handbook")
-    if not path.exists(): raise DistilleryError(f"{path} does not exist", "check the path")
+    if not path.exists(): raise ConfigError(f"{path} does not exist", "check the path")
     own = not docs and not pairs
     answers = shipped("gold.jsonl") if gold == "builtin" and own else Path(gold) if gold and gold != "builtin" else None
-    if answers and not answers.is_file(): raise DistilleryError(f"dataset.gold: {answers} is not a file", "name a JSONL file of gold pairs, or null")
+    if answers and not answers.is_file(): raise ConfigError(f"dataset.gold: {answers} is not a file", "name a JSONL file of gold pairs, or null")
     return Source("pairs" if pairs else "handbook" if own else "documents", path, answers)
 
 # %% ../../nbs/workbook/30_pairs_line.ipynb #4fee043c
@@ -90,7 +91,7 @@ def _generate(job: Job, cache: Path) -> None:
     write_jsonl(job.out / "rejected.jsonl", [r._asdict() for r in made.rejected])
     _json(job.out / "counts.json", made.counts)
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #4d86e413
+# %% ../../nbs/workbook/30_pairs_line.ipynb #d231ae22
 def _judge(job: Job, cache: Path) -> None:
     from distillery.pairs.judge import score_pairs
     from distillery.retrieval.embed import Embedder
@@ -119,7 +120,7 @@ def _dataset(job: Job, source: Source) -> None:
     if leaks := check_leaks(splits): raise DistilleryError(f"the splits leak: {leaks[0]}", "report this as a bug: a split must never leak")
     for name, examples in splits.items(): write_jsonl(job.out / f"{name}.jsonl", examples)
 
-
+# %% ../../nbs/workbook/30_pairs_line.ipynb #a35e48e1
 class GoldRow(BaseModel):
     "One fact that people (or the shipped generator) asked about: its sentence, its answer, several wordings."
     id: str
@@ -146,7 +147,7 @@ def examples_of(
     paths = [folder / f"{n}.jsonl" for n in names]
     return [e for p in paths if p.is_file() and p.stat().st_size for e in read_jsonl(p, Example)]
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #7f964623
+# %% ../../nbs/workbook/30_pairs_line.ipynb #115c8078
 def content_digest(
     path: Path,  # A file or folder
 ) -> str:  # Of its content
@@ -173,7 +174,7 @@ def prompts_digest(
     folder = shipped_pack if shipped_pack.is_dir() else Path(pack)
     return digest_tree(folder) if folder.is_dir() else digest_text(pack)
 
-
+# %% ../../nbs/workbook/30_pairs_line.ipynb #a2851e02
 def pairs_stages(
     source: Source,  # From `open_source`
     config: Config,  # All settings

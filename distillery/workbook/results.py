@@ -20,7 +20,7 @@ from ..core.files import read_jsonl
 from ..core.records import Decision, Gate, Pair
 from ..student.evaluate import EvalRow
 
-# %% ../../nbs/workbook/42_results.ipynb #3a575d95
+# %% ../../nbs/workbook/42_results.ipynb #ed1b1bba
 class TeacherRow(BaseModel):
     "One slot as one level of the teacher did it."
     id: str
@@ -37,7 +37,7 @@ class TeacherRow(BaseModel):
     latency_ms: float
     bytes: int
 
-
+# %% ../../nbs/workbook/42_results.ipynb #a266fa9d
 @dataclass(frozen=True)
 class Results:
     "A finished run."
@@ -82,7 +82,7 @@ class Results:
         "What this run decided."
         return [Decision.model_validate_json(p.read_text("utf-8")) for p in sorted(self.path.glob("decisions/*.json"))]
 
-
+# %% ../../nbs/workbook/42_results.ipynb #9c6bb3eb
 def open_results(
     path: Path | str,  # A run folder
 ) -> Results:  # Checked to be one

@@ -45,7 +45,7 @@ def reference_slots(
     placed = place_gold(gold, chunks)
     return sorted(placed, key=lambda rc: chance(seed, "teacher", str(rc[0]["id"])))[:n]
 
-# %% ../../nbs/workbook/34_teacher_line.ipynb #1b9afef9
+# %% ../../nbs/workbook/34_teacher_line.ipynb #1b6489f5
 def _level(job: Job, level: str, source: Source, cache: Path) -> None:
     from distillery.pairs.asking import make_request
     from distillery.pairs.prompts import load_pack
@@ -70,7 +70,7 @@ def _level(job: Job, level: str, source: Source, cache: Path) -> None:
     rows = _scored(slots, {k: r.text.strip() for k, r in told.items()}, {k: r.latency_ms for k, r in told.items()}, job)
     write_jsonl(job.out / "rows.jsonl", [r | {"bytes": variant_bytes(job.scratch / level)} for r in rows])
 
-
+# %% ../../nbs/workbook/34_teacher_line.ipynb #11d3cdd7
 def _scored(slots: Sequence[tuple[dict[str, Any], Chunk]], said: dict[str, str], took: dict[str, float], job: Job) -> list[dict[str, Any]]:
     from distillery.core.bert_score import BertScorer
     from distillery.core.metrics import exact_match, token_f1

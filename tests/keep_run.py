@@ -1,0 +1,20 @@
+"Keep the latest built-in run: its pages and picture in reports/, and in tests/data/run what the report templates need to be tested without a run."
+import shutil
+import sys
+from pathlib import Path
+
+import browser
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json", "skipped.json", "rejected.jsonl", "dropped.jsonl", "selected.jsonl",
+        "eval/gates.jsonl", "eval/*/rows.jsonl", "eval/*/metrics.json", "onnx/*/check.json", "teacher/*/rows.jsonl", "decisions/*.json"]
+
+run, small, pages = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs/latest").resolve(), ROOT / "tests/data/run", ROOT / "reports"
+shutil.rmtree(small, ignore_errors=True)
+for pattern in KEPT:
+    for path in run.glob(pattern):
+        target = small / path.relative_to(run)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+for path in run.glob("reports/*.html"): shutil.copyfile(path, pages / path.name)
+browser.picture(pages / "index.html", pages / "card.png", "1100,760")

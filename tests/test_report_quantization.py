@@ -1,0 +1,85 @@
+"The quantization report from the kept run: the whole page against what it must hold, twice from two places, and with attacks in the data."
+import json
+import re
+import shutil
+from pathlib import Path
+
+import browser
+import pytest
+
+from distillery.core.config import load_config
+from distillery.workbook.quantization import quantization_decision
+from distillery.workbook.report import build_report
+from distillery.workbook.results import open_results
+
+KEPT = Path(__file__).parent / "data/run"
+ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> ../../etc/passwd"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one") / "run"
+    shutil.copytree(KEPT, folder)
+    return build_report("quantization", folder / "reports", {"run_dir": str(folder)})
+
+
+def test_the_page_answers_first_and_explains_after(page):
+    text = page.read_text("utf-8")
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert [re.sub("<.*?>", "", h) for h in headings] == [
+        "The variants", "The differences", "By difficulty", "Size against quality", "What the takeaway asked", "Are the exports the model?", "Gates",
+        "Cases that changed", "Method"]
+    first = text.index('class="finding"')
+    assert first < text.index("<h2")
+    assert re.search(r"Ship \w+", text[first:first + 200])
+    assert "95 % interval" in text
+    assert "naive interval" in text
+    assert text.count("<img alt=") == 3
+    assert "<script" not in text
+    assert len(text.encode()) < 1_000_000
+
+
+def test_two_builds_from_two_places_are_the_same(page, tmp_path):
+    shutil.copytree(KEPT, tmp_path / "elsewhere")
+    again = build_report("quantization", tmp_path / "elsewhere/reports", {"run_dir": str(tmp_path / "elsewhere")})
+    assert again.read_bytes() == page.read_bytes()
+    assert str(tmp_path) not in again.read_text("utf-8")
+
+
+@pytest.mark.browser
+def test_hostile_answers_are_shown_as_text(tmp_path):
+    shutil.copytree(KEPT, tmp_path / "run")
+    for path in (tmp_path / "run/eval").glob("*/rows.jsonl"):
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for r in rows:
+            r.update(question=ATTACK, prediction=ATTACK, gold=ATTACK, exact_match=float(path.parent.name == "fp32"))
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    facts = json.loads((tmp_path / "run/provenance.json").read_text())
+    (tmp_path / "run/provenance.json").write_text(json.dumps({**facts, "inputs": ATTACK}))
+    shown = build_report("quantization", tmp_path / "out", {"run_dir": str(tmp_path / "run")})
+    seen = browser.dom(shown)
+    assert "<title>Which quantization should I ship?</title>" in seen
+    assert "&lt;script&gt;document.title" in seen
+    assert not re.search(r"<script|onerror=(?!\"?document\.title='owned'\"?&gt;)", seen.replace("&lt;script", ""))
+
+
+def planted(lost: float):
+    "The kept rows, with a share of q4's right answers taken away."
+    rows = open_results(KEPT).rows()
+    hurt = [r.model_copy(update={"exact_match": 0.0}) if r.exact_match and i % 100 < lost * 100 else r for i, r in enumerate(rows["fp32"])]
+    return {"fp32": rows["fp32"], "q4": [r.model_copy(update={"variant": "q4"}) for r in hurt]}
+
+
+def test_a_variant_against_itself_is_equivalent_and_a_broken_one_is_worse():
+    config, sizes = load_config(), {"fp32": 10, "q4": 1}
+    same, broken = (quantization_decision(planted(lost), sizes, config) for lost in (0.0, 0.3))
+    assert same.verdict.startswith("equivalent")
+    assert same.sentence.startswith("Ship q4")
+    assert broken.verdict == "fp32 better"
+    assert broken.sentence.startswith("Ship fp32")
+
+
+def test_the_card_of_the_built_in_run_could_have_seen_a_small_difference():
+    decision = next(d for d in open_results(KEPT).decisions() if d.name == "quantization")
+    assert decision.n_items >= 334
+    assert max(c.mde for c in decision.contrasts) <= 0.08
