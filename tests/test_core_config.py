@@ -39,8 +39,6 @@ def another(knob):
         return 64
     if knob.name == "quantization.accuracy_level":
         return 1
-    if knob.name == "export.backend":
-        return None
     if knob.name.endswith("_strategy"):
         return "epoch"
     if isinstance(value, int):

@@ -175,19 +175,18 @@ class SftSection(Section):
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value
 
-# %% ../../nbs/core/08_sections.ipynb #4f902870
+# %% ../../nbs/core/08_sections.ipynb #e078c59d
 VARIANTS = ("fp32", "int8", "uint8", "q4")
 
 
 class InferenceSection(Section):
-    "How `ask` and `serve` decode."
-    max_new_tokens: int = key(128, "result", "longest answer, tokens", ge=1)
-    repetition_penalty: float = key(1.2, "result", "above 1 discourages repetition", gt=0)
+    "How `ask` decodes."
+    max_new_tokens: int = key(128, "execution", "longest answer of `distillery ask`, tokens", ge=1)
+    repetition_penalty: float = key(1.2, "execution", "above 1 discourages repetition", gt=0)
 
 
 class ExportSection(Section):
     "Which ONNX files are made and how close they must stay."
-    backend: Literal["genai"] = key("genai", "result", "exporter: onnxruntime-genai's model builder")
     variants: list[Literal["fp32", "int8", "uint8", "q4"]] = key(list(VARIANTS), "result", "forms to export; fp32 is the reference")
     max_logit_difference: float = key(1e-3, "result", "largest allowed difference of fp32 logits to the merged model", gt=0)
     same_top1_min: dict[str, float] = key(
@@ -205,7 +204,6 @@ class QuantizationSection(Section):
 class EvaluationSection(Section):
     "What is asked of the student."
     seed: int = key(88, "result", "seed of the draw of cases")
-    smoke_samples: int = key(50, "result", "cases per set in the smoke suite", ge=1)
     full_samples_per_set: int = key(300, "result", "most cases per set in the full suite", ge=1)
     max_new_tokens: int = key(128, "result", "longest answer, tokens", ge=1)
     refusal_markers: list[str] = key(

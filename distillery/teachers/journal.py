@@ -63,7 +63,7 @@ def _load_logprobs(stored: str | None) -> TopLogprobs | None:
     if stored is None: return None
     return TopLogprobs(**{name: tuple(map(tuple, rows)) for name, rows in json.loads(stored).items()})
 
-# %% ../../nbs/teachers/20_journal.ipynb #6ab68208
+# %% ../../nbs/teachers/20_journal.ipynb #a8e7a753
 class CallFile:
     "Calls on disk: one row for each answer or failure, committed as it is written."
 
@@ -90,7 +90,8 @@ class CallFile:
         with _explained(self.path):
             self._db.execute(KEEP, (
                 digest, request.max_tokens, teacher, json.dumps(asked, ensure_ascii=False), result.text if result.ok else None,
-                result.error, result.finish_reason, result.prompt_tokens, result.completion_tokens, result.latency_ms, _dump_logprobs(result.logprobs), time.time(), digest))
+                result.error, result.finish_reason, result.prompt_tokens, result.completion_tokens, result.latency_ms,
+                _dump_logprobs(result.logprobs), time.time(), digest))
 
     @contextmanager
     def together(self, group: bool) -> Iterator[None]:

@@ -106,9 +106,9 @@ def _write(request: Request, run: RunFolder, done: dict[str, Done]) -> None:
     write_decisions(run, request.config, request.run_id)
     write_pages(run, REPORTS)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #c8a4fd41
+# %% ../../nbs/workbook/66_experiment.ipynb #582ec5ee
 def ask(
-    config: Config,  # For workbook.runs_dir
+    config: Config,  # For workbook.runs_dir and inference.*
     run: str,  # A run id or latest
     variant: str,  # fp32, int8, uint8 or q4
     question: str,  # What to ask
@@ -121,7 +121,9 @@ def ask(
     if not folder.is_dir():
         known = sorted(p.name for p in folder.parent.glob("*")) if folder.parent.is_dir() else []
         raise DistilleryError(f"run {run} has no variant {variant!r}", f"one of: {', '.join(known)}" if known else "run `distillery run` first")
-    answer = ask_all(OnnxTeacher(folder), [user_request("q", question, max_tokens=config.evaluation.max_new_tokens)])[0]
+    how = config.inference
+    request = user_request("q", question, max_tokens=how.max_new_tokens, repetition_penalty=how.repetition_penalty)
+    answer = ask_all(OnnxTeacher(folder), [request])[0]
     if answer.error: raise DistilleryError(f"the student failed: {answer.error}", "run `distillery doctor`")
     return answer.text.strip()
 

@@ -91,7 +91,7 @@ def open_results(
     if not (path / "provenance.json").is_file(): raise DistilleryError(f"{path.name} is not a finished run", "give a folder in runs/, or run `distillery run`")
     return Results(path)
 
-# %% ../../nbs/workbook/42_results.ipynb #aee2fe8a
+# %% ../../nbs/workbook/42_results.ipynb #b0d904c8
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()] if path.is_file() else []
 
@@ -109,10 +109,17 @@ def tell_story(
     story: dict[str, list[dict[str, Any]]] = {
         "What was read and written": [{"what": k.replace("_", " "), "count": counts[k]} for k in order if k in counts],
         "Pairs kept, by difficulty": [{"difficulty": d, "pairs": n} for d, n in sorted(Counter(p.difficulty for p in kept).items())],
+        "Pages with the most pairs": _pages(base, kept),
         "Why candidates were rejected": [{"reason": r, "count": n} for r, n in (rejected + dropped).most_common(8)],
         "The dataset": sets,
     }
     return {k: v for k, v in story.items() if v}
+
+
+def _pages(base: Path, kept: Sequence[Pair], most: int = 10) -> list[dict[str, Any]]:
+    titles = {d["doc_id"]: (d["title"], d["path"]) for d in _lines(base / "documents.jsonl")}
+    counted = Counter(p.doc_id for p in kept).most_common(most)
+    return [{"title": titles[d][0], "file": titles[d][1], "pairs": n} for d, n in counted if d in titles]
 
 
 def _short(reason: str) -> str:
