@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from distillery.core.config import load_config
+from distillery.core.config import flatten, load_config, result_keys
 from distillery.core.knobs import knobs
 from distillery.workbook.experiment import prepare
-from distillery.workbook.plan import key_parts
 
 ROOT = Path(__file__).resolve().parents[1] / "distillery"
 DECLARED = {"core/sections.py", "core/knobs.py", "core/config.py"}
@@ -23,6 +22,7 @@ def words(path: Path) -> set[str]:
 
 
 USED = {p.relative_to(ROOT).as_posix(): words(p) for p in ROOT.rglob("*.py") if p.relative_to(ROOT).as_posix() not in DECLARED and p.name != "_modidx.py"}
+BEFORE = flatten(load_config(preset="handbook"))
 PLAN = prepare(None, None, load_config(preset="handbook")).plan
 
 
@@ -35,25 +35,21 @@ def test_every_knob_is_read(knob):
 
 def parts_of(**change):
     config = load_config(preset="handbook", overrides=change)
-    return {s.name: key_parts(s, config, dict.fromkeys(s.needs, ""))["settings"] for s in PLAN.stages}
+    return {s.name: result_keys(config, s.reads) for s in PLAN.stages}
 
 
 def other(knob):
-    value = {**{k.name: k.default for k in knobs()}, **read()}[knob.name]
+    value = BEFORE[knob.name]
     if knob.name == "dataset.difficulty_mix": return {"easy": 1.0}
     if knob.name in ("quantization.block_size", "quantization.accuracy_level"): return 64 if value == 32 else 1
     if isinstance(value, bool): return not value
     if isinstance(value, dict): return {**value, next(iter(value)): 0.5}
     if isinstance(value, list): return value[:1] if len(value) > 1 else ["*.md"]
+    if knob.name == "decisions.confidence": return 0.9
     if knob.name.endswith("_strategy"): return "no" if value != "no" else "epoch"
     if isinstance(value, int): return value + 1
     if isinstance(value, float): return value / 2 if value else 0.25
     return 7 if knob.name == "selection.max_pairs" else "other"
-
-
-def read():
-    from distillery.core.config import flatten
-    return flatten(load_config(preset="handbook"))
 
 
 @pytest.mark.parametrize("knob", knobs(), ids=lambda k: k.name)

@@ -149,7 +149,7 @@ def result_keys(
         if not any(_covers([p], n) for n in values): raise ConfigError(f"{p} is no knob or section", fix=f"declare {find_knob(p)[0].name}")
     return {k.name: values[k.name] for k in knobs() if k.kind == "result" and _covers(wanted, k.name)}
 
-# %% ../../nbs/core/10_config.ipynb #cc9d9083
+# %% ../../nbs/core/10_config.ipynb #fa126808
 def config_diff(
     a: Config,  # One configuration
     b: Config,  # Another
@@ -160,7 +160,8 @@ def config_diff(
 
 
 def _plain(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+    write = lambda plain: yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=plain)
+    text = write(True) if yaml.safe_load(write(True)) == value else write(False)  # YAML folds a few odd line ends
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-# %% ../../nbs/models/50_network.ipynb #a12d8e22
+# %% ../../nbs/models/50_network.ipynb #f78b5b44
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the weights."
@@ -20,14 +20,14 @@ class Recipe:
     heads: int = 4
     inner: int = 512          # Width of the MLP
     vocab: int = 1536
-    steps: int = 3300
+    steps: int = 5000
     batch: int = 32           # Conversations a step
     muon: float = 3e-3        # Learning rate of the hidden matrices
     adam: float = 2e-3        # Learning rate of embeddings and norms
     warmup: int = 100         # Steps
-    decay: float = 0.5        # Last share of the steps, falling to zero
-    short: float = 0.25       # Until this share of the steps, passages of 1-2 facts
-    middle: float = 0.485     # Until this share, passages of 1-4 facts; then 3-9
+    decay: float = 0.3        # Last share of the steps, falling to zero
+    stages: tuple[tuple[float, int, int, float], ...] = ((0.2, 1, 2, 0.0), (0.62, 2, 4, 0.75), (1.0, 3, 9, 0.25))
+    # Until which share of the steps, fewest and most facts a passage, share of look-alike passages
     passage: float = 0.1      # Weight of the loss on passage tokens
     dtype: str = "bfloat16"   # Precision of the matrix products
 RECIPES = {"tiny": Recipe(), "mini": Recipe(hidden=128, layers=4, heads=4, inner=384, steps=3000)}

@@ -25,7 +25,7 @@ from .questions import draw_conversation
 from .training import gather_gradients, load_checkpoint, optimizers, rate, save_checkpoint
 from .vocabulary import build_tokenizer, encode
 
-# %% ../../nbs/models/70_pretrain.ipynb #967a46e2
+# %% ../../nbs/models/70_pretrain.ipynb #5889999a
 def batches(
     recipe: Recipe,     # Batch size, steps and curriculum
     tokenizer: Any,     # From `build_tokenizer`
@@ -34,9 +34,9 @@ def batches(
 ) -> Iterator[tuple[Any, Any]]:  # Token ids [B, T] and loss weights [B, T]
     "The batches of a run from step `start` on: each depends on its step alone, so a resumed run sees the same."
     for first in range(start - start % group, recipe.steps, group):
-        facts = (1, 2) if first < recipe.short * recipe.steps else (1, 4) if first < recipe.middle * recipe.steps else (3, 9)
+        fewest, most, alike = next(stage[1:] for stage in recipe.stages if first < stage[0] * recipe.steps)
         seeds = [f"train/{first}/{row}" for row in range(group * recipe.batch)]
-        rows = sorted(encode([draw_conversation(s, facts) for s in seeds], tokenizer, recipe.passage), key=lambda row: len(row[0]))
+        rows = sorted(encode([draw_conversation(s, (fewest, most), alike) for s in seeds], tokenizer, recipe.passage), key=lambda row: len(row[0]))
         order = Random(f"order/{first}").sample(range(group), group)  # noqa: S311
         for step, place in zip(range(first, min(first + group, recipe.steps)), order, strict=False):
             chunk = rows[place * recipe.batch:(place + 1) * recipe.batch]

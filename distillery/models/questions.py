@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['REFUSAL', 'Item', 'bridges', 'describe', 'ask', 'wordings', 'refuse', 'level', 'answer_item', 'ask_item',
-           'rephrase_item', 'request', 'draw_item', 'draw_conversation']
+           'rephrase_item', 'request', 'draw_lookalikes', 'draw_item', 'draw_conversation']
 
-# %% ../../nbs/models/30_questions.ipynb #c40b0c54
+# %% ../../nbs/models/30_questions.ipynb #105d229e
 from dataclasses import dataclass
 from random import Random
 
-from .handbooks import Fact, Passage, categories, draw_passage, fill, refer
+from .handbooks import HEADINGS, Draft, Fact, Passage, categories, draw_passage, fill, refer
 from .names import NAMES, VALUES
 
 # %% ../../nbs/models/30_questions.ipynb #ce893bc1
@@ -154,7 +154,22 @@ def request(
     body = f"Question: {item.prompt}" if item.task == "answer" else item.prompt
     return f"{passage.text}\n\n{body}" if passage and item.task != "rephrase" else body
 
-# %% ../../nbs/models/30_questions.ipynb #a75d9f48
+# %% ../../nbs/models/30_questions.ipynb #72e68987
+def draw_lookalikes(
+    rng: Random,                 # Source of chance
+) -> list[dict[str, str]]:       # Chat messages
+    "Two to four facts that differ in nothing but entity and value, each asked for once."
+    draft, category = Draft(rng), rng.choice(list(categories().values()))
+    for _ in range(rng.randint(2, 4)): draft.add(category, draft.fresh(category.kind))
+    passage = Passage(f"## {rng.choice(HEADINGS[category.kind])}\n\n{' '.join(f.sentence for f in draft.facts)}", draft.facts)
+    messages = []
+    for fact in rng.sample(draft.facts, len(draft.facts)):
+        question, reply = ask(fact, rng.choice(["easy", "medium"]), draft.facts, rng)
+        item = Item("answer", question, reply, "easy", category.name)
+        messages += [{"role": "user", "content": request(item, None if messages else passage)}, {"role": "assistant", "content": reply}]
+    return messages
+
+# %% ../../nbs/models/30_questions.ipynb #72d89bec
 def draw_item(
     task: str,         # answer, ask or rephrase
     passage: Passage,  # What is told
@@ -166,9 +181,11 @@ def draw_item(
 def draw_conversation(
     seed: str,               # Such as `train/12/3`: the same seed gives the same text
     facts: tuple[int, int] = (3, 9),  # Fewest and most facts in the passage
+    alike: float = 0.0,      # Share of passages of look-alike facts
 ) -> list[dict[str, str]]:   # Chat messages
     "One passage and one to eight requests about it, in random order."
     rng = Random(seed)  # noqa: S311
+    if rng.random() < alike: return draw_lookalikes(rng)
     passage = draw_passage(rng, rng.randint(*facts))
     turns = rng.choice([1, 2]) if rng.random() < 0.3 else rng.randint(4, 8)
     tasks = rng.choices(["answer", "ask", "rephrase"], [0.78, 0.14, 0.08], k=turns)

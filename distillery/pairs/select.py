@@ -32,14 +32,14 @@ class Selection:
     kept: list[Pair] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
-# %% ../../nbs/pairs/60_select.ipynb #0f468f33
+# %% ../../nbs/pairs/60_select.ipynb #1996650c
 def shortfall(
     pair: Pair,      # A scored pair
     config: Config,  # Reads selection.min_evidence and min_relevance
 ) -> str | None:     # The reason to drop it
     "Compare scores with their limits; a score that could not be measured drops nothing, and a refusal is meant to be off the subject."
-    for name in ("evidence", "relevance") if pair.kind == "answer" else ():
-        least = getattr(config.selection, f"min_{name}")
+    floors = {"evidence": config.selection.min_evidence, "relevance": config.selection.min_relevance}
+    for name, least in floors.items() if pair.kind == "answer" else ():
         if pair.scores.get(name, least) < least: return f"{name} below selection.min_{name}"
     return None
 

@@ -34,10 +34,20 @@ def definition_digests(
         parts.setdefault(name, []).append(ast.dump(node))
     return {k: hashlib.blake2b("".join(v).encode(), digest_size=8).hexdigest() for k, v in parts.items()}
 
-# %% ../../nbs/workbook/10_code.ipynb #5b6db26f
+# %% ../../nbs/workbook/10_code.ipynb #d07627ab
 def _absolute(node: ast.ImportFrom, module: str) -> str:
     if not node.level: return node.module or ""
     return ".".join([*module.split(".")[: -node.level], *([node.module] if node.module else [])])
+
+
+@cache
+def _parsed(path: Path, stamp: int) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+@cache
+def _digested(path: Path, stamp: int) -> dict[str, str]:
+    return definition_digests(path.read_text("utf-8"))
 
 
 @cache
@@ -47,7 +57,8 @@ def imported_modules(
 ) -> frozenset[str]:  # Modules of the same top package that it imports directly
     "The package's own modules that `module` imports, anywhere in its text."
     top, found = module.split(".")[0], set()
-    for node in ast.walk(ast.parse(module_path(module, root).read_text())):
+    path = module_path(module, root)
+    for node in ast.walk(_parsed(path, path.stat().st_mtime_ns)):
         names: list[str] = []
         if isinstance(node, ast.Import): names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -64,7 +75,7 @@ def module_path(
     "The source file of a module, whether or not it exists."
     return root.joinpath(*module.split(".")).with_suffix(".py")
 
-# %% ../../nbs/workbook/10_code.ipynb #18dfb5c1
+# %% ../../nbs/workbook/10_code.ipynb #71bbee56
 CARRIERS = frozenset(
     f"distillery.{m}" for m in ("core.errors", "core.extras", "core.sections", "core.knobs", "core.config", "core.files", "core.store", "core.figures", "_modidx")
 )
@@ -81,7 +92,8 @@ def code_digests(
     while todo:
         module = todo.pop()
         if module in seen or module in carriers: continue
-        seen[module] = definition_digests(module_path(module, root).read_text())
+        path = module_path(module, root)
+        seen[module] = _digested(path, path.stat().st_mtime_ns)
         todo += imported_modules(module, root)
     return dict(sorted(seen.items()))
 

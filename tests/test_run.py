@@ -1,0 +1,142 @@
+"The whole job on a small folder of real files, through the command line: every stage for real, one broken file, one hostile document."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import browser
+import pytest
+
+QUICK = ["--set", "sft.epochs=1", "--set", "export.check_positions=200", "--set", "export.same_top1_min={int8: 0.5, uint8: 0.5, q4: 0.5}"]
+ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+ROOMS = ["cutter", "folder", "binder", "plotter", "laminator", "stapler", "press", "scanner"]
+
+
+def distillery(*args: str, cwd: Path, timeout: float = 900) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", *args]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def write_pages(folder: Path) -> None:
+    folder.mkdir()
+    for i, name in enumerate(ROOMS):
+        facts = [f"The {name} stands in room {10 + i} of the main hall.", f"The default speed of the {name} is {400 + i} sheets.", f"The {name} costs {40 + i} euros a day.",
+                 f"The {name} is cleaned by the night crew.", f"A full service of the {name} takes {2 + i} hours."]
+        (folder / f"{name}.md").write_text(f"# The {name}\n\n" + " ".join(facts) + "\n")
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4\nnot really")
+    (folder / "hostile.md").write_text(f"# {ATTACK} ../../etc/passwd\n\nThe guillotine stands in room {ATTACK} of the cellar. The guillotine costs 90 euros a day. The guillotine is run by two people.\n")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("job")
+    write_pages(cwd / "docs")
+    began = time.perf_counter()
+    done = distillery("run", "--docs", "docs", *QUICK, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd, done, time.perf_counter() - began
+
+
+def test_it_says_what_it_did(finished):
+    _, done, _ = finished
+    for words in ("documents", "generate", "sft", "export-q4", "measure-q4", "report", "this time", "Open runs", "skipped broken.pdf"): assert words in done.stdout
+    assert "Warning" not in done.stderr, done.stderr
+
+
+def test_the_run_folder_holds_the_contract(finished):
+    run = (finished[0] / "runs/latest").resolve()
+    for name in ("config.json", "manifest.json", "metrics.json", "pairs.jsonl", "selected.jsonl", "dataset/train.jsonl", "student/adapter/adapter_model.safetensors",
+                 "student/merged/model.safetensors", "onnx/fp32/model.onnx", "onnx/q4/model.onnx", "eval/int8/metrics.json", "eval/uint8/failures.jsonl",
+                 "eval/q4/summary.md", "decisions/quantization.json", "reports/quantization.html", "reports/index.html"):
+        assert (run / name).is_file(), name
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["files"]["selected.jsonl"]["size"] == (run / "selected.jsonl").stat().st_size
+    assert not [p for p in run.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["quantization_comparison"]["full_precision"]["bert_f1"] is None
+    assert metrics["reasons"]["quantization_comparison"]
+
+
+def test_every_evidence_span_is_in_its_page(finished):
+    run = (finished[0] / "runs/latest").resolve()
+    texts = {d["doc_id"]: d["text"] for d in map(json.loads, (run / "documents.jsonl").read_text("utf-8").splitlines())}
+    pairs = [json.loads(line) for line in (run / "selected.jsonl").read_text("utf-8").splitlines()]
+    spans = [(p["doc_id"], p["evidence"]) for p in pairs if p["evidence"]]
+    assert len(spans) > 15
+    assert all(texts[d][e["start"]:e["end"]] == e["text"] for d, e in spans)
+
+
+def test_again_nothing_runs(finished):
+    cwd, _, cold = finished
+    began = time.perf_counter()
+    again = distillery("run", "--docs", "docs", *QUICK, cwd=cwd)
+    assert again.returncode == 0
+    ran = [line.split()[0] for line in again.stdout.splitlines() if re.match(r"\S+\s+done ", line)]
+    assert ran == []
+    assert time.perf_counter() - began < max(0.5 * cold, 20)
+
+
+def test_a_changed_block_size_reruns_what_it_can_reach(finished):
+    cwd, _, _ = finished
+    why = distillery("why", "export", "--docs", "docs", *QUICK, "--set", "quantization.block_size=64", cwd=cwd).stdout
+    assert "quantization.block_size: 32 -> 64" in why
+    again = distillery("run", "--docs", "docs", *QUICK, "--set", "quantization.block_size=64", cwd=cwd)
+    ran = {line.split()[0] for line in again.stdout.splitlines() if re.match(r"\S+\s+done ", line)}
+    assert ran == {"export-q4", "measure-q4", "evaluate", "report"}
+
+
+def test_strict_notices_the_broken_file(finished):
+    assert distillery("run", "--docs", "docs", *QUICK, "--strict", cwd=finished[0]).returncode == 3
+
+
+def test_ask_and_runs(finished):
+    cwd = finished[0]
+    assert distillery("ask", "q4", "Where does the cutter stand?", cwd=cwd).returncode == 0
+    assert "one of: fp32" in distillery("ask", "q5", "Where?", cwd=cwd).stderr
+    assert "extractive" in distillery("runs", "list", cwd=cwd).stdout
+    assert "PASS" in distillery("runs", "show", cwd=cwd).stdout
+    assert "index.html" in distillery("report", "all", cwd=cwd).stdout
+
+
+@pytest.mark.browser
+def test_the_hostile_title_is_text(finished):
+    index = (finished[0] / "runs/latest").resolve() / "reports/index.html"
+    seen = browser.dom(index)
+    assert "etc/passwd" in seen
+    assert "owned" not in re.search(r"<title>(.*?)</title>", seen)[1]
+    assert not re.search(r"<script|<img[^>]+onerror", seen)
+
+
+def test_a_full_disk_loses_nothing(finished, tmp_path):
+    cwd = finished[0]
+    if os.geteuid() != 0 or shutil.which("mount") is None: pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)], capture_output=True).returncode: pytest.skip("no tmpfs to fill here")
+    try:
+        done = distillery("run", "--docs", str(cwd / "docs"), *QUICK, "--set", f"workbook.cache_dir={small}/cache", "--set", f"workbook.runs_dir={small}/runs", cwd=cwd)
+        assert done.returncode == 1
+        assert "Fix: free some" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert list((small / "cache/artifacts").glob("documents/*/artifact.json"))
+    finally: subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.slow
+def test_kill_9_anywhere_and_go_on(finished, tmp_path):
+    "Killed at moments spread over the run, the same command ends, with the same decisions' inputs."
+    cwd = finished[0]
+    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", "run", "--docs", str(cwd / "docs"), *QUICK, "--set", "sft.save_strategy=epoch"]
+    for seconds in (4, 9, 14, 20, 26):
+        child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True)
+        try: child.wait(seconds)
+        except subprocess.TimeoutExpired: os.killpg(child.pid, 9)
+        child.wait()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    one, two = ((place / "runs/latest").resolve() for place in (cwd, tmp_path))
+    assert (one / "selected.jsonl").read_bytes() == (two / "selected.jsonl").read_bytes()
