@@ -25,7 +25,7 @@ from .questions import draw_conversation
 from .training import gather_gradients, load_checkpoint, optimizers, rate, save_checkpoint
 from .vocabulary import build_tokenizer, encode
 
-# %% ../../nbs/models/70_pretrain.ipynb #5889999a
+# %% ../../nbs/models/70_pretrain.ipynb #daf9d97b
 def batches(
     recipe: Recipe,     # Batch size, steps and curriculum
     tokenizer: Any,     # From `build_tokenizer`
@@ -36,7 +36,8 @@ def batches(
     for first in range(start - start % group, recipe.steps, group):
         fewest, most, alike = next(stage[1:] for stage in recipe.stages if first < stage[0] * recipe.steps)
         seeds = [f"train/{first}/{row}" for row in range(group * recipe.batch)]
-        rows = sorted(encode([draw_conversation(s, (fewest, most), alike) for s in seeds], tokenizer, recipe.passage), key=lambda row: len(row[0]))
+        talks = [draw_conversation(s, (fewest, most), alike) for s in seeds]
+        rows = sorted(encode(talks, tokenizer, recipe.passage), key=lambda row: len(row[0]))
         order = Random(f"order/{first}").sample(range(group), group)  # noqa: S311
         for step, place in zip(range(first, min(first + group, recipe.steps)), order, strict=False):
             chunk = rows[place * recipe.batch:(place + 1) * recipe.batch]
@@ -104,7 +105,7 @@ def train(
     if not rank: save_checkpoint(folder, model, opts, state)
     return model
 
-# %% ../../nbs/models/70_pretrain.ipynb #9063eb6a
+# %% ../../nbs/models/70_pretrain.ipynb #47f83742
 def export_model(
     model: Any,      # Full-precision weights
     tokenizer: Any,  # Saved beside them
@@ -117,6 +118,7 @@ def export_model(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder, save_jinja_files=False)
+    for path in folder.glob("*.safetensors"): path.chmod(0o644)
 
 # %% ../../nbs/models/70_pretrain.ipynb #2a56a114
 app = typer.Typer(add_completion=False)

@@ -154,15 +154,18 @@ def request(
     body = f"Question: {item.prompt}" if item.task == "answer" else item.prompt
     return f"{passage.text}\n\n{body}" if passage and item.task != "rephrase" else body
 
-# %% ../../nbs/models/30_questions.ipynb #72e68987
+# %% ../../nbs/models/30_questions.ipynb #85fb0022
 def draw_lookalikes(
     rng: Random,                 # Source of chance
 ) -> list[dict[str, str]]:       # Chat messages
-    "Two to four facts that differ in nothing but entity and value, each asked for once."
+    "Two to four facts that differ in nothing but wording, entity and value, each asked for once."
     draft, category = Draft(rng), rng.choice(list(categories().values()))
     for _ in range(rng.randint(2, 4)): draft.add(category, draft.fresh(category.kind))
     passage = Passage(f"## {rng.choice(HEADINGS[category.kind])}\n\n{' '.join(f.sentence for f in draft.facts)}", draft.facts)
     messages = []
+    if rng.random() < 0.6:
+        echo = " ".join(f.sentence for f in rng.sample(draft.facts, len(draft.facts)))
+        messages = [{"role": "user", "content": f"{passage.text}\n\nRepeat in another order."}, {"role": "assistant", "content": echo}]
     for fact in rng.sample(draft.facts, len(draft.facts)):
         question, reply = ask(fact, rng.choice(["easy", "medium"]), draft.facts, rng)
         item = Item("answer", question, reply, "easy", category.name)

@@ -69,7 +69,7 @@ def asking_cases(
         cases.append(Case("rephrase", f"Rephrase: {question}", frozenset(same) - {question}, "-", fact.category))
     return cases
 
-# %% ../../nbs/models/80_reading.ipynb #a6d6450c
+# %% ../../nbs/models/80_reading.ipynb #db6fe607
 def row(
     name: str,          # What was measured
     hits: list[bool],   # One a case
@@ -77,7 +77,8 @@ def row(
     "A share with its n and 95 % Wilson interval."
     from scipy.stats import binomtest
     low, high = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson") if hits else (0.0, 1.0)
-    return {"measure": name, "n": len(hits), "share": round(sum(hits) / max(1, len(hits)), 3), "low": round(low, 3), "high": round(high, 3)}
+    return {"measure": name, "n": len(hits), "share": round(sum(hits) / max(1, len(hits)), 3), "low": round(float(low), 3),
+            "high": round(float(high), 3)}
 
 # %% ../../nbs/models/80_reading.ipynb #207920dc
 def difficulty_of(
