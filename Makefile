@@ -64,8 +64,8 @@ reports: $(VENV)/.installed
 
 # Make the built-in models again, from nothing (hours on a laptop; resumable).
 tiny: $(VENV)/.installed
-	python -m distillery.models.pretrain --size tiny --out distillery/weights/tiny
-	python -m distillery.models.pretrain --size mini --out distillery/weights/mini
+	python -m distillery.models.pretrain --size tiny --out build/tiny
+	python -m distillery.models.pretrain --size mini --out build/mini
 
 clean:
 	rm -rf $(VENV) .distillery runs

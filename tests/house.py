@@ -58,7 +58,10 @@ def imports(source: str) -> set[str]:
 
 
 def library() -> list[Notebook]:
-    return [Notebook.read(p) for p in sorted((ROOT / "nbs").rglob("[0-9]*_*.ipynb")) if p.parent.name != "reports" and ".ipynb_checkpoints" not in p.parts]
+    return [
+        Notebook.read(p) for p in sorted((ROOT / "nbs").rglob("[0-9]*_*.ipynb"))
+        if p.parent.name != "reports" and ".ipynb_checkpoints" not in p.parts
+    ]
 
 
 def reports() -> list[Notebook]:
@@ -66,13 +69,14 @@ def reports() -> list[Notebook]:
 
 
 def shape(nb: Notebook) -> list[str]:
-    first = [c["source"] for c in nb.cells if c["cell_type"] == "markdown"][0]
+    first = next(c["source"] for c in nb.cells if c["cell_type"] == "markdown")
     said = []
     if not re.match(r"# .+\n\n> \S", first): said.append("does not open with an H1 and a `>` line")
     if len(nb.cells) > MAX_CELLS: said.append(f"{len(nb.cells)} cells, over {MAX_CELLS}")
     if (n := sum(lines(c["source"]) for c in nb.code)) > MAX_CODE: said.append(f"{n} code lines, over {MAX_CODE}")
     if (n := sum(map(lines, nb.exported))) > MAX_EXPORTED: said.append(f"{n} exported lines, over {MAX_EXPORTED}")
-    if (n := len(nb.cells) - len(nb.code)) * 3 < len(nb.code): said.append(f"{n} markdown cells for {len(nb.code)} of code: fewer than one in three")
+    if (n := len(nb.cells) - len(nb.code)) * 3 < len(nb.code):
+        said.append(f"{n} markdown cells for {len(nb.code)} of code: fewer than one in three")
     if not 2 <= (n := sum(c["source"].startswith("## ") for c in nb.cells)) <= 7: said.append(f"{n} second-level headings, not 2 to 7")
     if nb.metadata.get("kernelspec", {}).get("name") != "python3": said.append("no kernelspec python3")
     return said
@@ -84,7 +88,8 @@ def cells(nb: Notebook) -> list[str]:
         if c["cell_type"] != "code": continue
         src, exported = c["source"], c["source"].startswith("#| export")
         if exported and lines(src) > MAX_EXPORTED_CELL: said.append(f"exported cell {i} has {lines(src)} lines, over {MAX_EXPORTED_CELL}")
-        if not exported and "#| hide" not in src and lines(src) > MAX_SHOW: said.append(f"cell {i} shows with {lines(src)} lines, over {MAX_SHOW}")
+        if not exported and "#| hide" not in src and lines(src) > MAX_SHOW:
+            said.append(f"cell {i} shows with {lines(src)} lines, over {MAX_SHOW}")
         if re.search(r"^\s*print\(", src, re.M): said.append(f"cell {i} prints")
         if exported and re.search(r"^\s*from \S+ import \*", src, re.M): said.append(f"cell {i} exports a star import")
         if re.search(r"eval:\s*false", src): said.append(f"cell {i} is hidden from the tests by eval: false")
@@ -99,5 +104,6 @@ def direction(nb: Notebook, numbers: dict[str, int]) -> list[str]:
             there = target.split(".")[0]
             if target == own: said.append("imports the module it defines")
             elif there not in BELOW.get(folder, set()): said.append(f"{folder} imports {target}, which lies above it")
-            elif there == folder and numbers.get(target, 0) >= numbers.get(own, 0): said.append(f"imports {target}, which comes later in its folder")
+            elif there == folder and numbers.get(target, 0) >= numbers.get(own, 0):
+                said.append(f"imports {target}, which comes later in its folder")
     return said

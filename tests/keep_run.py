@@ -1,4 +1,5 @@
-"Keep the latest built-in run: its pages and picture in reports/, and in tests/data/run what the report templates need to be tested without a run."
+"""Keep the latest built-in run: its pages and picture in reports/, and in tests/data/run
+what the report templates need to be tested without a run."""
 import shutil
 import sys
 from pathlib import Path
@@ -6,7 +7,8 @@ from pathlib import Path
 import browser
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json", "skipped.json", "rejected.jsonl", "dropped.jsonl", "selected.jsonl",
+KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json",
+        "skipped.json", "rejected.jsonl", "dropped.jsonl", "selected.jsonl",
         "eval/gates.jsonl", "eval/*/rows.jsonl", "eval/*/metrics.json", "onnx/*/check.json", "teacher/*/rows.jsonl", "decisions/*.json"]
 
 run, small, pages = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs/latest").resolve(), ROOT / "tests/data/run", ROOT / "reports"

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 nb = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
 nb.cells = [c for c in nb.cells if "#| hide" not in c.source]
 for c in nb.cells: c.source = re.sub(r"^#\|.*\n", "", c.source)
-text = "<!-- Made from nbs/index.ipynb by `make readme`; edit that. -->\n\n" + re.sub(r"\n{3,}", "\n\n", MarkdownExporter().from_notebook_node(nb)[0]).strip() + "\n"
+body = re.sub(r"\n{3,}", "\n\n", MarkdownExporter().from_notebook_node(nb)[0]).strip()
+text = f"<!-- Made from nbs/index.ipynb by `make readme`; edit that. -->\n\n{body}\n"
 text = text.replace("](../", "](")
 readme = ROOT / "README.md"
 if os.environ.get("README_CHECK"):

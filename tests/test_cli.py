@@ -29,7 +29,8 @@ def pages(folder: Path, n: int = 3) -> Path:
 def test_help_teaches(tmp_path):
     shown = run("run", "--help", cwd=tmp_path).stdout
     assert "distillery run --pairs qa.jsonl" in shown
-    for command in ("init", "doctor", "run", "estimate", "why", "ask", "runs", "report", "config"): assert run(command, "--help", cwd=tmp_path).stdout
+    for command in ("init", "doctor", "run", "estimate", "why", "ask", "runs", "report", "config"):
+        assert run(command, "--help", cwd=tmp_path).stdout
 
 
 def test_version(tmp_path): assert run("--version", cwd=tmp_path).stdout.strip().count(".") == 2
@@ -65,7 +66,7 @@ def test_doctor_names_the_fix_of_a_missing_extra():
     (["run", "--preset", "handbok"], 2, "handbook"),
     (["run", "--no-such-flag"], 2, "No such option"),
     (["run", "--docs", "docs", "--pairs", "x.jsonl"], 2, "choose one"),
-    (["run", "--docs", "docs", "--teacher", "builtin:tinny"], 1, "builtin:tiny"),
+    (["run", "--docs", "docs", "--teacher", "builtin:tinny"], 1, "tiny or mini"),
     (["ask", "q4", "Who?"], 1, "run"),
     (["report", "quantisation"], 1, "distillery run"),
     (["why", "exprot"], 1, "export"),
@@ -143,7 +144,8 @@ def test_config_diff(tmp_path):
 
 def test_a_missing_extra_names_itself(tmp_path):
     pages(tmp_path / "docs")
-    block = "import sys; sys.modules['bert_score'] = None; sys.modules['sentence_transformers'] = None\nfrom distillery.workbook.cli import main; main(['run', '--docs', 'docs'])"
+    block = ("import sys; sys.modules['bert_score'] = None; sys.modules['sentence_transformers'] = None\n"
+             "from distillery.workbook.cli import main; main(['run', '--docs', 'docs'])")
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "distillery[retrieval]" in done.stderr

@@ -75,7 +75,8 @@ def test_import_is_light():
 
 
 def test_command_line_starts_without_torch():
-    code = "import sys; import distillery.workbook.cli; heavy = {'torch', 'transformers', 'onnxruntime', 'matplotlib', 'pandas'} & set(sys.modules); print(sorted(heavy))"
+    code = ("import sys; import distillery.workbook.cli; "
+            "heavy = {'torch', 'transformers', 'onnxruntime', 'matplotlib', 'pandas'} & set(sys.modules); print(sorted(heavy))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

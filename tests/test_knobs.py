@@ -21,7 +21,10 @@ def words(path: Path) -> set[str]:
     return found
 
 
-USED = {p.relative_to(ROOT).as_posix(): words(p) for p in ROOT.rglob("*.py") if p.relative_to(ROOT).as_posix() not in DECLARED and p.name != "_modidx.py"}
+USED = {
+    p.relative_to(ROOT).as_posix(): words(p) for p in ROOT.rglob("*.py")
+    if p.relative_to(ROOT).as_posix() not in DECLARED and p.name != "_modidx.py"
+}
 BEFORE = flatten(load_config(preset="handbook"))
 PLAN = prepare(None, None, load_config(preset="handbook")).plan
 
@@ -29,7 +32,10 @@ PLAN = prepare(None, None, load_config(preset="handbook")).plan
 @pytest.mark.parametrize("knob", knobs(), ids=lambda k: k.name)
 def test_every_knob_is_read(knob):
     *section, name = knob.name.split(".")
-    readers = [module for module, said in USED.items() if name in said and (section[0] in said or section[-1] in said or name in ("r", "alpha"))]
+    readers = [
+        module for module, said in USED.items()
+        if name in said and (section[0] in said or section[-1] in said or name in ("r", "alpha"))
+    ]
     assert readers, f"nothing reads {knob.name}: a dead knob"
 
 
@@ -54,7 +60,8 @@ def other(knob):
 
 @pytest.mark.parametrize("knob", knobs(), ids=lambda k: k.name)
 def test_only_result_knobs_change_keys(knob):
-    if knob.name in ("thresholds.p95_latency_ms_max", "sft.load_best_model_at_end", "teacher.model", "student.base", "prompts.pack", "dataset.gold"):
+    if knob.name in ("thresholds.p95_latency_ms_max", "sft.load_best_model_at_end", "teacher.model", "student.base", "prompts.pack",
+                     "dataset.gold"):
         pytest.skip("its values must exist or agree with others; covered where they are used")
     changed = parts_of(**{knob.name: other(knob)})
     moved = [name for name, settings in changed.items() if settings != parts_of()[name]]

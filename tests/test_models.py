@@ -10,7 +10,7 @@ import pytest
 import distillery
 from distillery.models.handbooks import categories, draw_passage
 from distillery.models.names import NAMES, VALUES
-from distillery.models.questions import REFUSAL, answer_item, draw_conversation, wordings
+from distillery.models.questions import REFUSAL, answer_item, chat, draw_conversation, draw_talk, wordings
 from distillery.models.shipped import draw_handbook, gold_rows, write_shipped
 
 from random import Random
@@ -97,7 +97,7 @@ def micro():
     pytest.importorskip("torch")
     from distillery.models.network import RECIPES
     from distillery.models.vocabulary import build_tokenizer
-    recipe = replace(RECIPES["mini"], hidden=64, layers=2, heads=2, inner=96, vocab=400, steps=12, batch=8, warmup=4)
+    recipe = replace(RECIPES["mini"], hidden=64, inner=96, vocab=400, steps=12, batch=8, warmup=4)
     return recipe, build_tokenizer(400, texts=100)
 
 
@@ -107,10 +107,11 @@ def test_a_killed_run_resumes_on_the_same_curve(tmp_path, dtype):
     recipe, tokenizer = micro()
     recipe = replace(recipe, dtype=dtype)
     curves = {}
-    train(recipe, tmp_path / "a", tokenizer, report=lambda s: curves.update(straight=list(s["losses"])))
+    train(recipe, tmp_path / "a", tokenizer, report=lambda s: curves.update(straight=[list(s["losses"]), s["hints"]]))
     train(recipe, tmp_path / "b", tokenizer, stop=6)
-    train(recipe, tmp_path / "b", tokenizer, report=lambda s: curves.update(resumed=list(s["losses"])))
-    assert len(curves["straight"]) == 12
+    train(recipe, tmp_path / "b", tokenizer, report=lambda s: curves.update(resumed=[list(s["losses"]), s["hints"]]))
+    assert len(curves["straight"][0]) == 12
+    assert {kind: len(figures) for kind, figures in curves["straight"][1].items()} == dict.fromkeys(["bind", "name", "place", "copy"], 12)
     assert curves["straight"] == curves["resumed"]
 
 
@@ -131,16 +132,69 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 def test_batches_follow_from_their_step_alone():
     from distillery.models.pretrain import batches
     recipe, tokenizer = micro()
-    whole = [ids.tolist() for ids, _ in batches(recipe, tokenizer)]
-    assert [ids.tolist() for ids, _ in islice(batches(recipe, tokenizer, start=9), 3)] == whole[9:]
+    def lists(batch): return [x.tolist() for x in (batch.ids, batch.weights, *batch.pairs.values())]
+    whole = [lists(batch) for batch in batches(recipe, tokenizer)]
+    assert [lists(batch) for batch in islice(batches(recipe, tokenizer, start=9), 3)] == whole[9:]
+
+
+def test_hints_point_at_the_answer_and_never_ahead():
+    from distillery.models.guidance import asked, hints
+    from distillery.models.vocabulary import encode
+    _, tokenizer = micro()
+    copied = 0
+    for i in range(150):
+        passage, items = draw_talk(f"hint/{i}")
+        row = encode([chat(passage, items)], tokenizer, 0.1)[0]
+        pairs = hints(row, passage, items)
+        assert all(key <= query < len(row.ids) for some in pairs.values() for query, key in some)
+        assert len(pairs["name"]) == len(pairs["place"])
+        if items[0].task != "rephrase": assert len(pairs["name"]) == sum(asked(x, passage) is not None for x in items)
+        for query, key in pairs["copy"]:
+            said, source = (row.text[slice(*row.offsets[t])] for t in (query + 1, key))
+            assert said.strip().lower() == source.strip().lower() or query in dict(pairs["name"])
+            copied += 1
+        for query, _ in pairs["name"]: assert row.text[: row.offsets[query][1]].endswith("assistant\n")
+    assert copied > 500
+
+
+def test_hints_change_the_gradients_and_not_the_loss(tmp_path):
+    from distillery.models.pretrain import train
+    recipe, tokenizer = micro()
+    first, last = {}, {}
+    for name, guidance in (("with", 0.4), ("without", 0.0)):
+        def note(s, name=name):
+            first.setdefault(name, s["losses"][0])
+            last[name] = s["hints"]["bind"][-1]
+        train(replace(recipe, guidance=guidance, dtype="float32"), tmp_path / name, tokenizer, report=note)
+    assert first["with"] == first["without"]
+    assert last["with"] < last["without"]
+
+
+def test_processes_share_a_batch_without_changing_it():
+    import numpy as np
+    import torch
+    from distillery.models.guidance import Guide, guided_copy
+    from distillery.models.network import build_model, loss_of
+    from distillery.models.pretrain import batches
+    recipe, tokenizer = micro()
+    recipe = replace(recipe, dtype="float32")
+    batch = next(batches(recipe, tokenizer))
+    model = build_model(recipe, tokenizer)
+    copied = guided_copy(model, recipe)
+    totals = {kind: int((x[..., 0] >= 0).sum()) for kind, x in batch.pairs.items()}
+    def figures(rank, world):
+        part = [torch.from_numpy(x[rank::world]) for x in (batch.ids, batch.weights, *batch.pairs.values())]
+        guide = Guide(recipe.guides, dict(zip(batch.pairs, part[2:], strict=True)), totals)
+        loss = loss_of(model, copied, part[0], part[1], float(batch.weights[:, 1:].sum()), guide=guide)
+        return np.array([x.item() for x in (loss, *guide.losses.values())])
+    assert figures(0, 2) + figures(1, 2) == pytest.approx(figures(0, 1), rel=1e-4)
 
 
 def test_the_command_refuses_to_overwrite(tmp_path):
     from typer.testing import CliRunner
     from distillery.models.pretrain import app
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "state.json").write_text("{}")
-    assert "--resume" in str(CliRunner().invoke(app, ["--out", str(tmp_path)]).exception)
+    (tmp_path / "state.json").write_text("{}")
+    assert "--resume" in str(CliRunner().invoke(app, ["--out", str(tmp_path / "new"), "--checkpoints", str(tmp_path)]).exception)
     assert "no recipe" in str(CliRunner().invoke(app, ["--out", str(tmp_path / "new"), "--size", "huge"]).exception)
 
 

@@ -36,7 +36,8 @@ def test_pieces_escape(attack):
 @pytest.mark.browser
 def test_a_browser_sees_text_only(tmp_path):
     target = tmp_path / "page.html"
-    target.write_text(page("fine", "".join(map(every_piece, ATTACKS)) + index_page(ATTACKS[0], [], {"a": ATTACKS[1]}, {}, {ATTACKS[2]: [{"x": ATTACKS[3]}]}, ATTACKS, {"run": ATTACKS[4]})))
+    index = index_page(ATTACKS[0], [], {"a": ATTACKS[1]}, {}, {ATTACKS[2]: [{"x": ATTACKS[3]}]}, ATTACKS, {"run": ATTACKS[4]})
+    target.write_text(page("fine", "".join(map(every_piece, ATTACKS)) + index))
     seen = browser.dom(target)
     assert "<title>fine</title>" in seen
     assert "owned'&gt;" in seen or "owned'" in seen
@@ -62,7 +63,8 @@ def test_reports_are_the_same_bytes_from_two_places(tmp_path):
     for side in "ab":
         (tmp_path / side).mkdir()
         (tmp_path / side / "n.txt").write_text("7")
-    nb = toy(tmp_path / "10_toy.ipynb", "from pathlib import Path\nfrom distillery.workbook.page import finding\nfinding('n is ' + Path(run_dir, 'n.txt').read_text())")
+    nb = toy(tmp_path / "10_toy.ipynb", "from pathlib import Path\nfrom distillery.workbook.page import finding\n"
+                                        "finding('n is ' + Path(run_dir, 'n.txt').read_text())")
     pages = [build_report(str(nb), tmp_path / side, {"run_dir": str(tmp_path / side)}).read_bytes() for side in "ab"]
     assert pages[0] == pages[1]
     assert b"n is 7" in pages[0]
@@ -70,10 +72,13 @@ def test_reports_are_the_same_bytes_from_two_places(tmp_path):
 
 
 def test_a_report_that_fails_names_itself(tmp_path):
-    with pytest.raises(DistilleryError, match="10_toy stopped: ZeroDivisionError"): build_report(str(toy(tmp_path / "10_toy.ipynb", "1/0")), tmp_path, {})
+    with pytest.raises(DistilleryError, match="10_toy stopped: ZeroDivisionError"):
+        build_report(str(toy(tmp_path / "10_toy.ipynb", "1/0")), tmp_path, {})
 
 
-@pytest.mark.parametrize(("asked", "word"), [({"run": "x"}, "run_dir"), ({"run_dir": 3}, "not str"), ({"a b": 1}, "no parameter"), ({"__import__('os')": 1}, "no parameter")])
+@pytest.mark.parametrize(("asked", "word"), [
+    ({"run": "x"}, "run_dir"), ({"run_dir": 3}, "not str"), ({"a b": 1}, "no parameter"), ({"__import__('os')": 1}, "no parameter"),
+])
 def test_wrong_parameters_never_reach_a_kernel(tmp_path, asked, word):
     with pytest.raises(DistilleryError, match=word): check_parameters(toy(tmp_path / "10_toy.ipynb", "1"), asked)
 

@@ -27,8 +27,8 @@ def test_the_page_answers_first_and_explains_after(page):
     text = page.read_text("utf-8")
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
     assert [re.sub("<.*?>", "", h) for h in headings] == [
-        "The variants", "The differences", "By difficulty", "Size against quality", "What the takeaway asked", "Are the exports the model?", "Gates",
-        "Cases that changed", "Method"]
+        "The variants", "The differences", "By difficulty", "Size against quality", "What the takeaway asked",
+        "Are the exports the model?", "Gates", "Cases that changed", "Method"]
     first = text.index('class="finding"')
     assert first < text.index("<h2")
     assert re.search(r"Ship \w+", text[first:first + 200])

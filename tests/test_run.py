@@ -24,11 +24,14 @@ def distillery(*args: str, cwd: Path, timeout: float = 900) -> subprocess.Comple
 def write_pages(folder: Path) -> None:
     folder.mkdir()
     for i, name in enumerate(ROOMS):
-        facts = [f"The {name} stands in room {10 + i} of the main hall.", f"The default speed of the {name} is {400 + i} sheets.", f"The {name} costs {40 + i} euros a day.",
+        facts = [f"The {name} stands in room {10 + i} of the main hall.", f"The default speed of the {name} is {400 + i} sheets.",
+                 f"The {name} costs {40 + i} euros a day.",
                  f"The {name} is cleaned by the night crew.", f"A full service of the {name} takes {2 + i} hours."]
         (folder / f"{name}.md").write_text(f"# The {name}\n\n" + " ".join(facts) + "\n")
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4\nnot really")
-    (folder / "hostile.md").write_text(f"# {ATTACK} ../../etc/passwd\n\nThe guillotine stands in room {ATTACK} of the cellar. The guillotine costs 90 euros a day. The guillotine is run by two people.\n")
+    (folder / "hostile.md").write_text(
+        f"# {ATTACK} ../../etc/passwd\n\nThe guillotine stands in room {ATTACK} of the cellar. "
+        "The guillotine costs 90 euros a day. The guillotine is run by two people.\n")
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,16 @@ def finished(tmp_path_factory):
 
 def test_it_says_what_it_did(finished):
     _, done, _ = finished
-    for words in ("documents", "generate", "sft", "export-q4", "measure-q4", "report", "this time", "Open runs", "skipped broken.pdf"): assert words in done.stdout
+    for words in ("documents", "generate", "sft", "export-q4", "measure-q4", "report", "this time", "Open runs", "skipped broken.pdf"):
+        assert words in done.stdout
     assert "Warning" not in done.stderr, done.stderr
 
 
 def test_the_run_folder_holds_the_contract(finished):
     run = (finished[0] / "runs/latest").resolve()
-    for name in ("config.json", "manifest.json", "metrics.json", "pairs.jsonl", "selected.jsonl", "dataset/train.jsonl", "student/adapter/adapter_model.safetensors",
-                 "student/merged/model.safetensors", "onnx/fp32/model.onnx", "onnx/q4/model.onnx", "eval/int8/metrics.json", "eval/uint8/failures.jsonl",
+    for name in ("config.json", "manifest.json", "metrics.json", "pairs.jsonl", "selected.jsonl", "dataset/train.jsonl",
+                 "student/adapter/adapter_model.safetensors", "student/merged/model.safetensors",
+                 "onnx/fp32/model.onnx", "onnx/q4/model.onnx", "eval/int8/metrics.json", "eval/uint8/failures.jsonl",
                  "eval/q4/summary.md", "decisions/quantization.json", "reports/quantization.html", "reports/index.html"):
         assert (run / name).is_file(), name
     manifest = json.loads((run / "manifest.json").read_text())
@@ -116,9 +121,11 @@ def test_a_full_disk_loses_nothing(finished, tmp_path):
     if os.geteuid() != 0 or shutil.which("mount") is None: pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)], capture_output=True).returncode: pytest.skip("no tmpfs to fill here")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("no tmpfs to fill here")
     try:
-        done = distillery("run", "--docs", str(cwd / "docs"), *QUICK, "--set", f"workbook.cache_dir={small}/cache", "--set", f"workbook.runs_dir={small}/runs", cwd=cwd)
+        done = distillery("run", "--docs", str(cwd / "docs"), *QUICK, "--set", f"workbook.cache_dir={small}/cache",
+                          "--set", f"workbook.runs_dir={small}/runs", cwd=cwd)
         assert done.returncode == 1
         assert "Fix: free some" in done.stderr
         assert "Traceback" not in done.stderr
@@ -130,9 +137,11 @@ def test_a_full_disk_loses_nothing(finished, tmp_path):
 def test_kill_9_anywhere_and_go_on(finished, tmp_path):
     "Killed at moments spread over the run, the same command ends, with the same decisions' inputs."
     cwd = finished[0]
-    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", "run", "--docs", str(cwd / "docs"), *QUICK, "--set", "sft.save_strategy=epoch"]
+    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", "run", "--docs", str(cwd / "docs"), *QUICK,
+               "--set", "sft.save_strategy=epoch"]
     for seconds in (4, 9, 14, 20, 26):
-        child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True)
+        child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                 env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True)
         try: child.wait(seconds)
         except subprocess.TimeoutExpired: os.killpg(child.pid, 9)
         child.wait()

@@ -63,7 +63,7 @@ class TemperaturesSection(Section):
     answer: float = key(0.1, "result", "sampling temperature of answers", ge=0)
     variation: float = key(1.0, "result", "sampling temperature of rewordings", ge=0)
 
-# %% ../../nbs/core/08_sections.ipynb #25ba8d79
+# %% ../../nbs/core/08_sections.ipynb #5e507cdc
 class DatasetSection(Section):
     "How many pairs there are and how they are split."
     samples_per_category: int = key(1200, "result", "most pairs kept per category", ge=1)
@@ -74,7 +74,8 @@ class DatasetSection(Section):
     refusal_share: float = key(0.1, "result", "share of questions that the documents do not answer", ge=0, lt=1)
     test_share: float = key(0.17, "result", "share of documents kept for the test set", ge=0, lt=1)
     recall_share: float = key(1.0, "result", "share of families that hold one wording out when there is no gold", ge=0, le=1)
-    passage_share: float = key(0.25, "result", "share of training questions also asked with their passage, so that the student keeps reading", ge=0, le=1)
+    passage_share: float = key(0.25, "result", "share of training questions also asked with their passage, "
+                               "so that the student keeps reading", ge=0, le=1)
     train_split: float = key(0.9, "result", "share of the other documents that trains; the rest validates", gt=0, le=1)
     gold: str | None = key("builtin", "result", "reference questions: builtin, a JSONL file, or null")
     seed: int = key(88, "result", "seed of slots, shuffles and splits")

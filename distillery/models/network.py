@@ -6,12 +6,14 @@
 __all__ = ['RECIPES', 'Recipe', 'attention_function', 'causal_attention', 'build_model', 'norm_function', 'working_copy',
            'loss_of']
 
-# %% ../../nbs/models/50_network.ipynb #2a4f2fba
-from dataclasses import dataclass
+# %% ../../nbs/models/50_network.ipynb #6c1aff3e
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-# %% ../../nbs/models/50_network.ipynb #f78b5b44
+from ..core.errors import DistilleryError
+
+# %% ../../nbs/models/50_network.ipynb #6f9fb3f2
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the weights."
@@ -24,13 +26,20 @@ class Recipe:
     batch: int = 32           # Conversations a step
     muon: float = 3e-3        # Learning rate of the hidden matrices
     adam: float = 2e-3        # Learning rate of embeddings and norms
-    warmup: int = 100         # Steps
-    decay: float = 0.3        # Last share of the steps, falling to zero
-    stages: tuple[tuple[float, int, int, float], ...] = ((0.2, 1, 2, 0.0), (0.62, 2, 4, 0.75), (1.0, 3, 9, 0.25))
-    # Until which share of the steps, fewest and most facts a passage, share of look-alike passages
+    warmup: int = 60          # Steps
+    decay: float = 0.35       # Last share of the steps, in which the learning rates fall to zero
     passage: float = 0.1      # Weight of the loss on passage tokens
+    guidance: float = 0.4     # Weight of each hint to an attention head
+    fade: float = 0.3         # Last share of the steps, in which that weight falls to zero
+    guides: dict[str, tuple[int, int]] = field(
+        default_factory=lambda: {"bind": (1, 0), "name": (2, 1), "place": (3, 2), "copy": (4, 3)})  # Hint to layer and head, from 0
     dtype: str = "bfloat16"   # Precision of the matrix products
-RECIPES = {"tiny": Recipe(), "mini": Recipe(hidden=128, layers=4, heads=4, inner=384, steps=3000)}
+    def __post_init__(self) -> None:
+        for hint, (layer, head) in self.guides.items():
+            if layer >= self.layers or head >= self.heads:
+                raise DistilleryError(f"{hint!r} guides layer {layer}, head {head}: there is none", fix="count layers and heads from 0")
+RECIPES = {"tiny": Recipe(), "mini": Recipe(hidden=128, layers=4, heads=4, inner=384, steps=1400, guides={
+    "bind": (1, 0), "name": (1, 1), "place": (2, 2), "copy": (3, 3)})}
 
 # %% ../../nbs/models/50_network.ipynb #7c2e7dc1
 @cache
@@ -125,13 +134,14 @@ def working_copy(
         if isinstance(module, Qwen2RMSNorm): module.forward = lean(module)
     return copied
 
-# %% ../../nbs/models/50_network.ipynb #ee1720f6
+# %% ../../nbs/models/50_network.ipynb #a4bf0e37
 def loss_of(
     model: Any,    # Full-precision weights
     copied: Any,   # Its working copy
     ids: Any,      # Token ids [B, T]
     weights: Any,  # Loss weights [B, T]
     total: float,  # Sum of the weights over the whole batch
+    **kwargs: Any, # For the attention
 ) -> Any:          # A scalar tensor
     "Next-token cross-entropy, weighted and divided by `total`; the vocabulary is only scored where a weight stands."
     import torch
@@ -140,7 +150,7 @@ def loss_of(
     chosen = flat.nonzero()[:, 0]
     spare = -len(chosen) % 256
     vectors = torch.nn.functional.embedding(ids[:, :-1], table).to(copy_of)
-    hidden = copied.model(inputs_embeds=vectors, use_cache=False).last_hidden_state.flatten(0, 1)[pad(chosen, (0, spare))]
+    hidden = copied.model(inputs_embeds=vectors, use_cache=False, **kwargs).last_hidden_state.flatten(0, 1)[pad(chosen, (0, spare))]
     logits = (hidden @ table.to(copy_of).T).float()
     each = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()[pad(chosen, (0, spare))], reduction="none")
     return (each * pad(flat[chosen], (0, spare))).sum() / total

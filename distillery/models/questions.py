@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFUSAL', 'Item', 'bridges', 'describe', 'ask', 'wordings', 'refuse', 'level', 'answer_item', 'ask_item',
-           'rephrase_item', 'request', 'draw_lookalikes', 'draw_item', 'draw_conversation']
+           'rephrase_item', 'request', 'draw_lookalikes', 'draw_item', 'draw_talk', 'chat', 'draw_conversation']
 
 # %% ../../nbs/models/30_questions.ipynb #105d229e
 from dataclasses import dataclass
@@ -154,25 +154,23 @@ def request(
     body = f"Question: {item.prompt}" if item.task == "answer" else item.prompt
     return f"{passage.text}\n\n{body}" if passage and item.task != "rephrase" else body
 
-# %% ../../nbs/models/30_questions.ipynb #85fb0022
+# %% ../../nbs/models/30_questions.ipynb #5c2607b9
 def draw_lookalikes(
-    rng: Random,                 # Source of chance
-) -> list[dict[str, str]]:       # Chat messages
-    "Two to four facts that differ in nothing but wording, entity and value, each asked for once."
+    rng: Random,                      # Source of chance
+) -> tuple[Passage, list[Item]]:      # The passage and one request for each of its facts
+    "Two to five facts that differ in nothing but wording, entity and value."
     draft, category = Draft(rng), rng.choice(list(categories().values()))
-    for _ in range(rng.randint(2, 4)): draft.add(category, draft.fresh(category.kind))
+    for _ in range(rng.randint(2, 5)): draft.add(category, draft.fresh(category.kind))
     passage = Passage(f"## {rng.choice(HEADINGS[category.kind])}\n\n{' '.join(f.sentence for f in draft.facts)}", draft.facts)
-    messages = []
-    if rng.random() < 0.6:
-        echo = " ".join(f.sentence for f in rng.sample(draft.facts, len(draft.facts)))
-        messages = [{"role": "user", "content": f"{passage.text}\n\nRepeat in another order."}, {"role": "assistant", "content": echo}]
+    items = []
     for fact in rng.sample(draft.facts, len(draft.facts)):
-        question, reply = ask(fact, rng.choice(["easy", "medium"]), draft.facts, rng)
-        item = Item("answer", question, reply, "easy", category.name)
-        messages += [{"role": "user", "content": request(item, None if messages else passage)}, {"role": "assistant", "content": reply}]
-    return messages
+        difficulty = rng.choice(["easy", "medium"])
+        question, reply = ask(fact, difficulty, draft.facts, rng)
+        items.append(Item("answer", question, reply, difficulty, category.name))
+    if rng.random() < 0.3: items[rng.randrange(len(items))] = refuse(passage, rng)
+    return passage, items
 
-# %% ../../nbs/models/30_questions.ipynb #72d89bec
+# %% ../../nbs/models/30_questions.ipynb #8e23955a
 def draw_item(
     task: str,         # answer, ask or rephrase
     passage: Passage,  # What is told
@@ -181,19 +179,29 @@ def draw_item(
     "One training item of the given task."
     if task == "answer": return answer_item(passage, rng)
     return ask_item(passage, rng) if task == "ask" else rephrase_item(passage, rng)
-def draw_conversation(
-    seed: str,               # Such as `train/12/3`: the same seed gives the same text
-    facts: tuple[int, int] = (3, 9),  # Fewest and most facts in the passage
-    alike: float = 0.0,      # Share of passages of look-alike facts
-) -> list[dict[str, str]]:   # Chat messages
+def draw_talk(
+    seed: str,                     # Such as `train/12/3`: the same seed gives the same text
+) -> tuple[Passage, list[Item]]:   # The passage and the requests about it
     "One passage and one to eight requests about it, in random order."
     rng = Random(seed)  # noqa: S311
-    if rng.random() < alike: return draw_lookalikes(rng)
-    passage = draw_passage(rng, rng.randint(*facts))
-    turns = rng.choice([1, 2]) if rng.random() < 0.3 else rng.randint(4, 8)
-    tasks = rng.choices(["answer", "ask", "rephrase"], [0.78, 0.14, 0.08], k=turns)
+    fewest, most = (2, 4) if rng.random() < 0.35 else (3, 9)
+    if rng.random() < 0.3: return draw_lookalikes(rng)
+    passage = draw_passage(rng, rng.randint(fewest, most))
+    turns = rng.choice([1, 2]) if rng.random() < 0.2 else rng.randint(4, 8)
+    tasks = rng.choices(["answer", "ask", "rephrase"], [0.76, 0.15, 0.09], k=turns)
     if turns > 1 and tasks[0] == "rephrase": tasks[0] = "answer"
-    items = [draw_item(task, passage, rng) for task in tasks]
-    texts = [request(item, None if i else passage) for i, item in enumerate(items)]
-    return [m for item, text in zip(items, texts, strict=True)
-            for m in ({"role": "user", "content": text}, {"role": "assistant", "content": item.reply})]
+    return passage, [draw_item(task, passage, rng) for task in tasks]
+
+# %% ../../nbs/models/30_questions.ipynb #8fa151bc
+def chat(
+    passage: Passage,            # Stands in the first request
+    items: list[Item],           # In their order
+) -> list[dict[str, str]]:       # Chat messages
+    "The conversation in which these requests are made and answered."
+    return [m for i, item in enumerate(items) for m in (
+        {"role": "user", "content": request(item, None if i else passage)}, {"role": "assistant", "content": item.reply})]
+def draw_conversation(
+    seed: str,                   # As for `draw_talk`
+) -> list[dict[str, str]]:       # Chat messages
+    "A passage and requests about it, as a conversation."
+    return chat(*draw_talk(seed))

@@ -34,29 +34,29 @@ def optimizers(
     return {"muon": torch.optim.Muon(matrices, lr=recipe.muon, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
             "adam": torch.optim.AdamW(others, lr=recipe.adam, betas=(0.9, 0.95), weight_decay=0.0)}
 
-# %% ../../nbs/models/60_training.ipynb #8998f365
+# %% ../../nbs/models/60_training.ipynb #0ddc1e39
 def gather_gradients(
     model: Any,   # Gets the gradients
     copied: Any,  # Has computed them
-    loss: Any,    # This process's part of the loss
-) -> float:       # The whole loss
-    "Bring the copy's gradients to `model`, added up over the processes of `torchrun`, and return the whole loss."
+    losses: Any,  # [N]: this process's part of each figure worth reporting
+) -> list[float]: # Of all processes
+    "Bring the copy's gradients to `model`, added up over the processes of `torchrun`; the losses are added up too."
     import torch
     worked, params = dict(copied.named_parameters()), dict(model.named_parameters())
     grads = [p.grad if p.grad is not None else worked[n].grad for n, p in params.items()]
-    flat = torch.cat([g.flatten().float() for g in grads] + [loss.detach().reshape(1)])
+    flat = torch.cat([g.flatten().float() for g in grads] + [losses.detach()])
     if torch.distributed.is_initialized(): torch.distributed.all_reduce(flat)
-    parts = flat.split([p.numel() for p in params.values()] + [1])
+    parts = flat.split([p.numel() for p in params.values()] + [len(losses)])
     for p, part in zip(params.values(), parts[:-1], strict=True): p.grad = part.view_as(p)
     copied.zero_grad()
-    return float(flat[-1])
+    return [float(x) for x in parts[-1]]
 
-# %% ../../nbs/models/60_training.ipynb #ef27d547
+# %% ../../nbs/models/60_training.ipynb #4fda2b74
 def save_checkpoint(
     folder: Path,            # Holds one checkpoint
     model: Any,              # Full-precision weights
     opts: dict[str, Any],    # From `optimizers`
-    state: dict[str, Any],   # Step, tokens, seconds, losses
+    state: dict[str, Any],   # Step, tokens, seconds, losses, hints
 ) -> None:
     "Write weights, optimizer state and log; one rename makes them count, so a kill leaves the old or the new."
     from safetensors.torch import save_file
@@ -71,15 +71,15 @@ def save_checkpoint(
     for old in folder.glob("step-*.safetensors"):
         if old.name != name: old.unlink()
 
-# %% ../../nbs/models/60_training.ipynb #6f5123f7
+# %% ../../nbs/models/60_training.ipynb #30dbd49c
 def load_checkpoint(
     folder: Path,           # Written by `save_checkpoint`, or empty
     model: Any,             # Gets the weights
     opts: dict[str, Any],   # Get their state
-) -> dict[str, Any]:        # Step, tokens, seconds, losses
+) -> dict[str, Any]:        # Step, tokens, seconds, losses, hints
     "Put the last checkpoint back into model and optimizers; an empty folder gives step 0."
     from safetensors.torch import load_file
-    if not (folder / "state.json").exists(): return {"step": 0, "tokens": 0, "seconds": 0.0, "losses": []}
+    if not (folder / "state.json").exists(): return {"step": 0, "tokens": 0, "seconds": 0.0, "losses": [], "hints": {}}
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     tensors = load_file(folder / state.pop("weights"))
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)

@@ -22,17 +22,20 @@ from .quantization import quantization_decision, teacher_decision
 from .report import build_report
 from .results import Results, tell_story, warnings_of
 
-# %% ../../nbs/workbook/64_assemble.ipynb #3307565b
+# %% ../../nbs/workbook/64_assemble.ipynb #cfa8af4d
 def places(
     stage: str,  # Name of a stage
 ) -> str | None:  # Its folder in the run, "" for the top, or None
     "Where the output of a stage appears in the run folder."
-    fixed = {"documents": "", "generate": "", "judge": None, "select": "", "dataset": "dataset", "sft": "student/adapter", "merge": "student/merged", "evaluate": "eval"}
+    fixed = {
+        "documents": "", "generate": "", "judge": None, "select": "",
+        "dataset": "dataset", "sft": "student/adapter", "merge": "student/merged", "evaluate": "eval",
+    }
     if stage in fixed: return fixed[stage]
     kind, _, variant = stage.partition("-")
     return {"export": f"onnx/{variant}", "teacher": f"teacher/{variant}"}.get(kind)
 
-# %% ../../nbs/workbook/64_assemble.ipynb #6ff35708
+# %% ../../nbs/workbook/64_assemble.ipynb #9b981e50
 def _count(path: Path) -> int:
     return sum(1 for line in path.open("rb") if line.strip()) if path.is_file() else 0
 
@@ -44,10 +47,15 @@ def count_records(
     files = {"documents": "documents.jsonl", "chunks": "chunks.jsonl", "pairs_written": "pairs.jsonl", "pairs_kept": "selected.jsonl"}
     counts = {k: _count(run / f) for k, f in files.items()}
     skipped = json.loads((run / "skipped.json").read_text("utf-8")) if (run / "skipped.json").is_file() else []
-    return {**counts, "inputs_skipped": len(skipped), "training_rows": _count(run / "dataset/train.jsonl")}
+    coverage = run / "dataset/coverage.json"
+    facts = json.loads(coverage.read_text("utf-8")) if coverage.is_file() else {}
+    return {**counts, "inputs_skipped": len(skipped), "training_rows": _count(run / "dataset/train.jsonl"), **facts}
 
 
-PACKAGES = ("distillery", "torch", "transformers", "peft", "trl", "onnxruntime", "onnxruntime-genai", "sentence-transformers", "bert-score", "papermill")
+PACKAGES = (
+    "distillery", "torch", "transformers", "peft", "trl", "onnxruntime", "onnxruntime-genai", "sentence-transformers", "bert-score",
+    "papermill",
+)
 
 
 def versions() -> dict[str, str]:
@@ -58,7 +66,7 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError: continue
     return found
 
-# %% ../../nbs/workbook/64_assemble.ipynb #039bc48b
+# %% ../../nbs/workbook/64_assemble.ipynb #61879185
 def provenance(
     run_id: str,  # Of the run
     stages: list[Stage],  # Of the plan
@@ -71,8 +79,10 @@ def provenance(
     inputs = {k: v[:10] for p in parts.values() for k, v in p["inputs"].items()}
     return {
         "run": run_id, "source": source, "gold": gold, "teacher": config.teacher.model, "student base": config.student.base,
-        "code": digest_json({n: p["code"] for n, p in parts.items()})[:10], "inputs": ", ".join(f"{k} {v}" for k, v in sorted(inputs.items())),
-        "seeds": f"dataset {config.dataset.seed}, sft {config.sft.seed}, evaluation {config.evaluation.seed}, decisions {config.decisions.seed}",
+        "code": digest_json({n: p["code"] for n, p in parts.items()})[:10],
+        "inputs": ", ".join(f"{k} {v}" for k, v in sorted(inputs.items())),
+        "seeds": f"dataset {config.dataset.seed}, sft {config.sft.seed}, "
+                 f"evaluation {config.evaluation.seed}, decisions {config.decisions.seed}",
         "versions": ", ".join(f"{k} {v}" for k, v in versions().items()), "device": "CPU" if not _gpu() else "GPU",
     }
 
@@ -81,19 +91,23 @@ def _gpu() -> bool:
     import shutil
     return shutil.which("nvidia-smi") is not None
 
-# %% ../../nbs/workbook/64_assemble.ipynb #58bb5ce8
+# %% ../../nbs/workbook/64_assemble.ipynb #841f15e3
 def takeaway_metrics(
     results: Results,  # A finished run
 ) -> dict[str, Any]:  # Written as metrics.json
     "The comparisons of the takeaways, as far as this run went."
     rows, empty = results.teacher_rows(), {"bert_f1": None, "domain_relevance": None}
     mean = lambda level, k: sum(getattr(r, k) for r in rows[level]) / len(rows[level])
-    quantization = {name: {k: mean(level, k) for k in empty} if level in rows else dict(empty) for name, level in (("full_precision", "fp32"), ("8bit_quantized", "int8"))}
+    quantization = {
+        name: {k: mean(level, k) for k in empty} if level in rows else dict(empty)
+        for name, level in (("full_precision", "fp32"), ("8bit_quantized", "int8"))
+    }
     none = {"avg_quality": None, "uniqueness": None}
     return {
         "quantization_comparison": quantization,
         "temperature_analysis": {"conservative_0.3": none, "balanced_0.7": none, "creative_0.9": none},
-        "embedding_model_comparison": {m: {"retrieval_accuracy": None, "speed_ms": None} for m in ("all_MiniLM_L6_v2", "all_mpnet_base_v2")},
+        "embedding_model_comparison": {
+            m: {"retrieval_accuracy": None, "speed_ms": None} for m in ("all_MiniLM_L6_v2", "all_mpnet_base_v2")},
         "reasons": {
             **({} if rows else {"quantization_comparison": "the teacher has no weights here to quantize"}),
             "temperature_analysis": "not asked in this run: " + TAKEAWAYS["temperature"][1],
@@ -102,7 +116,7 @@ def takeaway_metrics(
         "students": {v: results.metrics(v) for v in results.variants()},
     }
 
-# %% ../../nbs/workbook/64_assemble.ipynb #b156191d
+# %% ../../nbs/workbook/64_assemble.ipynb #a6071de3
 def link_outputs(
     run: RunFolder,  # The run's folder
     done: Mapping[str, Done],  # From the plan
@@ -123,10 +137,12 @@ def write_decisions(
     results = Results(run.path)
     rows, sizes = results.rows(), {v: int(results.metrics(v)["cost"]["bytes"]) for v in results.variants()}
     made = [quantization_decision(rows, sizes, config) if len(rows) > 1 else None, teacher_decision(results.teacher_rows(), config)]
-    for d in filter(None, made): atomic_write(run.path / "decisions" / f"{d.name}.json", d.model_copy(update={"run_id": run_id}).model_dump_json(by_alias=True, indent=1) + "\n")
+    for d in filter(None, made):
+        text = d.model_copy(update={"run_id": run_id}).model_dump_json(by_alias=True, indent=1)
+        atomic_write(run.path / "decisions" / f"{d.name}.json", text + "\n")
     run.write_json("metrics.json", takeaway_metrics(results))
 
-# %% ../../nbs/workbook/64_assemble.ipynb #25fd7c85
+# %% ../../nbs/workbook/64_assemble.ipynb #a94a3e40
 def write_pages(
     run: RunFolder,  # With its links and decisions
     reports: Mapping[str, Mapping[str, Any]],  # Report name to its parameters, besides run_dir
@@ -136,7 +152,8 @@ def write_pages(
     for name, asked in reports.items(): build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked})
     links = {p.stem: p.name for p in sorted(folder.glob("*.html")) if p.name != "index.html"}
     facts = results.json("provenance.json", {})
-    title = {"handbook": "The built-in handbook", "documents": "Your documents", "pairs": "Your pairs"}.get(str(facts.get("source")), "A run")
+    titles = {"handbook": "The built-in handbook", "documents": "Your documents", "pairs": "Your pairs"}
+    title = titles.get(str(facts.get("source")), "A run")
     of = {d.name: links.get(d.name.split("-")[0]) for d in results.decisions()}
     story = tell_story(results) | _skipped(results)
     return atomic_write(folder / "index.html", index_page(title, results.decisions(), links, of, story, warnings_of(results), facts))

@@ -7,7 +7,7 @@ __all__ = ['CONTEXT', 'app', 'runs_app', 'config_app', 'Docs', 'Pairs', 'Teacher
            'settings', 'run', 'estimate', 'why', 'ask', 'runs_list', 'runs_show', 'report', 'config_show',
            'config_explain', 'config_diff_command', 'init', 'doctor', 'main']
 
-# %% ../../nbs/workbook/90_cli.ipynb #214d2d20
+# %% ../../nbs/workbook/90_cli.ipynb #678d5932
 import importlib.metadata
 import os
 import sys
@@ -19,17 +19,19 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from ..core.config import Config, config_diff, explain, flatten, knobs, load_config, to_yaml
+from ..core.config import Config, config_diff, explain, flatten, load_config, to_yaml
 from ..core.errors import DistilleryError
 from ..core.knobs import ConfigError
 from . import experiment, machine
 from .estimate import estimate as estimate_run
 from .watch import Watcher, facts_table, times_table
 
-# %% ../../nbs/workbook/90_cli.ipynb #7c0897cd
+# %% ../../nbs/workbook/90_cli.ipynb #b6587cff
 CONTEXT = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False,
-                  help="Turn a big model's knowledge into a small model, and know with error bars which choices were right for your data.\n\n"
+app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  add_completion=False,
+                  help="Turn a big model's knowledge into a small model, "
+                       "and know with error bars which choices were right for your data.\n\n"
                        "Start with `distillery run`: it needs no model, no key and no network.")
 runs_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, rich_markup_mode=None, help="List and show finished runs.")
 config_app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, rich_markup_mode=None, help="Show, explain and compare settings.")
@@ -37,10 +39,13 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(config_app, name="config")
 
 Docs = Annotated[Path | None, typer.Option("--docs", help="A folder of documents (md, txt, html, pdf, docx), or one document.")]
-Pairs = Annotated[Path | None, typer.Option("--pairs", help="A JSONL or CSV file of pairs you already have: question, answer, perhaps context.")]
-Teacher = Annotated[str | None, typer.Option("--teacher", help="builtin:tiny, builtin:extractive, http://HOST:PORT/v1#MODEL, local:DIR or onnx:DIR.")]
+Pairs = Annotated[Path | None, typer.Option(
+    "--pairs", help="A JSONL or CSV file of pairs you already have: question, answer, perhaps context.")]
+Teacher = Annotated[str | None, typer.Option(
+    "--teacher", help="builtin:tiny, builtin:extractive, http://HOST:PORT/v1#MODEL, local:DIR or onnx:DIR.")]
 File = Annotated[Path | None, typer.Option("--config", "-c", help="A settings file; ./distillery.yaml is read when it exists.")]
-Preset = Annotated[str | None, typer.Option("--preset", "-p", help="handbook, technical-docs, resume, qa-import, qwen2.5-0.5b or tinyllama-1.1b.")]
+Preset = Annotated[str | None, typer.Option(
+    "--preset", "-p", help="handbook, technical-docs, resume, qa-import, qwen2.5-0.5b or tinyllama-1.1b.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, e.g. --set lora.r=32; may be repeated.")]
 
 # %% ../../nbs/workbook/90_cli.ipynb #d6b69515
@@ -106,9 +111,11 @@ def _short(path: Path) -> str:
     try: return str(path.relative_to(Path.cwd()))
     except ValueError: return str(path)
 
-# %% ../../nbs/workbook/90_cli.ipynb #ccd9266e
+# %% ../../nbs/workbook/90_cli.ipynb #26004fe0
 @app.command()
-def estimate(docs: Docs = None, pairs: Pairs = None, teacher: Teacher = None, config: File = None, preset: Preset = None, sets: Set = None) -> None:
+def estimate(
+    docs: Docs = None, pairs: Pairs = None, teacher: Teacher = None, config: File = None, preset: Preset = None, sets: Set = None,
+) -> None:
     """Say what a run would ask and take, from a small sample that is kept.
 
     \b
@@ -203,7 +210,7 @@ def config_diff_command(
     a, b = (load_config(Path(x)) if Path(x).is_file() else load_config(preset=x) for x in (one, other))
     _console().print(facts_table({k: f"{x!r} -> {y!r}" for k, (x, y) in config_diff(a, b).items()}))
 
-# %% ../../nbs/workbook/90_cli.ipynb #3b5bc6f3
+# %% ../../nbs/workbook/90_cli.ipynb #0f965f82
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where your documents are")] = Path("."),
@@ -220,10 +227,11 @@ def init(
     spec = f"{servers[0].url}#{servers[0].models[0]}" if servers and servers[0].models else "builtin:extractive" if docs else "builtin:tiny"
     chosen = load_config(preset="technical-docs" if docs else "handbook", overrides={"teacher.model": spec})
     target.write_text(to_yaml(chosen, commented=True), encoding="utf-8")
-    out.print(facts_table(machine.describe() | {f"documents in {p.name or p}": n for p, n in found[:5]} | {f"{s.kind} at {s.url}": ", ".join(s.models) or "no model" for s in servers}))
+    out.print(facts_table(machine.describe() | {f"documents in {p.name or p}": n for p, n in found[:5]}
+                          | {f"{s.kind} at {s.url}": ", ".join(s.models) or "no model" for s in servers}))
     out.print(Text(f"Wrote distillery.yaml (teacher: {spec}). Next:\n  distillery run" + (f" --docs {_short(docs)}" if docs else "")))
 
-# %% ../../nbs/workbook/90_cli.ipynb #3e41c487
+# %% ../../nbs/workbook/90_cli.ipynb #e86faa6c
 @app.command()
 def doctor(config: File = None) -> None:
     "Check packages, weights, disk and settings; exit with 1 if something is missing."
@@ -231,9 +239,12 @@ def doctor(config: File = None) -> None:
 
     out = _console()
     cfg = settings(config, None, None)
-    checks = [*machine.check_packages(), *machine.check_weights([builtin_dir("tiny"), builtin_dir("mini")]), machine.check_space(Path.cwd())]
+    checks = [*machine.check_packages(), *machine.check_weights([builtin_dir("tiny"), builtin_dir("mini")]),
+              machine.check_space(Path.cwd())]
     out.print(facts_table(machine.describe() | {"teacher": cfg.teacher.model, "student base": cfg.student.base}))
-    for c in checks: out.print(Text(f"{'ok ' if c.ok else 'NO '} {c.name:<24}{c.found}" + ("" if c.ok else f"   fix: {c.fix}"), style="" if c.ok else "red"))
+    for c in checks:
+        line = f"{'ok ' if c.ok else 'NO '} {c.name:<24}{c.found}" + ("" if c.ok else f"   fix: {c.fix}")
+        out.print(Text(line, style="" if c.ok else "red"))
     if not all(c.ok for c in checks): raise typer.Exit(1)
 
 # %% ../../nbs/workbook/90_cli.ipynb #008db370

@@ -75,10 +75,10 @@ def module_path(
     "The source file of a module, whether or not it exists."
     return root.joinpath(*module.split(".")).with_suffix(".py")
 
-# %% ../../nbs/workbook/10_code.ipynb #71bbee56
-CARRIERS = frozenset(
-    f"distillery.{m}" for m in ("core.errors", "core.extras", "core.sections", "core.knobs", "core.config", "core.files", "core.store", "core.figures", "_modidx")
-)
+# %% ../../nbs/workbook/10_code.ipynb #58a343ea
+CARRIERS = frozenset(f"distillery.{m}" for m in (
+    "core.errors", "core.extras", "core.sections", "core.knobs", "core.config", "core.files", "core.store", "core.figures", "_modidx",
+))
 
 
 def code_digests(

@@ -15,7 +15,7 @@ from ..core.records import Contrast, Decision, Estimate
 from ..core.stats import holm, mean_interval, paired_contrast
 from ..core.verdicts import verdict
 
-# %% ../../nbs/workbook/40_decide.ipynb #c36d8734
+# %% ../../nbs/workbook/40_decide.ipynb #1267719d
 Scores = Mapping[str, Mapping[str, float]]  # Level to item id to number
 
 
@@ -27,11 +27,12 @@ def common_items(
     every = set.union(*sets.values()) if sets else set()
     for level, items in sets.items():
         if gone := every - items:
-            raise DistilleryError(f"{len(gone)} of {len(every)} items were not measured at {level!r}, e.g. {sorted(gone)[0]}", "run that level again")
+            raise DistilleryError(f"{len(gone)} of {len(every)} items were not measured at {level!r}, e.g. {sorted(gone)[0]}",
+                                  "run that level again")
     if not every: raise DistilleryError("there are no items to compare", "the set is empty: choose another, or give more documents")
     return sorted(every)
 
-# %% ../../nbs/workbook/40_decide.ipynb #60249503
+# %% ../../nbs/workbook/40_decide.ipynb #094583ef
 def compare(
     scores: Scores,  # Numbers by level and item
     clusters: Mapping[str, str],  # Item id to its cluster
@@ -46,13 +47,14 @@ def compare(
     values = {level: np.array([by[i] for i in items], float) for level, by in scores.items()}
     estimates = [mean_interval(v, groups, confidence=d.confidence).model_copy(update={"level": level}) for level, v in values.items()]
     contrasts = [
-        paired_contrast(v, values[baseline], groups, confidence=d.confidence, resamples=d.resamples, seed=d.seed).model_copy(update={"a": level, "b": baseline})
+        paired_contrast(v, values[baseline], groups, confidence=d.confidence, resamples=d.resamples, seed=d.seed)
+        .model_copy(update={"a": level, "b": baseline})
         for level, v in values.items() if level != baseline
     ]
     adjusted = holm([c.p for c in contrasts]) if contrasts else []
     return estimates, [c.model_copy(update={"p_holm": float(p)}) for c, p in zip(contrasts, adjusted, strict=True)]
 
-# %% ../../nbs/workbook/40_decide.ipynb #f305babb
+# %% ../../nbs/workbook/40_decide.ipynb #80ee122b
 def level_verdicts(
     contrasts: Sequence[Contrast],  # From `compare`
     margin: float,  # Differences smaller than this do not matter
@@ -83,6 +85,6 @@ def decide(
     word, sentence = judged.get(worst, ("not asked", f"Only {baseline} was measured."))
     return Decision(
         name=name, question=question, factor=factor, levels=list(scores), metric=metric, unit=units[0], n_items=len(common_items(scores)),
-        n_clusters=len(set(clusters[i] for i in common_items(scores))), estimates=estimates, contrasts=contrasts, margin=margin,
+        n_clusters=len({clusters[i] for i in common_items(scores)}), estimates=estimates, contrasts=contrasts, margin=margin,
         verdict=word, sentence=sentence, cost=dict(cost or {}),
     )

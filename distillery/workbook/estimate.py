@@ -50,7 +50,7 @@ def time_slots(
         seconds.append(time.perf_counter() - began)
     return seconds[1:] if len(seconds) > 2 else seconds  # the first one loads the model
 
-# %% ../../nbs/workbook/68_estimate.ipynb #9e05788a
+# %% ../../nbs/workbook/68_estimate.ipynb #78fc0357
 SAMPLE = 9
 
 
@@ -69,7 +69,8 @@ def estimate(
     span = tuple(f"{len(slots) * s / 60:.1f}" for s in (spent.mean, max(spent.ci_low, 0.0), spent.ci_high))
     return {
         "chunks": len(chunks), "questions planned": len(slots), "requests, if none is rejected": count_requests(slots, request.config),
-        "generation, minutes": f"{span[0]} (95 % interval {span[1]} to {span[2]}, from {spent.n} questions, one at a time; batches and servers are faster)",
+        "generation, minutes": f"{span[0]} (95 % interval {span[1]} to {span[2]}, from {spent.n} questions, one at a time; "
+                               "batches and servers are faster)",
     } | _later(request)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.records import Decision
 from .page import Html, card, footer, note, page, table
 
-# %% ../../nbs/workbook/62_index.ipynb #0a0eca10
+# %% ../../nbs/workbook/62_index.ipynb #934cbe25
 TAKEAWAYS = {
     "quantization": ("Which quantization should I ship?", "a run with at least two variants"),
     "temperature": ("Which temperature should the teacher write at?", "the same slots at three temperatures"),
@@ -41,7 +41,7 @@ def decision_card(
         "largest effect": _interval(d),
         "detectable": max((c.mde for c in d.contrasts), default=None),
         "margin": f"±{d.margin:g} {d.metric}",
-        **{k: v for k, v in d.cost.items()},
+        **d.cost,
     }
     return card(d.question, d.verdict, d.sentence, facts, href)
 
@@ -52,7 +52,7 @@ def open_cards(
     "The questions this run did not ask, and what asking takes."
     return [{"question": q, "state": f"not asked: needs {needs}"} for name, (q, needs) in TAKEAWAYS.items() if name not in asked]
 
-# %% ../../nbs/workbook/62_index.ipynb #dbcafefc
+# %% ../../nbs/workbook/62_index.ipynb #4244c0a8
 def index_page(
     title: str,  # Of the run
     decisions: Sequence[Decision],  # Made in this run
@@ -68,7 +68,8 @@ def index_page(
     parts.append('<div class="cards">' + "".join(decision_card(d, behind.get(d.name)) for d in decisions) + "</div>")
     for heading, rows in story.items(): parts += [f"<h2>{_text(heading)}</h2>", table(rows)]
     parts += ["<h2>Not asked yet</h2>", table(open_cards([d.name for d in decisions]))]
-    if links: parts += ["<h2>Reports</h2><ul>", *(f'<li><a href="{_text(href)}">{_text(name)}</a></li>' for name, href in links.items()), "</ul>"]
+    if links:
+        parts += ["<h2>Reports</h2><ul>", *(f'<li><a href="{_text(href)}">{_text(name)}</a></li>' for name, href in links.items()), "</ul>"]
     return page(title, "\n".join([*parts, footer(facts)]))
 
 

@@ -84,7 +84,7 @@ def describe() -> dict[str, str]:  # Label to value
         "accelerator": accelerator,
     }
 
-# %% ../../nbs/workbook/70_machine.ipynb #adeda658
+# %% ../../nbs/workbook/70_machine.ipynb #1b475899
 @dataclass(frozen=True)
 class Check:
     "One line of `distillery doctor`."
@@ -96,7 +96,8 @@ class Check:
 
 NEEDED = {  # what the built-in run imports, and the extra that brings it
     "torch": "train", "transformers": "train", "peft": "train", "trl": "train", "onnxruntime": "onnx", "onnxruntime_genai": "onnx",
-    "sentence_transformers": "retrieval", "bert_score": "retrieval", "papermill": "reports", "nbconvert": "reports", "matplotlib": "reports",
+    "sentence_transformers": "retrieval", "bert_score": "retrieval",
+    "papermill": "reports", "nbconvert": "reports", "matplotlib": "reports",
 }
 
 
@@ -114,7 +115,7 @@ def check_packages(
         checks.append(Check(module, True, version))
     return checks
 
-
+# %% ../../nbs/workbook/70_machine.ipynb #3cbe480c
 def check_space(
     folder: Path,  # Where runs will be written
     need_gib: float = 2.0,  # What a run may take
@@ -129,6 +130,7 @@ def check_weights(
 ) -> list[Check]:  # One check a folder
     "Are the built-in models whole?"
     return [
-        Check(f"weights {f.name}", (f / "model.safetensors").is_file(), "present" if f.is_dir() else "absent", "reinstall: pip install --force-reinstall distillery")
+        Check(f"weights {f.name}", (f / "model.safetensors").is_file(), "present" if f.is_dir() else "absent",
+              "reinstall: pip install --force-reinstall distillery")
         for f in folders
     ]

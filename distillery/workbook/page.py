@@ -35,7 +35,7 @@ def note(
     "A paragraph of small print, or a warning."
     return Html(f'<p class="{"warning" if kind == "warning" else "note"}">{html.escape(text)}</p>')
 
-# %% ../../nbs/workbook/50_page.ipynb #ecc5d647
+# %% ../../nbs/workbook/50_page.ipynb #b5a3b9c9
 STATES = ("PASS", "FAIL", "INCONCLUSIVE")
 NUMERIC = re.compile(r"[\[+−\-–]?\d|\[[+−-]")  # "0.91 [0.88, 0.93]" sits with the numbers
 
@@ -45,7 +45,7 @@ def number(
     places: int = 3,  # Decimal places of a float
 ) -> str:  # Short text, not yet escaped
     "Show a value as a reader wants it: no noise digits, thousands separated, a dash for what was not measured."
-    if value is None or value != value: return "–"  # noqa: PLR0124  (NaN is the one value unequal to itself)
+    if value is None or value != value: return "–"  # NaN is the one value unequal to itself
     if isinstance(value, bool): return "yes" if value else "no"
     if isinstance(value, int): return f"{value:,}"
     if isinstance(value, float): return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{places}f}"
@@ -97,7 +97,7 @@ def card(
         f"<p>{html.escape(sentence)}</p><dl>{terms}</dl>{link}</section>"
     )
 
-# %% ../../nbs/workbook/50_page.ipynb #60ac5f7f
+# %% ../../nbs/workbook/50_page.ipynb #e1640118
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -108,7 +108,8 @@ def page(
     "Wrap pieces into a page that opens offline and runs nothing."
     style = resources.files("distillery").joinpath("assets/page.css").read_text("utf-8")
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
         f"<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )

@@ -158,7 +158,7 @@ def make_stage(
     watch(Event(name, "done", seconds=made.seconds))
     return replace(made, cached=False)
 
-# %% ../../nbs/workbook/20_plan.ipynb #174ec234
+# %% ../../nbs/workbook/20_plan.ipynb #cb990a60
 class Plan:
     "Stages in order, the settings they run with, and the shelf that remembers them."
 
@@ -171,7 +171,8 @@ class Plan:
         self.stages, self.config, self.shelf = list(stages), config, Shelf(cache)
         for i, s in enumerate(self.stages):
             if missing := set(s.needs) - {t.name for t in self.stages[:i]}:
-                raise DistilleryError(f"stage {s.name} needs {', '.join(sorted(missing))}, which no earlier stage makes", "order the stages")
+                raise DistilleryError(f"stage {s.name} needs {', '.join(sorted(missing))}, which no earlier stage makes",
+                                      "order the stages")
 
     def run(
         self,

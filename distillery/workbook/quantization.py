@@ -39,7 +39,7 @@ def scores_of(
     pages = {r.id: r.doc_id for some in chosen.values() for r in some}
     return {v: {r.id: float(getattr(r, metric)) for r in some} for v, some in chosen.items()}, pages
 
-# %% ../../nbs/workbook/44_quantization.ipynb #81273441
+# %% ../../nbs/workbook/44_quantization.ipynb #30213a71
 def ship(
     decision: Decision,  # Levels against fp32
     sizes: Mapping[str, int],  # Bytes by variant
@@ -59,8 +59,8 @@ def quantization_decision(
     where = primary_set(rows)
     scores, pages = scores_of(rows, "exact_match", where)
     unit = "facts" if where == "recall" else "questions"
-    made = decide("quantization", "Which quantization should I ship?", "variant", scores, pages, "fp32", "exact_match", (unit, "pages"), config,
-                  {"size": ", ".join(f"{v} {n / 1e6:.2f} MB" for v, n in sizes.items())})
+    made = decide("quantization", "Which quantization should I ship?", "variant", scores, pages, "fp32", "exact_match",
+                  (unit, "pages"), config, {"size": ", ".join(f"{v} {n / 1e6:.2f} MB" for v, n in sizes.items())})
     best = ship(made, sizes)
     return made.model_copy(update=dict(zip(("verdict", "sentence"), _wording(made, best, sizes), strict=True)))
 
@@ -74,10 +74,11 @@ def _wording(d: Decision, best: str, sizes: Mapping[str, int]) -> tuple[str, str
         return word, f"Ship fp32 for now: no smaller form is shown to be as good on {d.n_items} {d.unit} ({reasons})."
     c = next(c for c in d.contrasts if c.a == best)
     return judged[best][0], (
-        f"Ship {best}: exact match {mean[best]:.3f} against {mean['fp32']:.3f} of fp32 on {d.n_items} {d.unit} (difference {c.diff:+.3f}, 95 % interval "
-        f"{c.ci_low:+.3f} to {c.ci_high:+.3f}), {judged[best][0]}, at {sizes[best] / sizes['fp32']:.0%} of the bytes.")
+        f"Ship {best}: exact match {mean[best]:.3f} against {mean['fp32']:.3f} of fp32 on {d.n_items} {d.unit} "
+        f"(difference {c.diff:+.3f}, 95 % interval {c.ci_low:+.3f} to {c.ci_high:+.3f}), {judged[best][0]}, "
+        f"at {sizes[best] / sizes['fp32']:.0%} of the bytes.")
 
-# %% ../../nbs/workbook/44_quantization.ipynb #1f5c0925
+# %% ../../nbs/workbook/44_quantization.ipynb #c9d3e12f
 def teacher_decision(
     rows: Mapping[str, Sequence[TeacherRow]],  # Level to its slots
     config: Config,  # For the decisions section
@@ -87,7 +88,8 @@ def teacher_decision(
     scores = {level: {r.id: r.bert_f1 for r in some} for level, some in rows.items()}
     pages = {r.id: r.doc_id for some in rows.values() for r in some}
     cost = {"size": ", ".join(f"{level} {some[0].bytes / 1e6:.2f} MB" for level, some in rows.items())}
-    return decide("quantization-teacher", "May the teacher run at 8 bits?", "teacher weights", scores, pages, "fp32", "bert_f1", ("slots", "pages"), config, cost)
+    return decide("quantization-teacher", "May the teacher run at 8 bits?", "teacher weights", scores, pages, "fp32", "bert_f1",
+                  ("slots", "pages"), config, cost)
 
 # %% ../../nbs/workbook/44_quantization.ipynb #2ee51fef
 def by_difficulty(
@@ -116,7 +118,7 @@ def interaction(
     half = float(t.ppf(0.975, max(1.0, min(one.df, other.df)))) * se
     return gap, gap - half, gap + half
 
-# %% ../../nbs/workbook/44_quantization.ipynb #7895ff00
+# %% ../../nbs/workbook/44_quantization.ipynb #43a3f57a
 def answer_takeaway(
     results: Results,  # A finished run
     config: Config,  # For the decisions section
@@ -126,11 +128,13 @@ def answer_takeaway(
     made, teacher = quantization_decision(rows, _sizes(results), config), teacher_decision(results.teacher_rows(), config)
     scores, pages = scores_of(rows, "bert_f1", where)
     drops = [f"{c.a} {c.diff:+.4f} [{c.ci_low:+.4f}, {c.ci_high:+.4f}]" for c in compare(scores, pages, "fp32", config)[1]]
-    of_teacher = f"For the teacher, int8 − fp32: {_span(teacher.contrasts[0])}, n = {teacher.n_items} slots. " if teacher else "The teacher has no weights here to shrink. "
+    of_teacher = (f"For the teacher, int8 − fp32: {_span(teacher.contrasts[0])}, n = {teacher.n_items} slots. " if teacher
+                  else "The teacher has no weights here to shrink. ")
     return [
         {"question": "What is the quantitative quality drop (BERTScore F1)?",
          "answer": f"{of_teacher}For the student against fp32, n = {made.n_items} {made.unit}: {'; '.join(drops)}."},
-        {"question": "Does it affect certain difficulty levels more than others?", "answer": _difficulty_answer(by_difficulty(rows, where, config))},
+        {"question": "Does it affect certain difficulty levels more than others?",
+         "answer": _difficulty_answer(by_difficulty(rows, where, config))},
         {"question": "Is the memory saving worth the quality trade-off?", "answer": _memory_answer(results, made)},
     ]
 
@@ -152,7 +156,8 @@ def _difficulty_answer(losses: Sequence[tuple[str, Contrast]]) -> str:
         gap, low, high = interaction(mine[most], mine[least])
         word = "not shown to differ" if low <= 0 <= high else f"larger on {most}"
         said.append(f"{variant}: {word} ({most} − {least}: {gap:+.3f} [{low:+.3f}, {high:+.3f}])")
-    return "Loss of exact match against fp32. " + "; ".join(said) + "." if said else "Not asked: needs at least two difficulties with two pages each."
+    if not said: return "Not asked: needs at least two difficulties with two pages each."
+    return "Loss of exact match against fp32. " + "; ".join(said) + "."
 
 
 def _memory_answer(results: Results, made: Decision) -> str:
@@ -162,7 +167,7 @@ def _memory_answer(results: Results, made: Decision) -> str:
     verdict = f"Yes: {best} saves {saved:.0%} of the bytes and is {made.verdict}" if best != "fp32" else f"Not shown: {made.verdict}"
     return f"{verdict}. Peak resident memory of a process that answers: {memory}. GPU memory was not measured: the students ran on the CPU."
 
-# %% ../../nbs/workbook/44_quantization.ipynb #93eba1f6
+# %% ../../nbs/workbook/44_quantization.ipynb #10591fff
 def variant_table(
     results: Results,  # A finished run
     set_name: str,  # Which set
@@ -171,10 +176,12 @@ def variant_table(
     rows = []
     for v in results.variants():
         m, cost = results.metrics(v)["sets"].get(set_name, {}), results.metrics(v)["cost"]
-        cell = lambda k, m=m: f"{m[k]['mean']:.3f} [{m[k]['ci_low']:.3f}, {m[k]['ci_high']:.3f}]" if m.get(k, {}).get("mean") is not None else None
-        rows.append({"variant": v, "n": m.get("n"), "exact match": cell("exact_match"), "token F1": cell("token_f1"), "BERT F1": cell("bert_f1"),
-                     "as fp32": cell("fp32_alignment"), "MB": cost["bytes"] / 1e6, "peak MiB": cost["peak_rss_mb"], "p50 ms": cost["p50_latency_ms"],
-                     "p95 ms": cost["p95_latency_ms"], "tokens/s": cost["tokens_per_second"]})
+        cell = lambda k, m=m: (
+            f"{m[k]['mean']:.3f} [{m[k]['ci_low']:.3f}, {m[k]['ci_high']:.3f}]" if m.get(k, {}).get("mean") is not None else None)
+        rows.append({"variant": v, "n": m.get("n"), "exact match": cell("exact_match"), "token F1": cell("token_f1"),
+                     "BERT F1": cell("bert_f1"), "as fp32": cell("fp32_alignment"), "MB": cost["bytes"] / 1e6,
+                     "peak MiB": cost["peak_rss_mb"], "p50 ms": cost["p50_latency_ms"], "p95 ms": cost["p95_latency_ms"],
+                     "tokens/s": cost["tokens_per_second"]})
     return rows
 
 
@@ -184,8 +191,9 @@ def contrast_table(
 ) -> list[dict[str, Any]]:  # One row a contrast
     "Paired differences with both intervals."
     return [
-        {**({"difficulty": label} if labels else {}), "compared": f"{c.a} − {c.b}", "n": c.n_items, "pages": c.n_clusters, "difference": f"{c.diff:+.3f}",
-         "95 % interval": f"[{c.ci_low:+.3f}, {c.ci_high:+.3f}]", "naive interval": f"[{c.ci_naive_low:+.3f}, {c.ci_naive_high:+.3f}]",
+        {**({"difficulty": label} if labels else {}), "compared": f"{c.a} − {c.b}", "n": c.n_items, "pages": c.n_clusters,
+         "difference": f"{c.diff:+.3f}", "95 % interval": f"[{c.ci_low:+.3f}, {c.ci_high:+.3f}]",
+         "naive interval": f"[{c.ci_naive_low:+.3f}, {c.ci_naive_high:+.3f}]",
          "p": c.p, "p (Holm)": c.p_holm, "detectable": c.mde}
         for c, label in zip(contrasts, labels or [""] * len(contrasts), strict=True)
     ]

@@ -36,7 +36,7 @@ def template(
     near = difflib.get_close_matches(name, known, n=1)
     raise DistilleryError(f"there is no report named {name!r}", f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
 
-# %% ../../nbs/workbook/60_report.ipynb #f1d309f3
+# %% ../../nbs/workbook/60_report.ipynb #68c42350
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
@@ -56,12 +56,13 @@ def parameters(
     lines, found = cells[0].source.splitlines(), {}
     for node in ast.parse(cells[0].source).body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
-            raise DistilleryError(f"{notebook.name}: line {node.lineno} of the parameters is not `name: type = literal`", "one typed literal a line")
+            raise DistilleryError(f"{notebook.name}: line {node.lineno} of the parameters is not `name: type = literal`",
+                                  "one typed literal a line")
         text = lines[node.lineno - 1].partition("  # ")[2]
         found[node.target.id] = Parameter(node.target.id, ast.unparse(node.annotation), ast.literal_eval(node.value), text)
     return found
 
-# %% ../../nbs/workbook/60_report.ipynb #a19a428b
+# %% ../../nbs/workbook/60_report.ipynb #a3427f1b
 def check_parameters(
     notebook: Path,  # A report notebook
     asked: Mapping[str, Any],  # What the user wants to set
@@ -71,12 +72,13 @@ def check_parameters(
     for name, value in asked.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
-            raise DistilleryError(f"{notebook.stem} has no parameter {name!r}", f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
+            raise DistilleryError(f"{notebook.stem} has no parameter {name!r}",
+                                  f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
         want = type(known[name].default)
         if not isinstance(value, want) and not (want is float and isinstance(value, int)):
             raise DistilleryError(f"{name} is {type(value).__name__}, not {want.__name__}", f"e.g. {name}={known[name].default!r}")
 
-# %% ../../nbs/workbook/60_report.ipynb #5d29a139
+# %% ../../nbs/workbook/60_report.ipynb #4445ca73
 def strip_occasion(
     nb: Any,  # An executed notebook (nbformat 4), changed in place
 ) -> Any:  # The same notebook
@@ -103,18 +105,22 @@ def execute(
     check_parameters(notebook, asked)
     import logging
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    try: nb = pm.execute_notebook(str(notebook), None, parameters=dict(asked), kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=40"])
+    try:
+        nb = pm.execute_notebook(str(notebook), None, parameters=dict(asked), kernel_name="python3", progress_bar=False,
+                                 extra_arguments=["--log-level=40"])
     except pm.PapermillExecutionError as e:
-        raise DistilleryError(f"the report {notebook.stem} stopped: {e.ename}: {e.evalue}", f"open {notebook.name} in JupyterLab with the same parameters") from e
+        raise DistilleryError(f"the report {notebook.stem} stopped: {e.ename}: {e.evalue}",
+                              f"open {notebook.name} in JupyterLab with the same parameters") from e
     return strip_occasion(nb)
 
-# %% ../../nbs/workbook/60_report.ipynb #3bd1aba3
+# %% ../../nbs/workbook/60_report.ipynb #d7362922
 def to_html(
     nb: Any,  # An executed notebook
     title: str,  # Of the page
 ) -> str:  # A self-contained page
     "Turn an executed report into a page that opens offline."
-    exporter = need("nbconvert", "reports").HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = need("nbconvert", "reports").HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     body, _ = exporter.from_notebook_node(nb)
     body = re.sub(r"<a class=\"anchor-link\"[^>]*>.*?</a>", "", body)
     return page(title, re.sub(r"\n{2,}", "\n", body).strip())

@@ -82,16 +82,17 @@ class Results:
         "What this run decided."
         return [Decision.model_validate_json(p.read_text("utf-8")) for p in sorted(self.path.glob("decisions/*.json"))]
 
-# %% ../../nbs/workbook/42_results.ipynb #9c6bb3eb
+# %% ../../nbs/workbook/42_results.ipynb #456b497f
 def open_results(
     path: Path | str,  # A run folder
 ) -> Results:  # Checked to be one
     "Open a run folder for reading."
     path = Path(path)
-    if not (path / "provenance.json").is_file(): raise DistilleryError(f"{path.name} is not a finished run", "give a folder in runs/, or run `distillery run`")
+    if not (path / "provenance.json").is_file():
+        raise DistilleryError(f"{path.name} is not a finished run", "give a folder in runs/, or run `distillery run`")
     return Results(path)
 
-# %% ../../nbs/workbook/42_results.ipynb #b0d904c8
+# %% ../../nbs/workbook/42_results.ipynb #d096191b
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()] if path.is_file() else []
 
@@ -101,7 +102,8 @@ def tell_story(
 ) -> dict[str, list[dict[str, Any]]]:  # Heading to the rows of its table
     "How the run went, as tables."
     base, counts = results.path, results.json("counts.json", {})
-    order = ["documents", "inputs_skipped", "chunks", "pairs_written", "pairs_kept", "training_rows"]
+    order = ["documents", "inputs_skipped", "chunks", "pairs_written", "pairs_kept", "training_rows",
+             "gold_facts_on_training_pages", "gold_facts_taught"]
     kept = read_jsonl(base / "selected.jsonl", Pair) if (base / "selected.jsonl").is_file() else []
     dropped = Counter(_short(d["reason"]) for d in _lines(base / "dropped.jsonl"))
     rejected = Counter(_short(d["reason"]) for d in _lines(base / "rejected.jsonl"))
@@ -125,19 +127,21 @@ def _pages(base: Path, kept: Sequence[Pair], most: int = 10) -> list[dict[str, A
 def _short(reason: str) -> str:
     return "repeats another pair" if reason.startswith("repeats ") else reason.split(":")[0][:80]
 
-# %% ../../nbs/workbook/42_results.ipynb #0887758a
+# %% ../../nbs/workbook/42_results.ipynb #c1af7f3f
 def warnings_of(
     results: Results,  # A finished run
 ) -> list[str]:  # Sentences; empty when there is nothing to warn of
     "Say plainly how weak a teacher, a student or a set is."
     facts, said = results.json("provenance.json", {}), []
     if "extractive" in str(facts.get("teacher")):
-        said.append("The teacher is a set of rules: its questions are plain and its answers are spans of the text. They train and test the machinery on your "
-                    "documents; for questions worth asking, name a real teacher with --teacher.")
+        said.append("The teacher is a set of rules: its questions are plain and its answers are spans of the text. "
+                    "They train and test the machinery on your documents; for questions worth asking, name a real teacher with --teacher.")
     if str(facts.get("student base", "")).startswith("builtin:"):
-        said.append("The student's base is a built-in model of a few million parameters that knows only the English of print-shop handbooks. "
-                    "Its scores say nothing about what a real base would reach on these documents.")
-    if not facts.get("gold"): said.append("Nobody wrote reference questions for these documents: the sets were asked by the same teacher that wrote the training pairs.")
+        said.append("The student's base is a built-in model of a few million parameters that knows only the English of print-shop "
+                    "handbooks. Its scores say nothing about what a real base would reach on these documents.")
+    if not facts.get("gold"):
+        said.append("Nobody wrote reference questions for these documents: "
+                    "the sets were asked by the same teacher that wrote the training pairs.")
     for name in ("recall", "test"):
         n = sum(r.set == name for r in next(iter(results.rows().values()), []))
         if n < 100: said.append(f"The {name} set has {n} questions: expect wide intervals.")

@@ -17,12 +17,13 @@ from ..core.files import atomic_write, digest_text, digest_tree, read_jsonl, wri
 from .pairs_line import examples_of
 from .plan import Job, Stage
 
-# %% ../../nbs/workbook/32_student_line.ipynb #c2f71c4b
+# %% ../../nbs/workbook/32_student_line.ipynb #c39131e6
 def _sft(job: Job) -> None:
     from distillery.student.sft import train_adapter
 
     train, validation = (examples_of(job.needs["dataset"], [name]) for name in ("train", "validation"))
-    train_adapter(train, validation, job.config.student.base, job.config, job.out, job.scratch, lambda done, total: job.say("steps", done, total))
+    train_adapter(train, validation, job.config.student.base, job.config, job.out, job.scratch,
+                  lambda done, total: job.say("steps", done, total))
 
 
 def _merge(job: Job) -> None:
@@ -45,19 +46,21 @@ def _export(job: Job, variant: str) -> None:
     job.say(f"comparing {variant} with the model it came from")
     check_variants(job.needs["merge"], {variant: job.out}, examples_of(job.needs["dataset"]), job.config)
 
-# %% ../../nbs/workbook/32_student_line.ipynb #3d599036
+# %% ../../nbs/workbook/32_student_line.ipynb #b74b4042
 def _measure(job: Job, variant: str) -> None:
     from distillery.student.evaluate import draw_examples
     from distillery.student.measure import measure_variant
 
     e = job.config.evaluation
     examples = draw_examples(examples_of(job.needs["dataset"], ["recall", "test"]), e.full_samples_per_set, e.seed)
-    if not examples: raise DistilleryError("there is no question to measure the student with", "give more documents, or raise dataset.test_share")
-    rows, cost = measure_variant(variant, job.needs[f"export-{variant}"], examples, job.scratch, job.config, lambda done, total: job.say(variant, done, total))
+    if not examples:
+        raise DistilleryError("there is no question to measure the student with", "give more documents, or raise dataset.test_share")
+    rows, cost = measure_variant(variant, job.needs[f"export-{variant}"], examples, job.scratch, job.config,
+                                 lambda done, total: job.say(variant, done, total))
     write_jsonl(job.out / "rows.jsonl", rows)
     _json(job.out / "cost.json", cost)
 
-# %% ../../nbs/workbook/32_student_line.ipynb #67e86960
+# %% ../../nbs/workbook/32_student_line.ipynb #4894b0e0
 def _evaluate(job: Job) -> None:
     from distillery.core.bert_score import BertScorer
     from distillery.retrieval.embed import embedder_dir
@@ -69,14 +72,15 @@ def _evaluate(job: Job) -> None:
     job.say("comparing answers")
     rows = align_rows({v: read_jsonl(p / "rows.jsonl", EvalRow) for v, p in folders.items()})
     rows = add_bert_scores(rows, BertScorer(embedder_dir(judge.bert_score_model), judge.bert_score_layers))
-    for v, some in rows.items(): write_evaluation(job.out / v, v, some, json.loads((folders[v] / "cost.json").read_text("utf-8")), job.config)
+    for v, some in rows.items():
+        write_evaluation(job.out / v, v, some, json.loads((folders[v] / "cost.json").read_text("utf-8")), job.config)
     write_jsonl(job.out / "gates.jsonl", student_gates(rows, job.config))
 
 
 def _json(path: Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
 
-# %% ../../nbs/workbook/32_student_line.ipynb #a053eeef
+# %% ../../nbs/workbook/32_student_line.ipynb #8f84e63d
 def base_digest(
     spec: str,  # builtin:mini, a folder, or a hub name
 ) -> str:  # Of the weights where they lie here, else of the name
@@ -103,9 +107,12 @@ def student_stages(
     for v in variants:
         full = ["export-fp32"] if v.endswith("int8") else []
         stages += [
-            Stage(f"export-{v}", partial(_export, variant=v), ("export", *READS.get(v, ())), ("dataset", "merge", *full), (m + "export", m + "check"),
-                  about="shrinking"),
+            Stage(f"export-{v}", partial(_export, variant=v), ("export", *READS.get(v, ())), ("dataset", "merge", *full),
+                  (m + "export", m + "check"), about="shrinking"),
             Stage(f"measure-{v}", partial(_measure, variant=v), MEASURED, ("dataset", f"export-{v}"), (m + "measure",), about="asking"),
         ]
     reads = ("judge", "thresholds", "decisions.confidence")
-    return [*stages, Stage("evaluate", _evaluate, reads, tuple(f"measure-{v}" for v in variants), (m + "summary", m + "gates"), about="scoring")]
+    return [
+        *stages,
+        Stage("evaluate", _evaluate, reads, tuple(f"measure-{v}" for v in variants), (m + "summary", m + "gates"), about="scoring"),
+    ]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEVELS', 'teacher_weights', 'reference_slots', 'teacher_stages']
 
-# %% ../../nbs/workbook/34_teacher_line.ipynb #5de8a474
-from collections.abc import Sequence
+# %% ../../nbs/workbook/34_teacher_line.ipynb #6ce9f579
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,13 @@ def teacher_weights(
     if kind == "builtin" and rest in ("tiny", "mini"): return builtin_dir(rest)
     return Path(rest) if kind == "local" and Path(rest).is_dir() else None
 
-# %% ../../nbs/workbook/34_teacher_line.ipynb #7fe1d814
+# %% ../../nbs/workbook/34_teacher_line.ipynb #eac5b7f6
 def reference_slots(
     gold: Sequence[dict[str, Any]],  # From `read_gold`
     chunks: Sequence[Chunk],  # The corpus
     n: int,  # decisions.teacher_slots
     seed: int,  # decisions.seed
-) -> list[tuple[dict[str, Any], Chunk]]:  # At most n, the same for the same seed
+) -> list[tuple[Mapping[str, Any], Chunk]]:  # At most n, the same for the same seed
     "Choose reference questions and find the chunk of each."
     from distillery.pairs.dataset import place_gold
     from distillery.pairs.slots import chance
@@ -70,8 +70,10 @@ def _level(job: Job, level: str, source: Source, cache: Path) -> None:
     rows = _scored(slots, {k: r.text.strip() for k, r in told.items()}, {k: r.latency_ms for k, r in told.items()}, job)
     write_jsonl(job.out / "rows.jsonl", [r | {"bytes": variant_bytes(job.scratch / level)} for r in rows])
 
-# %% ../../nbs/workbook/34_teacher_line.ipynb #11d3cdd7
-def _scored(slots: Sequence[tuple[dict[str, Any], Chunk]], said: dict[str, str], took: dict[str, float], job: Job) -> list[dict[str, Any]]:
+# %% ../../nbs/workbook/34_teacher_line.ipynb #e73cf6b2
+def _scored(
+    slots: Sequence[tuple[Mapping[str, Any], Chunk]], said: dict[str, str], took: dict[str, float], job: Job,
+) -> list[dict[str, Any]]:
     from distillery.core.bert_score import BertScorer
     from distillery.core.metrics import exact_match, token_f1
     from distillery.pairs.judge import relevance_scores
@@ -81,19 +83,20 @@ def _scored(slots: Sequence[tuple[dict[str, Any], Chunk]], said: dict[str, str],
     judge = job.config.judge
     f1 = BertScorer(embedder_dir(judge.bert_score_model), judge.bert_score_layers).score(answers, [row["answer"] for row, _ in slots])[2]
     asked = [
-        Pair(id=str(row["id"]), doc_id=c.doc_id, chunk_id=c.chunk_id, family_id=str(row["id"]), category=row["category"], difficulty=row["difficulty"],
-             question=said[f"{row['id']}/ask"] or "?", answer="-", teacher="-")
+        Pair(id=str(row["id"]), doc_id=c.doc_id, chunk_id=c.chunk_id, family_id=str(row["id"]), category=row["category"],
+             difficulty=row["difficulty"], question=said[f"{row['id']}/ask"] or "?", answer="-", teacher="-")
         for row, c in slots
     ]
     near = relevance_scores(asked, {c.chunk_id: c for _, c in slots}, Embedder(judge.embedder))
     return [
-        {"id": str(row["id"]), "doc_id": c.doc_id, "difficulty": row["difficulty"], "question": row["wordings"][0], "reference": row["answer"], "prediction": a,
-         "asked": said[f"{row['id']}/ask"], "exact_match": exact_match(a, row["answer"]), "token_f1": token_f1(a, row["answer"]), "bert_f1": round(float(b), 5),
+        {"id": str(row["id"]), "doc_id": c.doc_id, "difficulty": row["difficulty"], "question": row["wordings"][0],
+         "reference": row["answer"], "prediction": a, "asked": said[f"{row['id']}/ask"],
+         "exact_match": exact_match(a, row["answer"]), "token_f1": token_f1(a, row["answer"]), "bert_f1": round(float(b), 5),
          "domain_relevance": near[str(row["id"])], "latency_ms": took[f"{row['id']}/answer"]}
         for (row, c), a, b in zip(slots, answers, f1, strict=True)
     ]
 
-# %% ../../nbs/workbook/34_teacher_line.ipynb #d9952258
+# %% ../../nbs/workbook/34_teacher_line.ipynb #cf0cb6c1
 def teacher_stages(
     source: Source,  # What the run works on
     config: Config,  # All settings
@@ -101,7 +104,8 @@ def teacher_stages(
 ) -> list[Stage]:  # Empty where there is nothing to compare
     "One stage per level of the teacher."
     if teacher_weights(config.teacher.model) is None or source.gold is None: return []
-    inputs = {"teacher": teacher_digest(config.teacher.model), "prompts": prompts_digest(config.prompts.pack), "gold": content_digest(source.gold)}
+    inputs = {"teacher": teacher_digest(config.teacher.model), "prompts": prompts_digest(config.prompts.pack),
+              "gold": content_digest(source.gold)}
     reads = ("teacher", "prompts", "dataset", "llm_defaults", "generation_limits", "judge", "decisions.teacher_slots", "decisions.seed")
     modules = ("distillery.workbook.teacher_line", "distillery.student.export", "distillery.pairs.asking")
     return [

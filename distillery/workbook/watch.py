@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .plan import Done, Event
 
-# %% ../../nbs/workbook/25_watch.ipynb #74c1d7bf
+# %% ../../nbs/workbook/25_watch.ipynb #17605836
 class Watcher:
     "Listens to the events of a run and shows them."
 
@@ -51,7 +51,8 @@ class Watcher:
         if event.kind == "progress": bars.update(task, completed=event.done or 0, total=event.total, words=event.text)
         elif event.kind == "start": bars.update(task, words=event.text)
         elif event.kind in ("cached", "done"):
-            bars.update(task, total=1, completed=1, words=f"already there ({event.seconds:.1f} s when made)" if event.kind == "cached" else "")
+            bars.update(task, total=1, completed=1,
+                        words=f"already there ({event.seconds:.1f} s when made)" if event.kind == "cached" else "")
             bars.stop_task(task)
         else: bars.update(task, words=event.kind)
 
