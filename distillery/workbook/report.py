@@ -6,9 +6,11 @@
 __all__ = ['templates', 'template', 'Parameter', 'parameters', 'check_parameters', 'strip_occasion', 'execute', 'to_html',
            'build_report']
 
-# %% ../../nbs/workbook/60_report.ipynb #e6498d22
+# %% ../../nbs/workbook/60_report.ipynb #4a3d3207
 import ast
 import difflib
+import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +80,7 @@ def check_parameters(
         if not isinstance(value, want) and not (want is float and isinstance(value, int)):
             raise DistilleryError(f"{name} is {type(value).__name__}, not {want.__name__}", f"e.g. {name}={known[name].default!r}")
 
-# %% ../../nbs/workbook/60_report.ipynb #4445ca73
+# %% ../../nbs/workbook/60_report.ipynb #f0fb4a5e
 def strip_occasion(
     nb: Any,  # An executed notebook (nbformat 4), changed in place
 ) -> Any:  # The same notebook
@@ -101,13 +103,13 @@ def execute(
     asked: Mapping[str, Any],  # Its parameters
 ) -> Any:  # The executed notebook, stripped of the occasion
     "Run a report notebook with papermill, after checking what was asked."
-    pm = need("papermill", "reports")
+    pm, traitlets = need("papermill", "reports"), need("traitlets.config", "reports")
     check_parameters(notebook, asked)
-    import logging
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    transport = {"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}
     try:
         nb = pm.execute_notebook(str(notebook), None, parameters=dict(asked), kernel_name="python3", progress_bar=False,
-                                 extra_arguments=["--log-level=40"])
+                                 extra_arguments=["--log-level=40"], config=traitlets.Config(transport))
     except pm.PapermillExecutionError as e:
         raise DistilleryError(f"the report {notebook.stem} stopped: {e.ename}: {e.evalue}",
                               f"open {notebook.name} in JupyterLab with the same parameters") from e
