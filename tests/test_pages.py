@@ -1,5 +1,8 @@
 "Pages: what strangers wrote stays text, in a real browser too."
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import browser
@@ -86,3 +89,16 @@ def test_wrong_parameters_never_reach_a_kernel(tmp_path, asked, word):
 @pytest.mark.parametrize("params", ["x = 1", "x: int = 1 + 1", "x: str = open('f')"])
 def test_parameters_are_typed_literals(tmp_path, params):
     with pytest.raises((DistilleryError, ValueError)): parameters(toy(tmp_path / "10_toy.ipynb", "1", params))
+
+
+def test_reports_build_without_any_network(tmp_path):
+    nb = toy(tmp_path / "10_toy.ipynb", "run_dir")
+    code = f"""from pathlib import Path
+from distillery.workbook.report import build_report
+build_report({str(nb)!r}, Path({str(tmp_path)!r}), {{}})"""
+    alone = ["unshare", "--net", sys.executable, "-c", code]
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make a network namespace")
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "toy.html").is_file()
