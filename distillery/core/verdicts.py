@@ -31,7 +31,7 @@ def more_needed(
 def _signed(x: float) -> str:
     return f"{x:+.3g}".replace("-", "−") if x else "0"
 
-# %% ../../nbs/core/45_verdicts.ipynb #39964013
+# %% ../../nbs/core/45_verdicts.ipynb #60eb3791
 def verdict(
     contrast: Contrast,  # A comparison
     margin: float,  # Differences smaller than this do not matter
@@ -47,7 +47,7 @@ def verdict(
     alpha = 1 - contrast.confidence
     interval = f"{contrast.confidence:.0%} interval {_signed(contrast.ci_low)} to {_signed(contrast.ci_high)}"
     found = f"{a} − {b} = {_signed(contrast.diff)} ({interval}, {contrast.n_clusters} {unit})"
-    if tost(contrast, margin) <= alpha / 2:  # the interval shown lies inside the margin, not a narrower one
+    if tost(contrast, margin) <= alpha:
         return f"equivalent (±{margin:g})", f"{a} and {b} are equivalent in {metric} within ±{margin:g}: {found}."
     apart = contrast.ci_low > 0 or contrast.ci_high < 0
     if apart and (contrast.p if contrast.p_holm is None else contrast.p_holm) <= alpha:
