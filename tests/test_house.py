@@ -9,7 +9,8 @@ from pathlib import Path
 import house
 import pytest
 
-LIBRARY, REPORTS = house.library(), house.reports()
+LIBRARY = house.library()
+REPORTS = house.reports()
 NUMBERS = {nb.module: int(nb.path.name.split("_")[0]) for nb in LIBRARY}
 by_name = pytest.mark.parametrize("nb", LIBRARY, ids=lambda nb: nb.name)
 
