@@ -8,6 +8,13 @@ import browser
 import pytest
 
 from distillery.core.config import load_config
+from distillery.core.records import ChatTurn, Example
+from distillery.models.reading import answer_cases
+from distillery.student.evaluate import evaluate_variant
+from distillery.student.export import build_onnx
+from distillery.teachers.onnx import OnnxTeacher
+from distillery.teachers.open import builtin_dir
+from distillery.workbook.decide import level_verdicts
 from distillery.workbook.quantization import quantization_decision
 from distillery.workbook.report import build_report
 from distillery.workbook.results import open_results
@@ -77,6 +84,32 @@ def test_a_variant_against_itself_is_equivalent_and_a_broken_one_is_worse():
     assert same.sentence.startswith("Ship q4")
     assert broken.verdict == "fp32 better"
     assert broken.sentence.startswith("Ship fp32")
+
+
+def test_a_graph_with_one_layer_of_scales_zeroed_is_worse_and_the_sound_one_is_not(tmp_path):
+    "The shipped reader answers from passages it has never seen, in full, at 8 bits, and at 8 bits with one layer's scales at zero."
+    import onnx
+
+    tiny, config = builtin_dir("tiny"), load_config(overrides={"evaluation.max_new_tokens": 24})
+    folders = {"fp32": build_onnx(tiny, tmp_path / "fp32", "fp32"), "int8": build_onnx(tiny, tmp_path / "int8", "int8")}
+    folders["uint8"] = Path(shutil.copytree(folders["int8"], tmp_path / "broken"))
+    model = onnx.load(folders["uint8"] / "model.onnx")
+    scales = [t for t in model.graph.initializer if "layers.4.mlp.down_proj" in t.name and "scale" in t.name]
+    assert len(scales) == 1
+    scales[0].CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(scales[0]), scales[0].name))
+    onnx.save(model, folders["uint8"] / "model.onnx")
+    cases = [c for c in answer_cases(150, False, "zeroed") if c.difficulty in ("easy", "medium")]
+    told = {str(i): (c, next(iter(c.good))) for i, c in enumerate(cases)}
+    examples = [Example(id=i, pair_id=i, family_id=i, chunk_id=i, doc_id=i, set="test", kind="answer", question=c.prompt, answer=a,
+                        category=c.category, difficulty=c.difficulty,
+                        messages=[ChatTurn(role="user", content=c.prompt), ChatTurn(role="assistant", content=a)])
+                for i, (c, a) in told.items()]
+    rows = {v: evaluate_variant(OnnxTeacher(folder), examples, config, v) for v, folder in folders.items()}
+    made = quantization_decision(rows, {"fp32": 10, "int8": 2, "uint8": 1}, config)
+    judged = level_verdicts(made.contrasts, made.margin, made.metric, "pages")
+    assert judged["uint8"][0] == "fp32 better"
+    assert judged["int8"][0].startswith("equivalent")
+    assert made.sentence.startswith("Ship int8")
 
 
 def test_the_card_of_the_built_in_run_could_have_seen_a_small_difference():

@@ -176,7 +176,7 @@ class SftSection(Section):
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value
 
-# %% ../../nbs/core/08_sections.ipynb #e078c59d
+# %% ../../nbs/core/08_sections.ipynb #aac9d43c
 VARIANTS = ("fp32", "int8", "uint8", "q4")
 
 
@@ -197,7 +197,7 @@ class ExportSection(Section):
 
 
 class QuantizationSection(Section):
-    "Four-bit weights."
+    "How int8, uint8 and q4 store and multiply their weights."
     block_size: Literal[16, 32, 64, 128, 256] = key(32, "result", "weights that share a scale")
     accuracy_level: Literal[0, 1, 2, 3, 4] = key(4, "result", "arithmetic: 0 unset, 1 fp32, 2 fp16, 3 bf16, 4 int8")
 

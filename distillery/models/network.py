@@ -13,14 +13,14 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 
-# %% ../../nbs/models/50_network.ipynb #6f9fb3f2
+# %% ../../nbs/models/50_network.ipynb #b80114b3
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the weights."
     hidden: int = 256         # Width; divisible by 32 so that 4-bit blocks fit
-    layers: int = 5
+    layers: int = 6
     heads: int = 4
-    inner: int = 512          # Width of the MLP
+    inner: int = 384          # Width of the MLP
     vocab: int = 1536
     steps: int = 5000
     batch: int = 32           # Conversations a step
@@ -32,7 +32,7 @@ class Recipe:
     guidance: float = 0.4     # Weight of each hint to an attention head
     fade: float = 0.3         # Last share of the steps, in which that weight falls to zero
     guides: dict[str, tuple[int, int]] = field(
-        default_factory=lambda: {"bind": (1, 0), "name": (2, 1), "place": (3, 2), "copy": (4, 3)})  # Hint to layer and head, from 0
+        default_factory=lambda: {"bind": (1, 0), "bridge": (2, 1), "name": (3, 2), "place": (4, 3), "copy": (5, 0)})  # Hint to layer and head, from 0
     dtype: str = "bfloat16"   # Precision of the matrix products
     def __post_init__(self) -> None:
         for hint, (layer, head) in self.guides.items():

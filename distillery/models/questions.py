@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['REFUSAL', 'Item', 'bridges', 'describe', 'ask', 'wordings', 'refuse', 'level', 'answer_item', 'ask_item',
-           'rephrase_item', 'request', 'draw_lookalikes', 'draw_item', 'draw_talk', 'chat', 'draw_conversation']
+           'rephrase_item', 'request', 'draw_lookalikes', 'draw_portraits', 'draw_item', 'draw_talk', 'chat',
+           'draw_conversation']
 
-# %% ../../nbs/models/30_questions.ipynb #105d229e
+# %% ../../nbs/models/30_questions.ipynb #e7f07669
 from dataclasses import dataclass
 from random import Random
 
-from .handbooks import HEADINGS, Draft, Fact, Passage, categories, draw_passage, fill, refer
+from .handbooks import HEADINGS, Category, Draft, Fact, Passage, categories, draw_passage, fill, refer
 from .names import NAMES, VALUES
 
 # %% ../../nbs/models/30_questions.ipynb #ce893bc1
@@ -97,7 +98,7 @@ def refuse(
     wording = category.draw(rng, rng.choice(["easy", "medium"]) + suffix)
     return Item("answer", fill(wording, refer(category, entity)), REFUSAL, "refusal", category.name)
 
-# %% ../../nbs/models/30_questions.ipynb #f009c665
+# %% ../../nbs/models/30_questions.ipynb #b56c043d
 def level(
     fact: Fact,           # What to ask about
     facts: list[Fact],    # All facts at hand
@@ -112,8 +113,8 @@ def answer_item(
     passage: Passage,        # What is told
     rng: Random,             # Source of chance
     new: bool = False,       # Use the held-out question templates
-    hard: float = 0.083,     # Share of hard questions
-    refusals: float = 0.12,  # Share of questions without an answer
+    hard: float = 0.166,     # Share of hard questions
+    refusals: float = 0.2,   # Share of questions without an answer
 ) -> Item:
     "A question about the passage and its short answer, or the refusal."
     if rng.random() < refusals: return refuse(passage, rng, new)
@@ -154,7 +155,7 @@ def request(
     body = f"Question: {item.prompt}" if item.task == "answer" else item.prompt
     return f"{passage.text}\n\n{body}" if passage and item.task != "rephrase" else body
 
-# %% ../../nbs/models/30_questions.ipynb #5c2607b9
+# %% ../../nbs/models/30_questions.ipynb #af91acaf
 def draw_lookalikes(
     rng: Random,                      # Source of chance
 ) -> tuple[Passage, list[Item]]:      # The passage and one request for each of its facts
@@ -167,10 +168,26 @@ def draw_lookalikes(
         difficulty = rng.choice(["easy", "medium"])
         question, reply = ask(fact, difficulty, draft.facts, rng)
         items.append(Item("answer", question, reply, difficulty, category.name))
-    if rng.random() < 0.3: items[rng.randrange(len(items))] = refuse(passage, rng)
+    if rng.random() < 0.5: items[rng.randrange(len(items))] = refuse(passage, rng)
     return passage, items
 
-# %% ../../nbs/models/30_questions.ipynb #8e23955a
+# %% ../../nbs/models/30_questions.ipynb #627eb74d
+def draw_portraits(
+    rng: Random,                      # Source of chance
+) -> tuple[Passage, list[Item]]:      # The passage and as many requests as it has facts
+    "One to three entities of a kind, with two to three facts each, in any order."
+    every: dict[str, list[Category]] = {}
+    for category in categories().values(): every.setdefault(category.kind, []).append(category)
+    kind = rng.choice([kind for kind, some in every.items() if len(some) > 1])
+    draft = Draft(rng)
+    for _ in range(rng.randint(1, 3)):
+        entity = draft.fresh(kind)
+        for category in rng.sample(every[kind], min(len(every[kind]), rng.randint(2, 3))): draft.add(category, entity)
+    rng.shuffle(draft.facts)
+    passage = Passage(f"## {rng.choice(HEADINGS[kind])}\n\n{' '.join(f.sentence for f in draft.facts)}", draft.facts)
+    return passage, [answer_item(passage, rng, hard=0.5) for _ in draft.facts]
+
+# %% ../../nbs/models/30_questions.ipynb #9fb7742d
 def draw_item(
     task: str,         # answer, ask or rephrase
     passage: Passage,  # What is told
@@ -185,7 +202,8 @@ def draw_talk(
     "One passage and one to eight requests about it, in random order."
     rng = Random(seed)  # noqa: S311
     fewest, most = (2, 4) if rng.random() < 0.35 else (3, 9)
-    if rng.random() < 0.3: return draw_lookalikes(rng)
+    special = rng.random()
+    if special < 0.45: return draw_lookalikes(rng) if special < 0.25 else draw_portraits(rng)
     passage = draw_passage(rng, rng.randint(fewest, most))
     turns = rng.choice([1, 2]) if rng.random() < 0.2 else rng.randint(4, 8)
     tasks = rng.choices(["answer", "ask", "rephrase"], [0.76, 0.15, 0.09], k=turns)
