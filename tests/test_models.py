@@ -147,9 +147,14 @@ def test_hints_point_at_the_answer_and_never_ahead():
         row = encode([chat(passage, items)], tokenizer, 0.1)[0]
         pairs = hints(row, passage, items)
         assert all(key <= query < len(row.ids) for some in pairs.values() for query, key in some)
-        assert len(pairs["name"]) == len(pairs["place"])
-        if items[0].task != "rephrase": assert len(pairs["name"]) == sum(asked(x, passage) is not None for x in items)
-        for query, key in pairs["copy"]:
+        shown, places = items[0].task != "rephrase", dict(pairs["place"])
+        about = [asked(x, passage) for x in items if shown]
+        assert len(pairs["name"]) == sum(x is not None for x in about)
+        assert len(pairs["bridge"]) == sum(x is not None and x.bridge is not None for x in about)
+        refused = sum(x.reply == REFUSAL for x in items if shown)
+        assert list(places.values()).count(0) == refused == [key for _, key in pairs["copy"]].count(0)
+        assert len(places) == len(pairs["name"]) + refused
+        for query, key in [(q, k) for q, k in pairs["copy"] if k]:
             said, source = (row.text[slice(*row.offsets[t])] for t in (query + 1, key))
             assert said.strip().lower() == source.strip().lower() or query in dict(pairs["name"])
             copied += 1
