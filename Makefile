@@ -62,10 +62,12 @@ reports: $(VENV)/.installed
 	distillery run
 	python tests/keep_run.py
 
-# Make the built-in models again, from nothing (hours on a laptop; resumable).
+# Make the built-in models again, from nothing, and put them into the package with their cards. Hours on a laptop; after a stop, make tiny RESUME=--resume.
 tiny: $(VENV)/.installed
-	python -m distillery.models.pretrain --size tiny --out build/tiny
-	python -m distillery.models.pretrain --size mini --out build/mini
+	for size in tiny mini; do \
+	  OMP_NUM_THREADS=1 torchrun --nproc-per-node $(CORES) -m distillery.models.pretrain --size $$size --out distillery/weights/$$size $(RESUME) && \
+	  python -m distillery.models.card distillery/weights/$$size || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .distillery runs

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 
-# %% ../../nbs/models/50_network.ipynb #b80114b3
+# %% ../../nbs/models/50_network.ipynb #ff5eef75
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the weights."
@@ -22,7 +22,7 @@ class Recipe:
     heads: int = 4
     inner: int = 384          # Width of the MLP
     vocab: int = 1536
-    steps: int = 5000
+    steps: int = 3200
     batch: int = 32           # Conversations a step
     muon: float = 3e-3        # Learning rate of the hidden matrices
     adam: float = 2e-3        # Learning rate of embeddings and norms

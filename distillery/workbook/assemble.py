@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'places', 'count_records', 'versions', 'provenance', 'takeaway_metrics', 'link_outputs', 'write_decisions',
            'write_pages', 'write_manifest']
 
-# %% ../../nbs/workbook/64_assemble.ipynb #5cd3eb83
+# %% ../../nbs/workbook/64_assemble.ipynb #ed05ff13
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from ..core.files import atomic_write, digest_json, file_entries
 from ..core.store import RunFolder
 from .index import TAKEAWAYS, index_page
 from .plan import Done, Stage, key_parts
-from .quantization import quantization_decision, teacher_decision
+from .page import footer, note, page
+from .questions import answers, reasons
 from .report import build_report
 from .results import Results, tell_story, warnings_of
 
@@ -116,7 +117,7 @@ def takeaway_metrics(
         "students": {v: results.metrics(v) for v in results.variants()},
     }
 
-# %% ../../nbs/workbook/64_assemble.ipynb #a6071de3
+# %% ../../nbs/workbook/64_assemble.ipynb #96218739
 def link_outputs(
     run: RunFolder,  # The run's folder
     done: Mapping[str, Done],  # From the plan
@@ -135,28 +136,35 @@ def write_decisions(
 ) -> None:
     "Decide what this run can decide."
     results = Results(run.path)
-    rows, sizes = results.rows(), {v: int(results.metrics(v)["cost"]["bytes"]) for v in results.variants()}
-    made = [quantization_decision(rows, sizes, config) if len(rows) > 1 else None, teacher_decision(results.teacher_rows(), config)]
-    for d in filter(None, made):
+    for d in answers(results, config):
         text = d.model_copy(update={"run_id": run_id}).model_dump_json(by_alias=True, indent=1)
         atomic_write(run.path / "decisions" / f"{d.name}.json", text + "\n")
     run.write_json("metrics.json", takeaway_metrics(results))
 
-# %% ../../nbs/workbook/64_assemble.ipynb #a94a3e40
+# %% ../../nbs/workbook/64_assemble.ipynb #db7977ed
 def write_pages(
     run: RunFolder,  # With its links and decisions
     reports: Mapping[str, Mapping[str, Any]],  # Report name to its parameters, besides run_dir
 ) -> Path:  # The index page
     "Build every report and the index page."
     results, folder = Results(run.path), run.path / "reports"
-    for name, asked in reports.items(): build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked})
+    none = reasons(results)
+    for name, asked in reports.items():
+        if name in none: atomic_write(folder / f"{name}.html", _no_answer(name, none[name], results))
+        else: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked})
     links = {p.stem: p.name for p in sorted(folder.glob("*.html")) if p.name != "index.html"}
     facts = results.json("provenance.json", {})
     titles = {"handbook": "The built-in handbook", "documents": "Your documents", "pairs": "Your pairs"}
     title = titles.get(str(facts.get("source")), "A run")
     of = {d.name: links.get(d.name.split("-")[0]) for d in results.decisions()}
     story = tell_story(results) | _skipped(results)
-    return atomic_write(folder / "index.html", index_page(title, results.decisions(), links, of, story, warnings_of(results), facts))
+    return atomic_write(folder / "index.html", index_page(title, results.decisions(), links, of, story, warnings_of(results), facts, none))
+
+
+def _no_answer(name: str, reason: str, results: Results) -> str:
+    question = TAKEAWAYS[name][0]
+    said = note(f"This run cannot tell: {reason}.", "warning")
+    return page(question, f"<h1>{question}</h1>{said}{footer(results.json('provenance.json', {}))}")
 
 
 def _skipped(results: Results) -> dict[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.records import Decision
 from .page import Html, card, footer, note, page, table
 
-# %% ../../nbs/workbook/62_index.ipynb #934cbe25
+# %% ../../nbs/workbook/62_index.ipynb #08f88176
 TAKEAWAYS = {
     "quantization": ("Which quantization should I ship?", "a run with at least two variants"),
     "temperature": ("Which temperature should the teacher write at?", "the same slots at three temperatures"),
@@ -48,11 +48,13 @@ def decision_card(
 
 def open_cards(
     asked: Sequence[str],  # Names of the decisions that were made
+    none: Mapping[str, str],  # Question to the reason why this run has no answer
 ) -> list[dict[str, str]]:  # One row a question
-    "The questions this run did not ask, and what asking takes."
-    return [{"question": q, "state": f"not asked: needs {needs}"} for name, (q, needs) in TAKEAWAYS.items() if name not in asked]
+    "The questions this run did not ask or could not answer, and what it would take."
+    state = lambda name, needs: f"no answer: {none[name]}" if name in none else f"not asked: needs {needs}"
+    return [{"question": q, "state": state(name, needs)} for name, (q, needs) in TAKEAWAYS.items() if name not in asked]
 
-# %% ../../nbs/workbook/62_index.ipynb #4244c0a8
+# %% ../../nbs/workbook/62_index.ipynb #5b4fd205
 def index_page(
     title: str,  # Of the run
     decisions: Sequence[Decision],  # Made in this run
@@ -61,13 +63,14 @@ def index_page(
     story: Mapping[str, Sequence[Mapping[str, Any]]],  # Heading to the rows of its table
     warnings: Sequence[str],  # What limits this run, in plain words
     facts: Mapping[str, Any],  # Provenance
+    none: Mapping[str, str] | None = None,  # Question to the reason why there is no answer
 ) -> str:  # A whole page
     "The index page of a run."
     parts: list[str] = [f"<h1>{Html(_text(title))}</h1>", note("What this run decided, and what it rests on.")]
     parts += [note(w, "warning") for w in warnings]
     parts.append('<div class="cards">' + "".join(decision_card(d, behind.get(d.name)) for d in decisions) + "</div>")
     for heading, rows in story.items(): parts += [f"<h2>{_text(heading)}</h2>", table(rows)]
-    parts += ["<h2>Not asked yet</h2>", table(open_cards([d.name for d in decisions]))]
+    parts += ["<h2>Not answered yet</h2>", table(open_cards([d.name for d in decisions], none or {}))]
     if links:
         parts += ["<h2>Reports</h2><ul>", *(f'<li><a href="{_text(href)}">{_text(name)}</a></li>' for name, href in links.items()), "</ul>"]
     return page(title, "\n".join([*parts, footer(facts)]))

@@ -31,14 +31,14 @@ def _merge(job: Job) -> None:
 
     merge_adapter(job.config.student.base, job.needs["sft"], job.out)
 
-# %% ../../nbs/workbook/32_student_line.ipynb #040a9115
+# %% ../../nbs/workbook/32_student_line.ipynb #041c5c88
 def _export(job: Job, variant: str) -> None:
     from distillery.student.check import check_variants
     from distillery.student.export import build_onnx
 
-    q = job.config.quantization
     job.say(f"building {variant}")
-    build_onnx(job.needs["merge"], job.out, variant, q.block_size, q.accuracy_level)
+    shape = () if variant == "fp32" else (job.config.quantization.block_size, job.config.quantization.accuracy_level)
+    build_onnx(job.needs["merge"], job.out, variant, *shape)
     job.say(f"comparing {variant} with the model it came from")
     check_variants(job.needs["merge"], {variant: job.out}, examples_of(job.needs["dataset"]), job.config)
 

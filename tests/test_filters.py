@@ -1,0 +1,316 @@
+"The filters line: articles, made articles, views, scorers, and the context length experiment on made and on real articles."
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from distillery.core.errors import DistilleryError
+from distillery.core.stats import mean_interval, paired_contrast
+from distillery.filters.articles import (Article, ArticlesError, read_articles, scale_ends, score_matrix, split_articles, to_points, turns)
+from distillery.filters.context import best_on_validation, errors_by_level, run_context, run_level, time_reading, useful_budgets
+from distillery.filters.made import make_articles, place_of, wordings
+from distillery.filters.quality import dimension_table, level_contrasts, level_estimates, level_table, lengths_of
+from distillery.filters.scorer import Scorer, encode_articles, fit_scorer, load_scorer, rubric_queries, save_scorer
+from distillery.filters.views import VIEWS, WINDOW, article_tokens, cut_windows, token_counter
+from distillery.retrieval.embed import Embedder
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
+RUBRIC = {d: str(v["help"]) for d, v in wordings()["dimensions"].items()}
+TEN = {d: (0.0, 10.0) for d in RUBRIC}
+
+
+class Words:
+    "A toy embedder: counts words, knows no meaning."
+
+    def encode(self, texts):
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        return HashingVectorizer(n_features=512, alternate_sign=False).transform(texts).toarray()
+
+
+def real(name, **fields):
+    path = DATA / f"{name}.jsonl.gz"
+    if not path.is_file(): pytest.skip(f"no {path.name} in ../shared/data")
+    return read_articles(path, **fields)
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory):
+    return Embedder(cache=tmp_path_factory.mktemp("vectors") / "windows.sqlite")
+
+
+# Reading
+
+def write(path, *lines):
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+GOOD = {"id": "a", "cluster": "c", "title": "T", "text": "Text.", "scores": {"x": 1, "y": 2.5}}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_reads_plain_and_gzip_with_windows_line_ends_and_a_mark(tmp_path, name):
+    raw = ("\ufeff" + json.dumps(GOOD) + "\r\n\r\n" + json.dumps(GOOD | {"id": 7, "cluster": 3, "scores": {"y": 1, "x": 0}}) + "\r\n").encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    found = read_articles(tmp_path / name)
+    assert [(a.id, a.cluster) for a in found] == [("a", "c"), ("7", "3")]
+    assert list(found[1].scores.items()) == [("x", 0.0), ("y", 1.0)]  # the order of the first line
+
+
+@pytest.mark.parametrize(("line", "said", "fix"), [
+    ({"text": "t"}, "line 2: no scores", "scores"),
+    ({"text": "t", "scores": {}}, "line 2: no scores", "scores"),
+    ({"text": "t", "scores": {"x": "4", "y": 1}}, "line 2: score 'x' is '4'", "without quotes"),
+    ({"text": "t", "scores": {"x": True, "y": 1}}, "line 2: score 'x' is True", "number"),
+    ('{"text": "t", "scores": {"x": NaN, "y": 1}}', "line 2: score 'x' is nan", "number"),
+    ({"text": "t", "scores": {"x": None, "y": 1}}, "line 2: score 'x' is None", "number"),
+    ({"text": "t", "scores": {"x": 1}}, "line 2: dimensions x, but", "same dimensions"),
+    (GOOD, "stands in line 1 too", "its own id"),
+    (GOOD | {"id": "b", "text": "  "}, "line 2: no text", "delete"),
+    ({"id": "b", "scores": {"x": 1, "y": 1}}, "line 2: no text", "delete"),
+    ('{"id": "b", "text": "cut', "line 2: no JSON", "line 2"),
+    ("[1, 2]", "line 2: not a JSON object", "text"),
+])
+def test_every_fault_names_its_line_and_its_fix(tmp_path, line, said, fix):
+    with pytest.raises(ArticlesError) as e: read_articles(write(tmp_path / "x.jsonl", GOOD, line))
+    assert said in e.value.message
+    assert fix in e.value.fix
+
+
+def test_an_empty_file_and_a_missing_one(tmp_path):
+    with pytest.raises(ArticlesError, match="no article"): read_articles(write(tmp_path / "x.jsonl", ""))
+    with pytest.raises(DistilleryError, match="does not exist"): read_articles(tmp_path / "y.jsonl")
+
+
+# Splits
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=40, max_size=120), st.text(max_size=3))
+def test_no_cluster_crosses_and_every_article_is_tested_once(names, salt):
+    articles = [Article(id=str(i), cluster=str(c), text="t", scores={"x": 0}) for i, c in enumerate(names)]
+    if len(set(names)) < 8: return
+    tested = []
+    for turn in range(turns()):
+        sides = split_articles(articles, turn=turn, salt=salt)
+        where = {}
+        for a, side in zip(articles, sides, strict=True): where.setdefault(a.cluster, set()).add(side)
+        assert all(len(s) == 1 for s in where.values())
+        tested += [a.cluster for a, side in zip(articles, sides, strict=True) if side == "test"]
+    clusters = [a.cluster for a in articles]
+    missed = {c for c in clusters if c not in tested}
+    assert len(missed) <= 3  # the cut is at whole clusters: rounding may leave a few between two turns
+    assert all(tested.count(c) <= 2 * clusters.count(c) for c in clusters)
+
+
+# Windows and views
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet=st.sampled_from("abc é.!?\n字-"), max_size=600))
+def test_windows_keep_every_letter_and_fit(text):
+    windows = cut_windows(text, token_counter())
+    assert "".join("".join(w.text.split()) for w in windows) == "".join(text.split())
+    assert all(w.tokens <= WINDOW for w in windows)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, WINDOW), min_size=1, max_size=80), st.integers(WINDOW, 3000))
+def test_views_stay_in_budget_and_agree_where_all_fits(sizes, budget):
+    seen = {name: see(sizes, budget) for name, see in VIEWS.items()}
+    for chosen in seen.values():
+        assert chosen == sorted(set(chosen))
+        assert chosen
+        assert chosen[-1] < len(sizes)
+        assert sum(sizes[i] for i in chosen) <= budget
+    if sum(sizes) <= budget: assert {tuple(c) for c in seen.values()} == {tuple(range(len(sizes)))}
+
+
+def test_useful_budgets_stop_where_nothing_is_cut():
+    assert useful_budgets([100, 500], (4096, 128, 512, 1024)) == [128, 512]
+    assert useful_budgets([100, 5000], (512, 4096)) == [512, 4096]
+
+
+# Made articles
+
+def test_made_articles_are_the_same_in_another_process():
+    code = "from distillery.filters.made import make_articles; print(hash(0), [m.article.text for m in make_articles(6)][5][-80:])"
+    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": s, "PATH": ""}).stdout
+            for s in ("1", "2")}
+    assert len(runs) == 1
+
+
+def test_made_articles_say_what_they_are_scored_for_where_they_should():
+    made, count = make_articles(), token_counter()
+    tokens = np.array([article_tokens(cut_windows(m.article.full_text, count)) for m in made])
+    assert 0.08 < (tokens > 2048).mean() < 0.2
+    at = {"head": [], "middle": [], "tail": []}
+    for m in made:
+        for d, lines in m.evidence.items():
+            assert m.truth[d] == pytest.approx(np.mean([m.truth[d]]))
+            at[place_of(d)] += [m.article.text.index(line) / len(m.article.text) for line in lines]
+    assert np.median(at["head"]) < 0.25 < np.median(at["middle"]) < 0.75 < np.median(at["tail"])
+    assert max(at["head"]) < min(at["tail"]) or np.quantile(at["head"], 0.99) < np.quantile(at["tail"], 0.01)
+    error = score_matrix([m.article for m in made]) - np.array([list(m.truth.values()) for m in made])
+    assert 0.4 < error.std() < 0.55  # 0.5, less what the ends of the scale cut off
+
+
+def test_truth_is_the_mean_level_of_the_sentences():
+    templates = {d: [[t.split(" ")[0] for t in level] for level in v["levels"]] for d, v in wordings()["dimensions"].items()}
+    for m in make_articles(40):
+        for d, value in m.truth.items():
+            n = len(m.evidence[d])
+            assert (value / 2.5 * n) == pytest.approx(round(value / 2.5 * n))
+            assert len(templates[d]) == 5
+
+
+@pytest.fixture(scope="module")
+def toy():
+    made = [m.article for m in make_articles()]
+    encoded = encode_articles(made, Words(), token_counter())
+    return encoded, run_context(encoded, TEN, rubric_queries(list(RUBRIC), RUBRIC, Words()), (128, 512, 4096))
+
+
+def test_length_alone_gives_no_score_away(toy):
+    _, (rows, _) = toy
+    scores, clusters = errors_by_level(rows)
+    items = sorted(clusters)
+    c = paired_contrast([scores["length alone"][i] for i in items], [scores["mean score"][i] for i in items], [clusters[i] for i in items])
+    assert c.ci_high > 0 > c.ci_low - 0.05
+    assert abs(c.diff) < 0.1
+
+
+def test_what_stands_at_the_tail_is_found_only_by_views_that_go_there(toy):
+    _, (rows, _) = toy
+    for d in (d for d in RUBRIC if place_of(d) == "tail"):
+        against = {c.a: c for c in level_contrasts(rows, "mean score", d)}
+        assert against["truncate 128"].ci_high > -0.1, d       # no better than the mean
+        assert against["head+tail 128"].ci_high < -0.3, d      # far better
+        assert against["truncate 4096"].ci_high < 0, d         # seen again once nothing is cut
+    for d in (d for d in RUBRIC if place_of(d) == "head"):
+        assert {c.a: c for c in level_contrasts(rows, "mean score", d)}["truncate 128"].ci_high < -0.3, d
+
+
+def test_every_level_scores_the_same_test_articles_and_no_topic_is_on_two_sides(toy):
+    encoded, (rows, costs) = toy
+    scores, clusters = errors_by_level(rows)
+    assert {tuple(sorted(s)) for s in scores.values()} == {tuple(sorted(e.article.id for e in encoded))}
+    assert len({c.level for c in costs}) == len(costs) == len(scores)
+    assert best_on_validation(rows) in scores
+    assert len(set(clusters.values())) == 60
+
+
+def test_tables_have_n_and_interval_everywhere(toy):
+    _, (rows, costs) = toy
+    table = level_table(rows, costs, price_per_hour=1.0)
+    assert all(r["n"] == 240 and "[" in r["MAE"] and "[" in r["Spearman"] for r in table)
+    by_length, cut = lengths_of(rows, (512, 1024, 2048, 4096))
+    assert sum(r["articles"] for r in by_length) == 240
+    assert [r["cut"].split("%")[0] for r in cut] == sorted((r["cut"].split("%")[0] for r in cut), key=float, reverse=True)
+    steep = {r["dimension"]: r for r in dimension_table(rows, "truncate 128")}
+    assert float(steep["reach"]["slope"].split()[0]) > 0.3 > float(steep["durability"]["slope"].split()[0])
+
+
+def test_a_level_reads_only_its_budget(toy):
+    encoded, (rows, _) = toy
+    assert max(r.tokens_read for r in rows if r.budget == 128) <= 128
+    ends_only = encode_articles([e.article for e in encoded[:30]], Words(), token_counter(), budgets=(128,))
+    queries = rubric_queries(list(RUBRIC), RUBRIC, Words())
+    fit = fit_scorer(ends_only, TEN, queries, "chunks", 128)
+    assert np.isfinite(fit.predict(ends_only)).all()
+    with pytest.raises(ValueError, match="NaN"): fit_scorer(ends_only, TEN, queries, "truncate", 4096)
+
+
+# Scorer
+
+def test_a_scorer_survives_the_disk_and_refuses_a_stranger(toy, tmp_path):
+    encoded, _ = toy
+    scorer = fit_scorer(encoded[:80], TEN, rubric_queries(list(RUBRIC), RUBRIC, Words()), "head+tail", 256)
+    again = load_scorer(save_scorer(scorer, tmp_path / "f"))
+    assert isinstance(again, Scorer)
+    assert again.predict(encoded[80:]).tobytes() == scorer.predict(encoded[80:]).tobytes()
+    assert sorted(p.suffix for p in (tmp_path / "f").iterdir()) == [".json", ".safetensors"]
+    save_scorer(fit_scorer(encoded[:60], TEN, scorer.queries, "head+tail", 256), tmp_path / "g")
+    (tmp_path / "f/scorer.safetensors").write_bytes((tmp_path / "g/scorer.safetensors").read_bytes())
+    with pytest.raises(DistilleryError, match="does not belong"): load_scorer(tmp_path / "f")
+
+
+def test_scales_of_different_length_count_alike():
+    articles = [Article(id=str(i), cluster=str(i), text="t", scores={"short": i, "long": 50 * i}) for i in range(3)]
+    points = to_points(score_matrix(articles), scale_ends(articles))
+    assert (points[:, 0] == points[:, 1]).all()
+
+
+def test_time_grows_with_the_budget(toy):
+    encoded, _ = toy
+
+    class Counting(Words):
+        texts = 0
+
+        def encode(self, texts): self.texts += len(texts); return super().encode(texts)
+
+    few, many = Counting(), Counting()
+    assert set(time_reading(encoded, few, token_counter(), (128,), sample=5)) == {128}
+    time_reading(encoded, many, token_counter(), (4096,), sample=5)
+    assert many.texts > 3 * few.texts
+
+
+# Real articles, MiniLM
+
+def mae(rows, level):
+    scores, clusters = errors_by_level(rows)
+    return mean_interval(list(scores[level].values()), [clusters[i] for i in scores[level]])
+
+
+def minilm(articles, embedder, budgets, rubric=None, ends=None, n_turns=None):
+    encoded = encode_articles(articles, embedder, token_counter(), budgets=budgets)
+    names = list(articles[0].scores)
+    return run_context(encoded, ends or scale_ends(articles), rubric_queries(names, rubric or {}, embedder), budgets, n_turns=n_turns)
+
+
+def test_onestopenglish_topics_stay_together(embedder):
+    articles = real("onestopenglish", scores=["level_score"], cluster="topic")[:72]
+    rows, _ = minilm(articles, embedder, (128,), n_turns=4)
+    assert all(len({s for a, s in zip(articles, split_articles(articles), strict=True) if a.cluster == c}) == 1 for c in {a.cluster for a in articles})
+    assert mae(rows, "length alone").mean < mae(rows, "mean score").mean - 0.4
+
+
+def test_empathic_reactions_are_near_their_noise(embedder):
+    articles = real("empathic_reactions", scores=["empathy", "distress"], cluster="writer_id")[:240]
+    rows, costs = minilm(articles, embedder, (256,), ends={"empathy": (1, 7), "distress": (1, 7)})
+    table = {r["level"]: r for r in level_table(rows, costs)}
+    assert -0.1 < float(table["truncate 256"]["Spearman"].split()[0]) < 0.6
+    assert float(table["truncate 256"]["SD ratio"].split()[0]) < 0.8
+
+
+@pytest.mark.slow
+def test_made_articles_with_minilm(embedder):
+    articles = [m.article for m in make_articles()]
+    rows, _ = minilm(articles, embedder, (128, 512, 4096), RUBRIC, TEN)
+    against = {c.a: c for c in level_contrasts(rows, "truncate 128")}
+    assert against["truncate 4096"].ci_high < 0
+    for d in ("openness", "durability"):
+        found = {c.a: c for c in level_contrasts(rows, "mean score", d)}
+        assert found["head+tail 128"].ci_high < -0.3
+        assert found["truncate 128"].ci_high > -0.1
+
+
+@pytest.mark.slow
+def test_all_of_onestopenglish(embedder):
+    articles = real("onestopenglish", scores=["level_score"], cluster="topic")
+    rows, _ = minilm(articles, embedder, (128, 512, 2048))
+    for e in level_estimates(rows): assert e.n == 283
+    assert {c.a: c for c in level_contrasts(rows, "mean score")}["truncate 512"].ci_high < 0
+
+
+@pytest.mark.slow
+def test_all_of_empathic_reactions(embedder):
+    articles = real("empathic_reactions", scores=["empathy", "distress"], cluster="writer_id")
+    rows, costs = minilm(articles, embedder, (256,), ends={"empathy": (1, 7), "distress": (1, 7)})
+    for r in dimension_table(rows, "truncate 256"): assert 0.15 < float(r["Spearman"].split()[0]) < 0.45
+    assert {c.a: c for c in level_contrasts(rows, "mean score")}["truncate 256"].ci_high < 0
