@@ -63,7 +63,7 @@ def asked(
             if item.reply == reply and mention.lower() in prompt: return Asked(fact, mention)
     return None
 
-# %% ../../nbs/models/65_guidance.ipynb #2e961a29
+# %% ../../nbs/models/65_guidance.ipynb #739123de
 def hints(
     row: Row,               # The conversation
     passage: Passage,       # What it is about
@@ -76,7 +76,8 @@ def hints(
     for first, later in order.values(): pairs["bind"] += [(t, first[-1]) for t in later if t > first[-1]]
     for item, request, reply in zip(items, row.begins[::2], row.begins[1::2], strict=True):
         start = tokens_of(row, reply, 1)[0] - 1
-        if item.reply == REFUSAL and told: pairs["place"].append((start, 0)), pairs["copy"].append((start, 0))
+        if item.reply == REFUSAL and told:
+            for kind in ("place", "copy"): pairs[kind].append((start, 0))
         found = asked(item, passage)
         if found is None or found.fact not in told: continue
         named = tokens_of(row, row.text.lower().rindex(found.mention.lower(), request, reply), len(found.mention))[-1]
