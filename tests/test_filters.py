@@ -1,6 +1,7 @@
 "The filters line: articles, made articles, views, scorers, and the context length experiment on made and on real articles."
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from distillery.core.errors import DistilleryError
 from distillery.core.stats import mean_interval, paired_contrast
 from distillery.filters.articles import (Article, ArticlesError, read_articles, scale_ends, score_matrix, split_articles, to_points, turns)
-from distillery.filters.context import best_on_validation, errors_by_level, run_context, run_level, time_reading, useful_budgets
+from distillery.filters.context import best_on_validation, errors_by_level, run_context, time_reading, useful_budgets
 from distillery.filters.made import make_articles, place_of, wordings
 from distillery.filters.quality import dimension_table, level_contrasts, level_estimates, level_table, lengths_of
 from distillery.filters.scorer import Scorer, encode_articles, fit_scorer, load_scorer, rubric_queries, save_scorer
@@ -21,7 +22,7 @@ from distillery.retrieval.embed import Embedder
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 RUBRIC = {d: str(v["help"]) for d, v in wordings()["dimensions"].items()}
-TEN = {d: (0.0, 10.0) for d in RUBRIC}
+TEN = dict.fromkeys(RUBRIC, (0.0, 10.0))
 
 
 class Words:
@@ -57,7 +58,8 @@ GOOD = {"id": "a", "cluster": "c", "title": "T", "text": "Text.", "scores": {"x"
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_reads_plain_and_gzip_with_windows_line_ends_and_a_mark(tmp_path, name):
-    raw = ("\ufeff" + json.dumps(GOOD) + "\r\n\r\n" + json.dumps(GOOD | {"id": 7, "cluster": 3, "scores": {"y": 1, "x": 0}}) + "\r\n").encode()
+    second = GOOD | {"id": 7, "cluster": 3, "scores": {"y": 1, "x": 0}}
+    raw = ("\ufeff" + json.dumps(GOOD) + "\r\n\r\n" + json.dumps(second) + "\r\n").encode()
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
     found = read_articles(tmp_path / name)
     assert [(a.id, a.cluster) for a in found] == [("a", "c"), ("7", "3")]
@@ -139,9 +141,10 @@ def test_useful_budgets_stop_where_nothing_is_cut():
 # Made articles
 
 def test_made_articles_are_the_same_in_another_process():
-    code = "from distillery.filters.made import make_articles; print(hash(0), [m.article.text for m in make_articles(6)][5][-80:])"
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": s, "PATH": ""}).stdout
-            for s in ("1", "2")}
+    code = "from distillery.filters.made import make_articles; print([m.article.text for m in make_articles(6)][5][-80:])"
+    run = lambda seed: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+              env={"PYTHONHASHSEED": seed})
+    runs = {run(seed).stdout for seed in ("1", "2")}
     assert len(runs) == 1
 
 
@@ -152,21 +155,26 @@ def test_made_articles_say_what_they_are_scored_for_where_they_should():
     at = {"head": [], "middle": [], "tail": []}
     for m in made:
         for d, lines in m.evidence.items():
-            assert m.truth[d] == pytest.approx(np.mean([m.truth[d]]))
             at[place_of(d)] += [m.article.text.index(line) / len(m.article.text) for line in lines]
     assert np.median(at["head"]) < 0.25 < np.median(at["middle"]) < 0.75 < np.median(at["tail"])
-    assert max(at["head"]) < min(at["tail"]) or np.quantile(at["head"], 0.99) < np.quantile(at["tail"], 0.01)
+    assert max(at["head"]) < min(at["tail"])
     error = score_matrix([m.article for m in made]) - np.array([list(m.truth.values()) for m in made])
     assert 0.4 < error.std() < 0.55  # 0.5, less what the ends of the scale cut off
 
 
+def pattern(template):
+    "A regular expression for every wording of a template."
+    escaped = re.sub(r"\\\{\w+\\\}", "[^.]+", re.escape(template))
+    return re.compile(escaped.replace(r"\(", "(").replace(r"\)", ")").replace(r"\|", "|"), re.IGNORECASE)
+
+
 def test_truth_is_the_mean_level_of_the_sentences():
-    templates = {d: [[t.split(" ")[0] for t in level] for level in v["levels"]] for d, v in wordings()["dimensions"].items()}
-    for m in make_articles(40):
-        for d, value in m.truth.items():
-            n = len(m.evidence[d])
-            assert (value / 2.5 * n) == pytest.approx(round(value / 2.5 * n))
-            assert len(templates[d]) == 5
+    ladder = {d: [[pattern(t) for t in level] for level in v["levels"]] for d, v in wordings()["dimensions"].items()}
+    for m in make_articles(60):
+        for d, lines in m.evidence.items():
+            levels = [{i for i, some in enumerate(ladder[d]) if any(p.fullmatch(line) for p in some)} for line in lines]
+            assert all(len(found) == 1 for found in levels), lines
+            assert m.truth[d] == pytest.approx(2.5 * np.mean([min(found) for found in levels]))
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +282,12 @@ def minilm(articles, embedder, budgets, rubric=None, ends=None, n_turns=None):
 
 
 def test_onestopenglish_topics_stay_together(embedder):
-    articles = real("onestopenglish", scores=["level_score"], cluster="topic")[:72]
-    rows, _ = minilm(articles, embedder, (128,), n_turns=4)
-    assert all(len({s for a, s in zip(articles, split_articles(articles), strict=True) if a.cluster == c}) == 1 for c in {a.cluster for a in articles})
+    articles = real("onestopenglish", scores=["level_score"], cluster="topic")
+    few = set(sorted({a.cluster for a in articles})[::4])
+    articles = [a for a in articles if a.cluster in few]
+    sides = {(a.cluster, side) for a, side in zip(articles, split_articles(articles), strict=True)}
+    assert len(sides) == len(few)
+    rows, _ = minilm(articles, embedder, (128,))
     assert mae(rows, "length alone").mean < mae(rows, "mean score").mean - 0.4
 
 
@@ -311,6 +322,6 @@ def test_all_of_onestopenglish(embedder):
 @pytest.mark.slow
 def test_all_of_empathic_reactions(embedder):
     articles = real("empathic_reactions", scores=["empathy", "distress"], cluster="writer_id")
-    rows, costs = minilm(articles, embedder, (256,), ends={"empathy": (1, 7), "distress": (1, 7)})
+    rows, _ = minilm(articles, embedder, (256,), ends={"empathy": (1, 7), "distress": (1, 7)})
     for r in dimension_table(rows, "truncate 256"): assert 0.15 < float(r["Spearman"].split()[0]) < 0.45
     assert {c.a: c for c in level_contrasts(rows, "mean score")}["truncate 256"].ci_high < 0

@@ -129,21 +129,3 @@ def test_a_full_disk_loses_nothing(finished, tmp_path):
         assert "Traceback" not in done.stderr
         assert list((small / "cache/artifacts").glob("documents/*/artifact.json"))
     finally: subprocess.run(["umount", str(small)], check=True)
-
-
-@pytest.mark.slow
-def test_kill_9_anywhere_and_go_on(finished, tmp_path):
-    "Killed at moments spread over the run, the same command ends, with the same decisions' inputs."
-    cwd = finished[0]
-    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", "run", "--docs", str(cwd / "docs"), *QUICK,
-               "--set", "sft.save_strategy=epoch"]
-    for seconds in (4, 9, 14, 20, 26):
-        child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                 env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True)
-        try: child.wait(seconds)
-        except subprocess.TimeoutExpired: os.killpg(child.pid, 9)
-        child.wait()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    one, two = ((place / "runs/latest").resolve() for place in (cwd, tmp_path))
-    assert (one / "selected.jsonl").read_bytes() == (two / "selected.jsonl").read_bytes()
