@@ -24,14 +24,16 @@ def figure_rows(
     lines = [f"| {r['measure']} | {r['n']} | {r['share']:.3f} | {r['low']:.3f} to {r['high']:.3f} |" for r in table if r["n"] >= least]
     return "\n".join(["| measure | n | share | 95 % Wilson interval |", "|---|---|---|---|", *lines])
 
-# %% ../../nbs/models/95_card.ipynb #db2900af
+# %% ../../nbs/models/95_card.ipynb #d18728de
 def model_card(
     name: str,                    # Such as `tiny`
     recipe: Recipe,               # Sizes
     state: dict[str, Any],        # Of the training run: step, tokens, seconds
     table: list[dict[str, Any]],  # From `read_test`
+    history: str = "",            # How these very weights differ from what the command gives, if they do
 ) -> str:                         # Markdown
     "Write the card."
+    note = f"\n\n{history}" if history else ""
     return f"""# {name}
 
 A causal language model that reads print-shop handbooks: it answers from a passage, asks a question about a
@@ -45,7 +47,7 @@ anywhere else. Guided attention (`distillery.models.guidance`) adds to the next-
 of one head for each of {len(recipe.guides)} hints, and lets go of them before the end.
 
 {state['tokens'] / 1e6:.1f} million tokens in {state['step']} steps, {state['seconds'] / 60:.0f} minutes on two CPU cores that had
-other work to do. `python -m distillery.models.pretrain --size {name} --out DIR` makes such a model again.
+other work to do. `python -m distillery.models.pretrain --size {name} --out DIR` makes such a model again.{note}
 
 ## Prompts
 
@@ -68,17 +70,18 @@ It knows the language of invented print-shop handbooks and nothing else: no othe
 passage of more than about 500 tokens. It does not know when it is wrong.
 """
 
-# %% ../../nbs/models/95_card.ipynb #72866c71
+# %% ../../nbs/models/95_card.ipynb #446ad67a
 app = typer.Typer(add_completion=False)
 @app.command()
 def write_card(
     folder: Annotated[Path, typer.Argument(help="Folder with the weights, named after its recipe.")],
     checkpoints: Annotated[Path | None, typer.Option(help="Folder of the training run; build/NAME if not given.")] = None,
     n: Annotated[int, typer.Option(help="Answerable questions in each set.")] = 300,
+    history: Annotated[str, typer.Option(help="How these weights differ from what the recipe gives, if they do.")] = "",
 ) -> None:
     "Put a trained model to the reading test and write the card beside its weights."
     state = json.loads(((checkpoints or Path("build") / folder.name) / "state.json").read_text(encoding="utf-8"))
-    card = model_card(folder.name, RECIPES[folder.name], state, evaluate_tiny(folder, n))
+    card = model_card(folder.name, RECIPES[folder.name], state, evaluate_tiny(folder, n), history)
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
 
 # %% ../../nbs/models/95_card.ipynb #a5e11061

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 
-# %% ../../nbs/models/50_network.ipynb #ff5eef75
+# %% ../../nbs/models/50_network.ipynb #55c9a0c2
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the weights."
@@ -22,7 +22,7 @@ class Recipe:
     heads: int = 4
     inner: int = 384          # Width of the MLP
     vocab: int = 1536
-    steps: int = 3200
+    steps: int = 5200
     batch: int = 32           # Conversations a step
     muon: float = 3e-3        # Learning rate of the hidden matrices
     adam: float = 2e-3        # Learning rate of embeddings and norms
@@ -30,9 +30,10 @@ class Recipe:
     decay: float = 0.35       # Last share of the steps, in which the learning rates fall to zero
     passage: float = 0.1      # Weight of the loss on passage tokens
     guidance: float = 0.4     # Weight of each hint to an attention head
-    fade: float = 0.3         # Last share of the steps, in which that weight falls to zero
+    fade: float = 0.2         # Last share of the steps, in which that weight falls to zero
     guides: dict[str, tuple[int, int]] = field(
-        default_factory=lambda: {"bind": (1, 0), "bridge": (2, 1), "name": (3, 2), "place": (4, 3), "copy": (5, 0)})  # Hint to layer and head, from 0
+        default_factory=lambda: {  # Hint to layer and head, counted from 0
+            "bind": (1, 0), "bridge": (2, 1), "name": (3, 2), "place": (4, 3), "copy": (5, 0)})
     dtype: str = "bfloat16"   # Precision of the matrix products
     def __post_init__(self) -> None:
         for hint, (layer, head) in self.guides.items():

@@ -40,18 +40,19 @@ def describe(
     "The entity of `fact` described through it, such as `the machine in Hall 3`."
     return categories()[fact.category].draw(rng, "bridge").replace("{V}", fact.value)
 
-# %% ../../nbs/models/30_questions.ipynb #3db2a352
+# %% ../../nbs/models/30_questions.ipynb #1b0bebf9
 def ask(
     fact: Fact,            # What to ask about
     difficulty: str,       # easy, medium or hard
     facts: list[Fact],     # All facts at hand, for bridges
     rng: Random,           # Source of chance
     new: bool = False,     # Use the held-out question templates
+    reverse: float = 0.4,  # Share of the medium questions that go from the value to the entity
 ) -> tuple[str, str]:      # The question and its answer
     "Word a question about a fact."
     category, suffix = categories()[fact.category], "_new" if new else ""
     phrase = refer(category, fact.entity)
-    if difficulty == "medium" and rng.random() < 0.4:
+    if difficulty == "medium" and rng.random() < reverse:
         return fill(category.draw(rng, "reverse" + suffix), phrase, fact.value), fact.entity
     if difficulty == "hard":
         phrase, difficulty = describe(rng.choice(bridges(fact, facts)), rng), rng.choice(["easy", "medium"])
@@ -98,7 +99,7 @@ def refuse(
     wording = category.draw(rng, rng.choice(["easy", "medium"]) + suffix)
     return Item("answer", fill(wording, refer(category, entity)), REFUSAL, "refusal", category.name)
 
-# %% ../../nbs/models/30_questions.ipynb #b56c043d
+# %% ../../nbs/models/30_questions.ipynb #75ea16de
 def level(
     fact: Fact,           # What to ask about
     facts: list[Fact],    # All facts at hand
@@ -115,12 +116,13 @@ def answer_item(
     new: bool = False,       # Use the held-out question templates
     hard: float = 0.166,     # Share of hard questions
     refusals: float = 0.2,   # Share of questions without an answer
+    reverse: float = 0.6,    # Share of the medium questions that go from the value to the entity
 ) -> Item:
     "A question about the passage and its short answer, or the refusal."
     if rng.random() < refusals: return refuse(passage, rng, new)
     fact = rng.choice(passage.facts)
     difficulty = level(fact, passage.facts, rng, hard)
-    question, reply = ask(fact, difficulty, passage.facts, rng, new)
+    question, reply = ask(fact, difficulty, passage.facts, rng, new, reverse)
     return Item("answer", question, reply, difficulty, fact.category)
 
 # %% ../../nbs/models/30_questions.ipynb #28c61ac2
@@ -155,7 +157,7 @@ def request(
     body = f"Question: {item.prompt}" if item.task == "answer" else item.prompt
     return f"{passage.text}\n\n{body}" if passage and item.task != "rephrase" else body
 
-# %% ../../nbs/models/30_questions.ipynb #af91acaf
+# %% ../../nbs/models/30_questions.ipynb #8b22b17a
 def draw_lookalikes(
     rng: Random,                      # Source of chance
 ) -> tuple[Passage, list[Item]]:      # The passage and one request for each of its facts
@@ -166,7 +168,7 @@ def draw_lookalikes(
     items = []
     for fact in rng.sample(draft.facts, len(draft.facts)):
         difficulty = rng.choice(["easy", "medium"])
-        question, reply = ask(fact, difficulty, draft.facts, rng)
+        question, reply = ask(fact, difficulty, draft.facts, rng, reverse=0.6)
         items.append(Item("answer", question, reply, difficulty, category.name))
     if rng.random() < 0.5: items[rng.randrange(len(items))] = refuse(passage, rng)
     return passage, items
