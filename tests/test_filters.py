@@ -105,10 +105,7 @@ def test_no_cluster_crosses_and_every_article_is_tested_once(names, salt):
         for a, side in zip(articles, sides, strict=True): where.setdefault(a.cluster, set()).add(side)
         assert all(len(s) == 1 for s in where.values())
         tested += [a.cluster for a, side in zip(articles, sides, strict=True) if side == "test"]
-    clusters = [a.cluster for a in articles]
-    missed = {c for c in clusters if c not in tested}
-    assert len(missed) <= 3  # the cut is at whole clusters: rounding may leave a few between two turns
-    assert all(tested.count(c) <= 2 * clusters.count(c) for c in clusters)
+    assert sorted(tested) == sorted(a.cluster for a in articles)
 
 
 # Windows and views
@@ -151,7 +148,7 @@ def test_made_articles_are_the_same_in_another_process():
 def test_made_articles_say_what_they_are_scored_for_where_they_should():
     made, count = make_articles(), token_counter()
     tokens = np.array([article_tokens(cut_windows(m.article.full_text, count)) for m in made])
-    assert 0.08 < (tokens > 2048).mean() < 0.2
+    assert 0.05 < (tokens > 2048).mean() < 0.2
     at = {"head": [], "middle": [], "tail": []}
     for m in made:
         for d, lines in m.evidence.items():

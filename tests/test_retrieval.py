@@ -1,9 +1,12 @@
 "Retrieval: metrics against ranx, searchers on real questions, query sets, exports, answering with passages, tuning."
 import gzip
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections import Counter
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,8 @@ from distillery.retrieval.search import Bm25Searcher, DenseSearcher, Hits, Hybri
 from distillery.retrieval.tune import TuneSettings, split_queries, training_pairs, tune_embedder
 from distillery.teachers.protocol import ChatResult
 from distillery.workbook.decide import compare
+
+os.environ["NUMBA_DISABLE_JIT"] = "1"  # ranx would compile for a minute, to save milliseconds
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 SQUAD, AUDIO = DATA / "squad_retrieval", DATA / "audio_docs/audio_docs.tar.gz"
@@ -53,22 +58,9 @@ def runs(draw, most: int):
 
 
 @settings(max_examples=60, deadline=None)
-@given(runs(15))
-def test_metrics_equal_ranx_on_tied_scores(made):
-    ranx = pytest.importorskip("ranx", reason="needs ranx, a development tool")
-    n, scores, qrels = made
-    ids = tuple(f"d{i}" for i in range(n))
-    hits = Hits(ids, *top_k(np.array(scores, float), n))
-    ours = score_ranking(hits, [f"q{i:03}" for i in range(len(scores))], qrels, METRICS)
-    run = ranx.Run({f"q{i:03}": dict(zip(ids, map(float, row), strict=True)) for i, row in enumerate(scores)})
-    for metric, theirs in ranx_scores(qrels, run, METRICS).items():
-        assert list(ours[metric].values()) == pytest.approx(theirs, abs=1e-6), metric
-
-
-@settings(max_examples=20, deadline=None)
 @given(runs(60))
-def test_metrics_equal_ranx_on_long_lists_in_the_order_it_gives_to_ties(made):
-    "Over 15 passages ranx's quicksort leaves ties in an order of its own; the same order must give the same scores."
+def test_metrics_equal_ranx_on_runs_with_ties(made):
+    "ranx's sort leaves ties in an order of its own, so that order is read back from it; the same order must give the same scores."
     ranx = pytest.importorskip("ranx", reason="needs ranx, a development tool")
     n, scores, qrels = made
     ids = tuple(f"d{i}" for i in range(n))
@@ -79,6 +71,31 @@ def test_metrics_equal_ranx_on_long_lists_in_the_order_it_gives_to_ties(made):
     ours = score_ranking(hits, [f"q{i:03}" for i in range(len(scores))], qrels, METRICS)
     for metric, theirs in ranx_scores(qrels, run, METRICS).items():
         assert list(ours[metric].values()) == pytest.approx(theirs, abs=1e-6), metric
+
+
+COMPILED = """
+import sys, numpy as np, ranx
+from distillery.retrieval.ranking import score_ranking
+from distillery.retrieval.search import Hits, top_k
+metrics, rng = sys.argv[1:], np.random.default_rng(88)
+for _ in range(40):
+    n, asked = int(rng.integers(1, 16)), 12
+    ids, names = tuple(f"d{i}" for i in range(n)), [f"q{i:03}" for i in range(asked)]
+    scores = rng.integers(0, 4, (asked, n)).astype(float)
+    qrels = [{d: int(g) for d, g in zip(ids, rng.choice([0, 0, 1, 2], n))} for _ in names]
+    ours = score_ranking(Hits(ids, *top_k(scores, n)), names, qrels, metrics)
+    run = ranx.Run({q: dict(zip(ids, map(float, row))) for q, row in zip(names, scores)})
+    theirs = ranx.evaluate(ranx.Qrels(dict(zip(names, qrels))), run, metrics, return_mean=False)
+    for m in metrics: np.testing.assert_allclose(list(ours[m].values()), theirs[m], atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_ties_stand_in_the_order_of_the_corpus_as_in_compiled_ranx():
+    "Up to 15 passages its compiled sort is stable like ours, and not even the order need be told."
+    pytest.importorskip("ranx", reason="needs ranx, a development tool")
+    env = {**os.environ, "NUMBA_DISABLE_JIT": "0"}
+    subprocess.run([sys.executable, "-c", COMPILED, "recall@1", "recall@3", "mrr", "ndcg@3", "ndcg@10"], env=env, check=True)
 
 
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=7, max_size=7), min_size=1, max_size=4), st.integers(1, 9))
@@ -138,7 +155,7 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(small):
     for names in lists:
         for rank, name in enumerate(names, 1): wanted[name] += 1 / (60 + rank)
     found = hybrid.rank(question, k=4)
-    assert {n: s for n, s in zip(found.names(0), found.scores[0], strict=True)} == pytest.approx(dict(wanted))
+    assert dict(zip(found.names(0), found.scores[0], strict=True)) == pytest.approx(dict(wanted))
 
 
 def test_searchers_refuse_a_corpus_with_two_passages_of_one_name():
@@ -181,7 +198,7 @@ def test_the_second_time_no_model_is_loaded(tmp_path, monkeypatch):
 
 
 def test_a_name_that_cannot_be_fetched_is_refused_with_a_way_out():
-    with pytest.raises(DistilleryError, match="no-such-owner/no-such-model") as refused: Embedder("no-such-owner/no-such-model").encode(["x"])
+    with pytest.raises(DistilleryError, match="no-such-owner/none") as refused: Embedder("no-such-owner/none").encode(["x"])
     assert "builtin:minilm" in refused.value.fix
 
 
@@ -200,12 +217,13 @@ def test_the_export_is_the_model_in_a_quarter_of_the_bytes(int8, tmp_path):
     assert not [p for p in int8.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
-def test_padding_does_not_change_a_vector(int8):
+def test_a_vector_does_not_depend_on_the_texts_beside_it(int8):
     texts = ["Lunch is at noon.", "The press prints 7,200 sheets an hour. " * 20, ""]
-    encoder = OnnxEncoder(int8, budget=10_000)
-    together, alone = encoder.encode(texts), np.concatenate([encoder.encode([t]) for t in texts])
-    assert (together * alone).sum(1).min() > 0.995  # activations are quantized per batch
-    assert np.isfinite(together).all()
+    encoder, mixed = OnnxEncoder(int8, threads=2), OnnxEncoder(int8, budget=10_000)
+    alone = np.concatenate([encoder.encode([t]) for t in texts])
+    assert np.array_equal(encoder.encode(texts), alone)  # bit for bit, on two threads
+    assert not np.array_equal(mixed.encode(texts), alone)  # what it would be otherwise: one scale for a whole batch
+    assert np.isfinite(alone).all()
 
 
 def test_an_export_is_an_embedder_with_its_own_vectors(int8, tmp_path):
@@ -221,8 +239,8 @@ def test_an_export_is_an_embedder_with_its_own_vectors(int8, tmp_path):
 def page(name: str, text: str) -> tuple[Document, list[Chunk]]:
     document = Document(doc_id=name, path=f"{name}.md", title=name.title(), text=text, mime="text/markdown", digest="0")
     starts = [0, *(i for i in range(1, len(text)) if text[i] == "#" and text[i - 1] == "\n"), len(text)]
-    chunks = [Chunk(chunk_id=f"{name}-{a}", doc_id=name, heading="", text=text[a:b].rstrip(), start=a, end=a + len(text[a:b].rstrip()), category="x")
-              for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    chunks = [Chunk(chunk_id=f"{name}-{a}", doc_id=name, heading="", text=text[a:b].rstrip(), start=a,
+                    end=a + len(text[a:b].rstrip()), category="x") for a, b in pairwise(starts)]
     return document, chunks
 
 
@@ -261,7 +279,8 @@ def test_pairs_follow_their_evidence_to_new_chunks():
 def test_judged_sets_are_read_in_all_their_layouts_and_refused_with_the_line(tmp_path):
     corpus = [{"_id": "a", "title": "T", "text": "x y"}, {"_id": "b", "text": "z", "metadata": {}}]
     with gzip.open(tmp_path / "corpus.jsonl.gz", "wt", encoding="utf-8") as f: f.writelines(json.dumps(c) + "\n" for c in corpus)
-    (tmp_path / "queries.jsonl").write_text('{"_id": "1", "text": "x?"}\n{"_id": "2", "text": "not judged"}\n{"_id": "3", "text": "grade 0"}\n')
+    asked = {"1": "x?", "2": "not judged", "3": "grade 0"}
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in asked.items()))
     (tmp_path / "qrels").mkdir()
     (tmp_path / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t2\n3\tb\t0\n")
     made = beir_queries(tmp_path)
@@ -291,7 +310,8 @@ class Reader:
 
 
 def rag_rows(min_score: float = -np.inf):
-    texts = {"ink": "The ink is black.", "paper": "The paper is white.", "glue": "smudged: the glue is yellow.", "noon": "Lunch is at noon."}
+    texts = {"ink": "The ink is black.", "paper": "The paper is white.", "glue": "smudged: the glue is yellow.",
+             "noon": "Lunch is at noon."}
     chunks = [Chunk(chunk_id=i, doc_id=i, heading=i, text=t, start=0, end=len(t), category="x") for i, t in texts.items()]
     row = {"family_id": "f", "category": "x", "difficulty": "easy", "teacher": "t"}
     asked = [("1", "ink", "Which colour is the ink?", "black"), ("2", "glue", "Which colour is the glue?", "yellow"),
@@ -309,7 +329,8 @@ def test_every_case_says_where_it_failed():
         ("3", 0): "not remembered", ("3", 1): "retrieval failed", ("4", 0): "refused rightly", ("4", 1): "refused rightly"}
     assert rag_improvement(rows, 1) == {"1": 1.0, "2": 0.0, "3": 0.0}
     assert set(level_scores(rows)) == {"no passages", "1 passage", "3 passages"}
-    assert outcome_shares(rows)[1] == pytest.approx({"right": 1 / 3, "reading failed": 1 / 3, "retrieval failed": 1 / 3, "refused rightly": 1.0})
+    thirds = dict.fromkeys(("right", "reading failed", "retrieval failed"), 1 / 3)
+    assert outcome_shares(rows)[1] == pytest.approx({**thirds, "refused rightly": 1.0})
 
 
 def test_where_nothing_fits_the_answer_is_a_refusal():
@@ -345,7 +366,7 @@ def test_bm25_has_its_known_figures_on_squad(squad):
 @needs_squad
 def test_our_metrics_are_those_of_ranx_on_real_rankings(squad):
     ranx = pytest.importorskip("ranx", reason="needs ranx, a development tool")
-    some = [i for i in range(0, len(squad.queries), 10)]
+    some = list(range(0, len(squad.queries), 10))
     hits = Bm25Searcher(squad.ids, squad.texts).rank([squad.asked[i] for i in some])
     assert (hits.places >= 0).any(1).all()
     run = ranx.Run({f"q{i:03}": {squad.ids[p]: float(s) for p, s in zip(hits.places[i], hits.scores[i], strict=True) if p >= 0}
@@ -367,13 +388,14 @@ def test_embedders_beside_bm25_on_squad(squad, int8, tmp_path):
     estimates, contrasts = compare(scores, squad.clusters, "bm25", load_config())
     assert all(e.n == 5249 and e.n_clusters == 24 for e in estimates)
     against = {c.a: c for c in contrasts}
-    assert against["hybrid"].ci_low > 0  # words and meaning together beat words
+    assert against["minilm"].ci_high < 0  # the questions were written looking at the passage: counting words is hard to beat
+    assert against["hybrid"].ci_low > -0.03
     assert all(c.ci_high - c.ci_low > c.ci_naive_high - c.ci_naive_low for c in contrasts)  # questions about one article are alike
     quantized = compare({k: scores[k] for k in ("minilm", "int8")}, squad.clusters, "minilm", load_config())[1][0]
     assert quantized.ci_low > -0.005
-    best, confirmed = choose_level(scores, squad.clusters, "bm25")
-    assert best == "hybrid"
-    assert compare(confirmed, squad.clusters, "bm25", load_config())[1][-1].ci_low > 0
+    best, confirmed = choose_level(scores, squad.clusters, "minilm")
+    assert best in ("bm25", "hybrid")
+    assert {c.a: c.ci_low > 0 for c in compare(confirmed, squad.clusters, "minilm", load_config())[1]}[best]
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +439,7 @@ def test_a_document_trains_or_measures_never_both():
     assert {q.cluster for q in train.queries}.isdisjoint(q.cluster for q in held.queries)
     assert len(train.queries) + len(held.queries) == 24
     assert train.texts == held.texts
-    with pytest.raises(DistilleryError, match="one side"): split_queries(toy_set(1))
+    with pytest.raises(DistilleryError, match="nothing to split"): split_queries(toy_set(1))
 
 
 def test_tuning_is_the_same_twice_and_leaves_safetensors(tmp_path):

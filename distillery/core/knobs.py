@@ -19,7 +19,7 @@ from . import sections as s
 from .errors import DistilleryError
 from .sections import Kind, Section
 
-# %% ../../nbs/core/09_knobs.ipynb #6edaa5f7
+# %% ../../nbs/core/09_knobs.ipynb #01d04c57
 class ConfigError(DistilleryError):
     "A knob that does not exist, a value it cannot take, or a read that was not declared."
     exit_code = 2  # wrong use
@@ -45,6 +45,9 @@ class Config(Section):
     inference: s.InferenceSection = Field(default_factory=s.InferenceSection)
     evaluation: s.EvaluationSection = Field(default_factory=s.EvaluationSection)
     thresholds: s.ThresholdsSection = Field(default_factory=s.ThresholdsSection)
+    articles: s.ArticlesSection = Field(default_factory=s.ArticlesSection)
+    context: s.ContextSection = Field(default_factory=s.ContextSection)
+    embedder: s.EmbedderSection = Field(default_factory=s.EmbedderSection)
     decisions: s.DecisionsSection = Field(default_factory=s.DecisionsSection)
     workbook: s.WorkbookSection = Field(default_factory=s.WorkbookSection)
 

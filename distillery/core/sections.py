@@ -6,8 +6,8 @@
 __all__ = ['Kind', 'VARIANTS', 'key', 'Section', 'DocumentsSection', 'ChunkingSection', 'TeacherSection', 'TemperaturesSection',
            'DatasetSection', 'LlmDefaultsSection', 'GenerationLimitsSection', 'ValidationSection', 'PromptsSection',
            'JudgeSection', 'SelectionSection', 'StudentSection', 'LoraSection', 'SftSection', 'InferenceSection',
-           'ExportSection', 'QuantizationSection', 'EvaluationSection', 'ThresholdsSection', 'DecisionsSection',
-           'WorkbookSection']
+           'ExportSection', 'QuantizationSection', 'EvaluationSection', 'ThresholdsSection', 'ArticlesSection',
+           'ContextSection', 'EmbedderSection', 'DecisionsSection', 'WorkbookSection']
 
 # %% ../../nbs/core/08_sections.ipynb #9d11b33f
 from typing import Any, Literal
@@ -212,7 +212,7 @@ class EvaluationSection(Section):
         "result", "an answer holding one of these is a refusal",
     )
 
-# %% ../../nbs/core/08_sections.ipynb #1f6a9cc3
+# %% ../../nbs/core/08_sections.ipynb #41194cfb
 class ThresholdsSection(Section):
     "What a student must reach; compared with bounds, not with point estimates."
     exact_match_rate_min: float = key(0.35, "result", "least share of exact answers", ge=0, le=1)
@@ -229,13 +229,46 @@ class ThresholdsSection(Section):
         "result", "largest 95th percentile of latency by file, milliseconds",
     )
 
+# %% ../../nbs/core/08_sections.ipynb #908f3dcd
+class ArticlesSection(Section):
+    "Scored articles, for the filters line."
+    file: str | None = key(None, "execution", "JSONL with text and scores; without it the built-in run takes the built-in articles")
+    scores: list[str] = key([], "result", "fields that hold the scores; none: the field `scores` of each line")
+    cluster: str = key("cluster", "result", "field that names what an article is about; articles of one cluster are never on two sides")
+    scales: dict[str, list[float]] = key({}, "result", "lowest and highest possible score of a dimension; otherwise those seen")
 
+
+class ContextSection(Section):
+    "How much of an article a scorer may read."
+    budgets: list[int] = key([128, 512, 1024, 2048, 4096], "result", "lengths to compare, tokens")
+    views: list[Literal["truncate", "head+tail", "chunks"]] = key(
+        ["truncate", "head+tail", "chunks"], "result", "which tokens are read: the first, both ends, or windows spread evenly")
+    embedder: str = key("builtin:minilm", "result", "the frozen encoder; builtin:minilm, a folder, or a hub name")
+
+
+class EmbedderSection(Section):
+    "Which embedders are compared, and on which questions."
+    base: str = key("builtin:minilm", "result", "the embedder that the others are held against: builtin:minilm, a folder, or a hub name")
+    others: list[str] = key(["sentence-transformers/all-mpnet-base-v2"], "result", "further ones, asked where their weights are here already")
+    headings: bool = key(False, "result", "ask headings and descriptions of the documents even where there are pairs")
+    queries: int = key(400, "result", "most questions asked of each embedder", ge=2)
+    train_share: float = key(0.5, "result", "share of the documents whose questions tune the base; the others measure", gt=0, lt=1)
+    tune_steps: int = key(16, "result", "most steps of tuning; 0 tunes nothing", ge=0)
+    tune_learning_rate: float = key(1e-4, "result", "peak learning rate of tuning; few steps want large ones", gt=0)
+
+# %% ../../nbs/core/08_sections.ipynb #385bb27c
 class DecisionsSection(Section):
     "How levels are compared."
     margins: dict[str, float] = key(
-        {"exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02}, "result", "differences smaller than this do not matter, by metric"
+        {"exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05, "uniqueness": 0.05,
+         "mean_absolute_error": 0.1, "ndcg": 0.02},
+        "result", "differences smaller than this do not matter, by metric",
     )
     teacher_slots: int = key(150, "result", "slots on which teachers are compared", ge=1)
+    temperatures: list[float] = key([0.3, 0.7, 0.9], "result", "temperatures to compare; fewer than two ask nothing")
+    temperature_factor: Literal["answer", "question"] = key("answer", "result", "whose temperature varies")
+    temperature_slots: int = key(120, "result", "slots that are asked at every temperature", ge=1)
+    temperature_replicates: int = key(3, "result", "answers to a slot at each temperature, each with its own seed", ge=1)
     confidence: float = key(0.95, "result", "coverage of the intervals", gt=0.5, lt=1)
     resamples: int = key(10000, "result", "random sign flips of a permutation test", ge=99)
     seed: int = key(88, "result", "seed of resampling")

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'places', 'count_records', 'versions', 'provenance', 'takeaway_metrics', 'link_outputs', 'write_decisions',
            'write_pages', 'write_manifest']
 
-# %% ../../nbs/workbook/64_assemble.ipynb #ed05ff13
+# %% ../../nbs/workbook/64_assemble.ipynb #57c73597
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -16,25 +16,28 @@ from typing import Any
 from ..core.config import Config, flatten
 from ..core.files import atomic_write, digest_json, file_entries
 from ..core.store import RunFolder
+from .embedder_answers import embedder_metrics
 from .index import TAKEAWAYS, index_page
 from .plan import Done, Stage, key_parts
 from .page import footer, note, page
 from .questions import answers, reasons
 from .report import build_report
 from .results import Results, tell_story, warnings_of
+from .temperature import temperature_rows
+from .temperature_answers import temperature_metrics
 
-# %% ../../nbs/workbook/64_assemble.ipynb #cfa8af4d
+# %% ../../nbs/workbook/64_assemble.ipynb #f756262e
 def places(
     stage: str,  # Name of a stage
 ) -> str | None:  # Its folder in the run, "" for the top, or None
     "Where the output of a stage appears in the run folder."
     fixed = {
         "documents": "", "generate": "", "judge": None, "select": "",
-        "dataset": "dataset", "sft": "student/adapter", "merge": "student/merged", "evaluate": "eval",
+        "dataset": "dataset", "context": "context", "embedder": "embedder", "sft": "student/adapter", "merge": "student/merged", "evaluate": "eval",
     }
     if stage in fixed: return fixed[stage]
     kind, _, variant = stage.partition("-")
-    return {"export": f"onnx/{variant}", "teacher": f"teacher/{variant}"}.get(kind)
+    return {"export": f"onnx/{variant}", "teacher": f"teacher/{variant}", "temperature": f"temperature/{variant}"}.get(kind)
 
 # %% ../../nbs/workbook/64_assemble.ipynb #9b981e50
 def _count(path: Path) -> int:
@@ -92,7 +95,7 @@ def _gpu() -> bool:
     import shutil
     return shutil.which("nvidia-smi") is not None
 
-# %% ../../nbs/workbook/64_assemble.ipynb #841f15e3
+# %% ../../nbs/workbook/64_assemble.ipynb #a6d71299
 def takeaway_metrics(
     results: Results,  # A finished run
 ) -> dict[str, Any]:  # Written as metrics.json
@@ -103,16 +106,15 @@ def takeaway_metrics(
         name: {k: mean(level, k) for k in empty} if level in rows else dict(empty)
         for name, level in (("full_precision", "fp32"), ("8bit_quantized", "int8"))
     }
-    none = {"avg_quality": None, "uniqueness": None}
+    warm, unasked, (embedders, no_embedder) = temperature_rows(results), reasons(results), embedder_metrics(results)
     return {
         "quantization_comparison": quantization,
-        "temperature_analysis": {"conservative_0.3": none, "balanced_0.7": none, "creative_0.9": none},
-        "embedding_model_comparison": {
-            m: {"retrieval_accuracy": None, "speed_ms": None} for m in ("all_MiniLM_L6_v2", "all_mpnet_base_v2")},
+        "temperature_analysis": temperature_metrics(warm),
+        "embedding_model_comparison": embedders,
         "reasons": {
             **({} if rows else {"quantization_comparison": "the teacher has no weights here to quantize"}),
-            "temperature_analysis": "not asked in this run: " + TAKEAWAYS["temperature"][1],
-            "embedding_model_comparison": "not asked in this run: " + TAKEAWAYS["embedder"][1],
+            **({"temperature_analysis": unasked["temperature"]} if "temperature" in unasked else {}),
+            **({"embedding_model_comparison": unasked.get("embedder") or no_embedder} if no_embedder else {}),
         },
         "students": {v: results.metrics(v) for v in results.variants()},
     }
@@ -141,7 +143,7 @@ def write_decisions(
         atomic_write(run.path / "decisions" / f"{d.name}.json", text + "\n")
     run.write_json("metrics.json", takeaway_metrics(results))
 
-# %% ../../nbs/workbook/64_assemble.ipynb #db7977ed
+# %% ../../nbs/workbook/64_assemble.ipynb #9dedd000
 def write_pages(
     run: RunFolder,  # With its links and decisions
     reports: Mapping[str, Mapping[str, Any]],  # Report name to its parameters, besides run_dir
@@ -154,7 +156,7 @@ def write_pages(
         else: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked})
     links = {p.stem: p.name for p in sorted(folder.glob("*.html")) if p.name != "index.html"}
     facts = results.json("provenance.json", {})
-    titles = {"handbook": "The built-in handbook", "documents": "Your documents", "pairs": "Your pairs"}
+    titles = {"handbook": "The built-in handbook", "documents": "Your documents", "pairs": "Your pairs", "articles": "Your articles"}
     title = titles.get(str(facts.get("source")), "A run")
     of = {d.name: links.get(d.name.split("-")[0]) for d in results.decisions()}
     story = tell_story(results) | _skipped(results)

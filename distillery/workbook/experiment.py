@@ -6,7 +6,7 @@
 __all__ = ['PAGES', 'Request', 'prepare', 'Finished', 'peak_gib', 'run_job', 'content_key', 'ask', 'list_finished', 'show',
            'rebuild']
 
-# %% ../../nbs/workbook/66_experiment.ipynb #f6a0a081
+# %% ../../nbs/workbook/66_experiment.ipynb #481d41ad
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +18,8 @@ from ..core.errors import DistilleryError
 from ..core.store import RunFolder, list_runs, open_run
 from .assemble import count_records, link_outputs, provenance, write_decisions, write_manifest, write_pages
 from .code import code_digests
+from .context_line import context_stages
+from .embedder_line import embedder_stages
 from .pairs_line import Source, content_digest, open_source, pairs_stages
 from .plan import Done, Event, Plan, Stage, run_digest
 from .questions import QUESTIONS
@@ -25,9 +27,10 @@ from .report import template, templates
 from .results import Results
 from .student_line import student_stages
 from .teacher_line import teacher_stages
+from .temperature_line import temperature_stages
 from .watch import facts_table, times_table
 
-# %% ../../nbs/workbook/66_experiment.ipynb #380d9377
+# %% ../../nbs/workbook/66_experiment.ipynb #7334c40f
 @dataclass(frozen=True)
 class Request:
     "A planned run."
@@ -43,8 +46,12 @@ def prepare(
     config: Config,  # All settings
 ) -> Request:  # Planned, nothing run
     "Plan a run: which stages, in which order, under which name."
-    source, cache = open_source(docs, pairs, config.dataset.gold), Path(config.workbook.cache_dir)
-    stages = [*pairs_stages(source, config, cache), *student_stages(config), *teacher_stages(source, config, cache)]
+    articles, cache = config.articles.file, Path(config.workbook.cache_dir)
+    source, stages = open_source(docs, pairs, config.dataset.gold, articles), list[Stage]()
+    if source.kind != "articles":
+        stages += [*pairs_stages(source, config, cache), *student_stages(config), *teacher_stages(source, config, cache),
+                   *temperature_stages(source, config, cache), *embedder_stages(source, config, cache)]
+    if articles or source.kind == "handbook": stages += context_stages(Path(articles) if articles else None, config, cache)
     return Request(source, config, Plan(stages, config, cache), run_digest(stages, config))
 
 # %% ../../nbs/workbook/66_experiment.ipynb #820bf40c
@@ -58,7 +65,7 @@ class Finished:
     sentences: list[str]  # One for each decision
     facts: dict[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #002b000c
+# %% ../../nbs/workbook/66_experiment.ipynb #f4f16475
 def peak_gib() -> float:
     "The most memory that this process or one of its children held, in GiB."
     import resource
@@ -70,7 +77,9 @@ def peak_gib() -> float:
 
 PAGES = (
     "distillery.workbook.assemble", "distillery.workbook.page", "distillery.workbook.report", "distillery.workbook.quantization",
-    "distillery.workbook.questions", "distillery.core.figures",
+    "distillery.workbook.questions", "distillery.workbook.temperature", "distillery.workbook.temperature_answers",
+    "distillery.workbook.context_line", "distillery.workbook.embedder", "distillery.workbook.embedder_answers",
+    "distillery.filters.choice", "distillery.filters.quality", "distillery.core.figures",
 )
 
 
@@ -104,7 +113,7 @@ def run_job(
              "peak memory": f"{peak_gib():.1f} GiB resident, the largest process"}
     return Finished(run.path, run.path / "reports/index.html", done, skipped, [d.sentence for d in results.decisions()], facts)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #8c71ba5d
+# %% ../../nbs/workbook/66_experiment.ipynb #032f51f8
 def content_key(
     stage: Stage,  # With inputs
     done: dict[str, Done],  # Finished stages
@@ -120,7 +129,7 @@ def _write(request: Request, run: RunFolder, done: dict[str, Done]) -> None:
     facts = provenance(request.run_id, request.plan.stages, request.config, request.source.kind, request.source.gold is not None)
     run.write_json("provenance.json", facts)
     write_decisions(run, request.config, request.run_id)
-    write_pages(run, dict.fromkeys(QUESTIONS, {}))
+    write_pages(run, {name: {} for name in QUESTIONS})
 
 # %% ../../nbs/workbook/66_experiment.ipynb #c66944e5
 def ask(

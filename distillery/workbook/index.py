@@ -12,11 +12,12 @@ from typing import Any
 from ..core.records import Decision
 from .page import Html, card, footer, note, page, table
 
-# %% ../../nbs/workbook/62_index.ipynb #08f88176
+# %% ../../nbs/workbook/62_index.ipynb #7f28501d
 TAKEAWAYS = {
     "quantization": ("Which quantization should I ship?", "a run with at least two variants"),
     "temperature": ("Which temperature should the teacher write at?", "the same slots at three temperatures"),
     "embedder": ("Which embedder finds the right passage?", "a second embedder"),
+    "context_length": ("How much of an article should the filter read?", "scored articles"),
     "prompts": ("Which prompts write the better pairs?", "the same slots with a second pack"),
     "index": ("Is a faster index as good?", "a second index over the same vectors"),
     "memory": ("What does running near the memory limit cost?", "runs at several memory budgets"),

@@ -24,11 +24,11 @@ from ..core.records import Chunk, Example, Pair
 from ..core.store import atomic_write, digest_file, digest_text, digest_tree, read_jsonl, write_jsonl
 from .plan import Job, Stage
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #f12246cf
+# %% ../../nbs/workbook/30_pairs_line.ipynb #82d08cd8
 @dataclass(frozen=True)
 class Source:
     "Where the knowledge comes from."
-    kind: Literal["handbook", "documents", "pairs"]
+    kind: Literal["handbook", "documents", "pairs", "articles"]
     path: Path
     gold: Path | None = None  # Questions people wrote, never trained on
 
@@ -44,8 +44,11 @@ def open_source(
     docs: Path | None,  # A folder of documents, or one document
     pairs: Path | None,  # A file of pairs, JSONL or CSV
     gold: str | None,  # "builtin", a path, or None
+    articles: str | None = None,  # A file of scored articles
 ) -> Source:  # Checked to be there
-    "Decide what a run works on; with neither documents nor pairs it is the built-in handbook."
+    "Decide what a run works on; given nothing, it is the built-in handbook."
+    if articles and not Path(articles).is_file(): raise ConfigError(f"{articles} is not a file", "check the path of the articles")
+    if articles and not docs and not pairs: return Source("articles", Path(articles))
     if docs and pairs:
         raise ConfigError("--docs and --pairs were both given", "choose one: documents to write pairs from, or pairs to use as they are")
     path = docs or pairs or shipped("handbook")

@@ -5,22 +5,30 @@
 # %% auto #0
 __all__ = ['QUESTIONS', 'Question', 'reasons', 'answers']
 
-# %% ../../nbs/workbook/61_questions.ipynb #18437e8a
+# %% ../../nbs/workbook/61_questions.ipynb #1915800f
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.config import Config
 from ..core.records import Decision
+from .context_line import context_decisions, why_no_context
+from .embedder import embedder_decisions, why_no_embedder
 from .quantization import quantization_decisions, why_no_quantization
 from .results import Results
+from .temperature import temperature_decisions, why_no_temperature
 
-# %% ../../nbs/workbook/61_questions.ipynb #00cf8de3
+# %% ../../nbs/workbook/61_questions.ipynb #d21675a7
 @dataclass(frozen=True)
 class Question:
     "How a run answers one question."
     why_not: Callable[[Results], str | None]  # The reason why this run cannot, or None
     decisions: Callable[[Results, Config], list[Decision]]  # Its cards, the main one first
-QUESTIONS: dict[str, Question] = {"quantization": Question(why_no_quantization, quantization_decisions)}
+QUESTIONS: dict[str, Question] = {
+    "quantization": Question(why_no_quantization, quantization_decisions),
+    "temperature": Question(why_no_temperature, temperature_decisions),
+    "embedder": Question(why_no_embedder, embedder_decisions),
+    "context_length": Question(why_no_context, context_decisions),
+}
 
 
 def reasons(
