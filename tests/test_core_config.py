@@ -29,6 +29,10 @@ NAMES = [k.name for k in KNOBS]
 def another(knob):
     "A different value that the knob accepts, or None where there is only one."
     value = knob.default
+    if knob.name == "decisions.temperature_factor":
+        return "question"
+    if knob.name == "articles.scales":
+        return {"clarity": [0.0, 4.0]}
     if isinstance(value, bool):
         return not value
     if isinstance(value, dict):

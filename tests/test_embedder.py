@@ -33,7 +33,7 @@ KEPT = Path(__file__).parent / "data/run"
 CONFIG = load_config(preset="handbook")
 
 
-def rows_of(chances, n=300, seed=3, text="How fast", stratum=None):
+def rows_of(chances, n=300, seed=3, text="How fast"):
     "Questions about 50 documents; the right passage comes first with the level's chance, else third."
     rng, made = np.random.default_rng(seed), []
     for i in range(n):
@@ -42,14 +42,14 @@ def rows_of(chances, n=300, seed=3, text="How fast", stratum=None):
             p = chance(("low", "middle", "high")[i % 3]) if callable(chance) else chance
             hit = float(easy < p)
             luck[level] = Found(recall_1=hit, recall_5=1.0, mrr=hit or round(1 / 3, 6), ndcg=hit or 0.5)
-        made.append(EmbedderRow(id=f"q{i}", doc_id=f"d{i // 6}", question=f"{text} {i}?", difficulty=("easy", "hard")[i % 2], overlap=i % 3 / 2,
-                                stratum=("low", "middle", "high")[i % 3], found=luck))
+        made.append(EmbedderRow(id=f"q{i}", doc_id=f"d{i // 6}", question=f"{text} {i}?", difficulty=("easy", "hard")[i % 2],
+                                overlap=i % 3 / 2, stratum=("low", "middle", "high")[i % 3], found=luck))
     return made
 
 
 def costs_of(milliseconds):
-    return [EmbedderCost(level=v, what="builtin:minilm" if v == "base" else v, ms_per_query=ms, ms_p95=2 * ms, corpus_s=1.0, passages_timed=96,
-                         bytes=10**6) for v, ms in milliseconds.items()]
+    return [EmbedderCost(level=v, what="builtin:minilm" if v == "base" else v, ms_per_query=ms, ms_p95=2 * ms, corpus_s=1.0,
+                         passages_timed=96, bytes=10**6) for v, ms in milliseconds.items()]
 
 
 # what is planted is found
@@ -113,8 +113,9 @@ def selected(facts, documents, chunks, only=None):
         c = next((c for c in chunks if c.doc_id == d.doc_id and c.start <= at < c.end), None)
         if c is None or (only and d.doc_id != only(documents)): continue
         question, answer = questions.ask(f, "easy", [f], rng)
-        pairs.append(Pair(id=f"p{len(pairs)}", doc_id=d.doc_id, chunk_id=c.chunk_id, family_id=f"f{len(pairs)}", category="c", difficulty="easy",
-                          question=question, answer=answer, evidence=Evidence(start=at, end=at + len(f.sentence), text=f.sentence), teacher="-"))
+        held = Evidence(start=at, end=at + len(f.sentence), text=f.sentence)
+        pairs.append(Pair(id=f"p{len(pairs)}", doc_id=d.doc_id, chunk_id=c.chunk_id, family_id=f"f{len(pairs)}", category="c",
+                          difficulty="easy", question=question, answer=answer, evidence=held, teacher="-"))
     return pairs
 
 
@@ -128,7 +129,8 @@ def run_stages(home, pages=6, only=None, **settings):
     (home / "docs").mkdir(parents=True)
     facts = write_handbook(home / "docs", pages)
     source = open_source(home / "docs", None, None)
-    stages = [pairs_stages(source, config, home / "cache")[0], Stage("select", partial(write_selected, facts=facts, only=only), needs=("documents",)),
+    choose = Stage("select", partial(write_selected, facts=facts, only=only), needs=("documents",))
+    stages = [pairs_stages(source, config, home / "cache")[0], choose,
               *embedder_stages(source, config, home / "cache")]
     return Plan(stages, config, home / "cache")
 
@@ -151,7 +153,7 @@ def real(tmp_path_factory):
 
 
 def test_every_level_answers_the_same_held_out_questions(real):
-    plan, done, results = real
+    _, done, results = real
     rows = read_jsonl(done["embedder"].path / "rows.jsonl", EmbedderRow)
     costs = read_jsonl(done["embedder"].path / "costs.jsonl", EmbedderCost)
     facts = results.json("embedder/facts.json")
@@ -173,7 +175,7 @@ def test_every_level_answers_the_same_held_out_questions(real):
 
 
 def test_no_question_about_a_tuning_document_is_asked(real):
-    plan, done, results = real
+    _, done, results = real
     pairs = read_jsonl(done["select"].path / "selected.jsonl", Pair)
     asked = {r.doc_id for r in read_jsonl(done["embedder"].path / "rows.jsonl", EmbedderRow)}
     facts = results.json("embedder/facts.json")

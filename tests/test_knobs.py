@@ -48,6 +48,8 @@ def other(knob):
     value = BEFORE[knob.name]
     if knob.name == "dataset.difficulty_mix": return {"easy": 1.0}
     if knob.name in ("quantization.block_size", "quantization.accuracy_level"): return 64 if value == 32 else 1
+    if knob.name == "decisions.temperature_factor": return "question"
+    if knob.name == "articles.scales": return {"clarity": [0.0, 4.0]}
     if isinstance(value, bool): return not value
     if isinstance(value, dict): return {**value, next(iter(value)): 0.5}
     if isinstance(value, list): return value[:1] if len(value) > 1 else ["*.md"]

@@ -229,7 +229,7 @@ class ThresholdsSection(Section):
         "result", "largest 95th percentile of latency by file, milliseconds",
     )
 
-# %% ../../nbs/core/08_sections.ipynb #908f3dcd
+# %% ../../nbs/core/08_sections.ipynb #aa68aa58
 class ArticlesSection(Section):
     "Scored articles, for the filters line."
     file: str | None = key(None, "execution", "JSONL with text and scores; without it the built-in run takes the built-in articles")
@@ -249,7 +249,7 @@ class ContextSection(Section):
 class EmbedderSection(Section):
     "Which embedders are compared, and on which questions."
     base: str = key("builtin:minilm", "result", "the embedder that the others are held against: builtin:minilm, a folder, or a hub name")
-    others: list[str] = key(["sentence-transformers/all-mpnet-base-v2"], "result", "further ones, asked where their weights are here already")
+    others: list[str] = key(["sentence-transformers/all-mpnet-base-v2"], "result", "further ones, asked where their weights are here")
     headings: bool = key(False, "result", "ask headings and descriptions of the documents even where there are pairs")
     queries: int = key(400, "result", "most questions asked of each embedder", ge=2)
     train_share: float = key(0.5, "result", "share of the documents whose questions tune the base; the others measure", gt=0, lt=1)

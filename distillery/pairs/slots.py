@@ -50,7 +50,7 @@ def difficulties(
     order = sorted((n for n, u in drawn.items() if u < mix[n] / top), key=lambda n: (n == "hard", drawn[n]))
     return order[:1] + sorted(order[1:], key=lambda n: (n != "hard", drawn[n]))
 
-# %% ../../nbs/pairs/35_slots.ipynb #119b8e94
+# %% ../../nbs/pairs/35_slots.ipynb #64549cd4
 def _slot(chunk: Chunk, difficulty: str, kind: str, focus: Evidence | None, replica: int) -> Slot:
     name = digest_json([chunk.chunk_id, difficulty, kind, focus.text if focus else "", replica])[:12]
     return Slot(slot_id=name, chunk_id=chunk.chunk_id, doc_id=chunk.doc_id, category=chunk.category, difficulty=difficulty,
@@ -61,12 +61,14 @@ def answer_slots(
     chunk: Chunk,   # A passage
     config: Config, # Reads dataset.difficulty_mix, questions_per_chunk and seed
 ) -> list[Slot]:    # At most `questions_per_chunk`, first slots of sentences before second ones
-    "Lay out the questions of one chunk."
-    d, ranked = config.dataset, list[tuple[int, float, Slot]]()
+    "Lay out the questions of one chunk; when every sentence has been asked, go round once more."
+    d, ranked = config.dataset, list[tuple[int, int, float, Slot]]()
     for focus in focus_sentences(chunk):
-        for rank, difficulty in enumerate(difficulties(d.difficulty_mix, d.seed, chunk.text, focus.text)):
-            ranked.append((rank, chance(d.seed, focus.text, rank), _slot(chunk, difficulty, "answer", focus, rank)))
-    return [slot for _, _, slot in sorted(ranked, key=lambda r: r[:2])[: d.questions_per_chunk]]
+        for turn in range(2):
+            for rank, difficulty in enumerate(difficulties(d.difficulty_mix, d.seed, chunk.text, focus.text, *([turn] if turn else []))):
+                slot = _slot(chunk, difficulty, "answer", focus, rank + 10 * turn)
+                ranked.append((turn, rank, chance(d.seed, focus.text, rank, *([turn] if turn else [])), slot))
+    return [slot for *_, slot in sorted(ranked, key=lambda r: r[:3])[: d.questions_per_chunk]]
 
 # %% ../../nbs/pairs/35_slots.ipynb #a5478b6d
 def refusal_quota(

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['split_queries', 'training_pairs', 'TuneSettings', 'tune_key', 'tune_embedder']
 
-# %% ../../nbs/retrieval/60_tune.ipynb #b1278636
+# %% ../../nbs/retrieval/60_tune.ipynb #b22ced6e
 import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def tune_key(
     "Name the model that comes out, before it is made."
     return digest_json({"pairs": list(pairs), "base": model_digest(base), "settings": settings.__dict__})
 
-# %% ../../nbs/retrieval/60_tune.ipynb #13c09f49
+# %% ../../nbs/retrieval/60_tune.ipynb #333d8f0a
 def _arguments(settings: TuneSettings, folder: Path) -> Any:
     make = need("sentence_transformers", extra="retrieval").SentenceTransformerTrainingArguments
     return make(output_dir=str(folder), num_train_epochs=settings.epochs, max_steps=settings.max_steps,
@@ -78,8 +80,9 @@ def _train(pairs: Sequence[dict[str, str]], base: str, work: Path, settings: Tun
     model = library.SentenceTransformer(str(model_dir(base)), device="cpu", model_kwargs={"use_safetensors": True})
     length, model.max_seq_length = model.max_seq_length, min(settings.max_length, model.max_seq_length or settings.max_length)
     loss = losses.MultipleNegativesRankingLoss(model)
-    trainer = library.SentenceTransformerTrainer(model=model, args=_arguments(settings, work), loss=loss,
-                                                 train_dataset=datasets.Dataset.from_list(list(pairs)))
+    with redirect_stderr(StringIO()):  # a bar for examples of a model card that is never written
+        trainer = library.SentenceTransformerTrainer(model=model, args=_arguments(settings, work), loss=loss,
+                                                     train_dataset=datasets.Dataset.from_list(list(pairs)))
     trainer.remove_callback(need("transformers", extra="train").PrinterCallback)
     done = trainer.train()
     model.max_seq_length = length

@@ -26,14 +26,15 @@ from .results import Results, tell_story, warnings_of
 from .temperature import temperature_rows
 from .temperature_answers import temperature_metrics
 
-# %% ../../nbs/workbook/64_assemble.ipynb #f756262e
+# %% ../../nbs/workbook/64_assemble.ipynb #178dd348
 def places(
     stage: str,  # Name of a stage
 ) -> str | None:  # Its folder in the run, "" for the top, or None
     "Where the output of a stage appears in the run folder."
     fixed = {
         "documents": "", "generate": "", "judge": None, "select": "",
-        "dataset": "dataset", "context": "context", "embedder": "embedder", "sft": "student/adapter", "merge": "student/merged", "evaluate": "eval",
+        "dataset": "dataset", "context": "context", "embedder": "embedder",
+        "sft": "student/adapter", "merge": "student/merged", "evaluate": "eval",
     }
     if stage in fixed: return fixed[stage]
     kind, _, variant = stage.partition("-")

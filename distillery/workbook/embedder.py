@@ -6,13 +6,12 @@
 __all__ = ['Rows', 'COLUMNS', 'embedder_rows', 'why_no_embedder', 'query_scores', 'span', 'pick_level', 'confirm_pick',
            'embedder_decision', 'embedder_decisions', 'stratum_table', 'level_table', 'level_points']
 
-# %% ../../nbs/workbook/47_embedder.ipynb #060714ec
+# %% ../../nbs/workbook/47_embedder.ipynb #bb92a793
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from ..core.config import Config
-from ..core.figures import Point, dominated
+from ..core.figures import Point
 from ..core.files import read_jsonl
 from ..core.records import Contrast, Decision
 from ..core.verdicts import more_needed
@@ -20,7 +19,7 @@ from .decide import Scores, compare, decide, level_verdicts
 from .embedder_line import EmbedderCost, EmbedderRow
 from .results import Results
 
-# %% ../../nbs/workbook/47_embedder.ipynb #d8257c4d
+# %% ../../nbs/workbook/47_embedder.ipynb #102903b7
 Rows = Sequence[EmbedderRow]
 COLUMNS = {"recall_1": "recall@1", "recall_5": "recall@5", "mrr": "MRR", "ndcg": "nDCG@10"}
 
@@ -29,8 +28,9 @@ def embedder_rows(
     results: Results,  # A finished run
 ) -> tuple[list[EmbedderRow], list[EmbedderCost]]:  # Questions and costs; empty where it was not asked
     "Every question with the scores of every level, and what the levels cost."
-    read = lambda name, kind: read_jsonl(path, kind, allow_empty=True) if (path := results.path / "embedder" / name).is_file() else []
-    return read("rows.jsonl", EmbedderRow), read("costs.jsonl", EmbedderCost)
+    rows, costs = results.path / "embedder/rows.jsonl", results.path / "embedder/costs.jsonl"
+    if not rows.is_file() or not costs.is_file(): return [], []
+    return read_jsonl(rows, EmbedderRow, allow_empty=True), read_jsonl(costs, EmbedderCost, allow_empty=True)
 
 
 def why_no_embedder(
@@ -88,19 +88,19 @@ def confirm_pick(
     best = pick_level(part(True), config.decisions.margins["ndcg"], ms)
     return best, next((c for c in part(False) if c.a == best), None)
 
-# %% ../../nbs/workbook/47_embedder.ipynb #004d0ded
+# %% ../../nbs/workbook/47_embedder.ipynb #be5fee04
 def _wording(d: Decision, best: str, costs: Mapping[str, EmbedderCost]) -> tuple[str, str]:
     judged, mean = level_verdicts(d.contrasts, d.margin, "nDCG@10", "documents"), {e.level: e.mean for e in d.estimates}
     words, ms = {v: word for v, (word, _) in judged.items()}, lambda v: f"{costs[v].ms_per_query:.1f} ms a question"
     if best != "base":
         c = next(c for c in d.contrasts if c.a == best)
         why = "shown better than" if words[best] == f"{best} better" else "the fastest of those shown equivalent to"
-        return words[best], (f"Use {best} ({costs[best].what}), {why} the base: nDCG@10 {mean[best]:.3f} against {mean['base']:.3f} on {d.n_items} questions "
-                             f"(difference {span(c)}, 95 % interval), {ms(best)} against {ms('base')}.")
+        return words[best], (f"Use {best} ({costs[best].what}), {why} the base: nDCG@10 {mean[best]:.3f} against {mean['base']:.3f} "
+                             f"on {d.n_items} questions (difference {span(c)}, 95 % interval), {ms(best)} against {ms('base')}.")
     open_ = [c for c in d.contrasts if words[c.a].startswith("undecided")]
     most = max(open_ or d.contrasts, key=lambda c: more_needed(c, d.margin) if open_ else abs(c.diff))
-    return words[most.a], (f"Keep the base ({costs['base'].what}): nDCG@10 {mean['base']:.3f} on {d.n_items} questions at {ms('base')}; no other is shown "
-                           f"better, or equivalent and faster ({', '.join(f'{v}: {w}' for v, w in words.items())}).")
+    return words[most.a], (f"Keep the base ({costs['base'].what}): nDCG@10 {mean['base']:.3f} on {d.n_items} questions at {ms('base')}; "
+                           f"no other is shown better, or equivalent and faster ({', '.join(f'{v}: {w}' for v, w in words.items())}).")
 
 
 def embedder_decision(
@@ -129,7 +129,7 @@ def embedder_decisions(
     rows, costs = embedder_rows(results)
     return [embedder_decision(rows, costs, config)] if rows else []
 
-# %% ../../nbs/workbook/47_embedder.ipynb #026bff11
+# %% ../../nbs/workbook/47_embedder.ipynb #f29b1596
 def stratum_table(
     rows: Rows,  # Questions
     config: Config,  # For the decisions section
@@ -140,23 +140,23 @@ def stratum_table(
     names = sorted({str(v) for r in rows if (v := getattr(r, by))}, key=lambda n: (order.index(n) if n in order else 9, n))
     table = []
     for name in names:
-        scores, documents = query_scores(rows, keep=lambda r, name=name: getattr(r, by) == name)
+        scores, documents = query_scores([r for r in rows if getattr(r, by) == name])
         if len(set(documents.values())) < 2: continue
         estimates, contrasts = compare(scores, documents, "base", config)
         apart = {c.a: f"{c.diff:+.3f} [{c.ci_low:+.3f}, {c.ci_high:+.3f}]" for c in contrasts}
-        table += [{by: name, "level": e.level, "n": e.n, "nDCG@10": f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]", "against base": apart.get(e.level)}
-                  for e in estimates]
+        table += [{by: name, "level": e.level, "n": e.n, "nDCG@10": f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]",
+                   "against base": apart.get(e.level)} for e in estimates]
     return table
 
-# %% ../../nbs/workbook/47_embedder.ipynb #cc9f4204
+# %% ../../nbs/workbook/47_embedder.ipynb #85e761de
 def level_table(
     rows: Rows,  # Questions
     costs: Sequence[EmbedderCost],  # Of the levels
     config: Config,  # For decisions.confidence
 ) -> list[dict[str, Any]]:  # One row a level
     "Every measure of every level with its interval, and its cost."
-    cells = {metric: {e.level: f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]" for e in compare(*query_scores(rows, metric), "base", config)[0]}
-             for metric in COLUMNS}
+    means = {metric: compare(*query_scores(rows, metric), "base", config)[0] for metric in COLUMNS}
+    cells = {metric: {e.level: f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]" for e in some} for metric, some in means.items()}
     return [{"level": c.level, **{name: cells[m][c.level] for m, name in COLUMNS.items()}, "n": len(rows), "ms a question": c.ms_per_query,
              "ms, 95th percentile": c.ms_p95, "s for all passages": c.corpus_s, "MB": c.bytes / 1e6, "what": c.what} for c in costs]
 

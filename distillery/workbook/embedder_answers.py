@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MPNET', 'NAMES', 'answer_embedder', 'embedder_metrics', 'differing_questions']
 
-# %% ../../nbs/workbook/49_embedder_answers.ipynb #eb6896a8
+# %% ../../nbs/workbook/49_embedder_answers.ipynb #7b04ee63
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -14,10 +14,10 @@ from ..core.config import Config
 from ..core.figures import dominated
 from .decide import compare, level_verdicts
 from .embedder import Rows, embedder_decision, embedder_rows, level_points, query_scores, span
-from .embedder_line import EmbedderCost, EmbedderRow, Found
+from .embedder_line import EmbedderCost
 from .results import Results
 
-# %% ../../nbs/workbook/49_embedder_answers.ipynb #c27a8676
+# %% ../../nbs/workbook/49_embedder_answers.ipynb #8b23324b
 MPNET = "all-mpnet-base-v2"
 
 
@@ -39,12 +39,15 @@ def _against(rows: Rows, config: Config, level: str, not_asked: Mapping[str, str
     scores, documents = query_scores(rows)
     if level not in scores: return f"Not asked: {not_asked.get(level, 'it is not among embedder.others')}."
     contrasts, margin = compare(scores, documents, "base", config)[1], config.decisions.margins["ndcg"]
-    c, word = next(c for c in contrasts if c.a == level), level_verdicts(contrasts, margin, "ndcg", "documents")[level][0]
+    c = next(c for c in contrasts if c.a == level)
+    word = level_verdicts(contrasts, margin, "ndcg", "documents")[level][0]
     low = query_scores(rows, keep=lambda r: r.stratum == "low")
     hard = [k for k in compare(*low, "base", config)[1] if k.a == level] if len(set(low[1].values())) > 1 else []
     where = f"; where questions share fewest words with their passage {span(hard[0])}, n = {hard[0].n_items}" if hard else ""
-    start = {f"{level} better": "Yes", "base better": "No, worse"}.get(word, "No, the same" if word.startswith("equivalent") else "Not known")
-    return f"{start} ({word}): nDCG@10 of {level} minus base is {span(c)}, n = {c.n_items} questions in {c.n_clusters} documents{where}."
+    same = "No, the same" if word.startswith("equivalent") else "Not known"
+    start = {f"{level} better": "Yes", "base better": "No, worse"}.get(word, same)
+    return (f"{start} ({word}): nDCG@10 of {level} minus base is {span(c)}, n = {c.n_items} questions in {c.n_clusters} documents"
+            f"{where}.")
 
 
 def _tradeoff(rows: Rows, costs: Sequence[EmbedderCost], config: Config) -> str:

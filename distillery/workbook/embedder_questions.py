@@ -16,7 +16,7 @@ from ..retrieval.queries import QuerySet
 from .pairs_line import Source
 from .plan import Job
 
-# %% ../../nbs/workbook/33_embedder_questions.ipynb #63f7873f
+# %% ../../nbs/workbook/33_embedder_questions.ipynb #a07bbc4e
 def descriptions_of(
     source: Source,  # What the run works on
     documents: Sequence[Document],  # What was read of it
@@ -44,7 +44,8 @@ def own_questions(
     from distillery.retrieval.queries import description_queries, heading_queries, join_sets
 
     sets = list[QuerySet]()
-    for make in (lambda: heading_queries(documents, chunks), lambda: description_queries(descriptions_of(source, documents, include), chunks)):
+    described = descriptions_of(source, documents, include)
+    for make in (lambda: heading_queries(documents, chunks), lambda: description_queries(described, chunks)):
         try: sets.append(make())
         except DistilleryError: continue  # no query came out of it
     return join_sets(*sets) if sets else None

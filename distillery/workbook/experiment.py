@@ -65,7 +65,7 @@ class Finished:
     sentences: list[str]  # One for each decision
     facts: dict[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #f4f16475
+# %% ../../nbs/workbook/66_experiment.ipynb #0394b858
 def peak_gib() -> float:
     "The most memory that this process or one of its children held, in GiB."
     import resource
@@ -82,7 +82,7 @@ PAGES = (
     "distillery.filters.choice", "distillery.filters.quality", "distillery.core.figures",
 )
 
-
+# %% ../../nbs/workbook/66_experiment.ipynb #44fb3a1e
 def run_job(
     request: Request,  # From `prepare`
     watch: Callable[[Event], None] = lambda event: None,  # Hears of stages

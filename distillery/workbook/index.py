@@ -55,7 +55,7 @@ def open_cards(
     state = lambda name, needs: f"no answer: {none[name]}" if name in none else f"not asked: needs {needs}"
     return [{"question": q, "state": state(name, needs)} for name, (q, needs) in TAKEAWAYS.items() if name not in asked]
 
-# %% ../../nbs/workbook/62_index.ipynb #5b4fd205
+# %% ../../nbs/workbook/62_index.ipynb #011dd95d
 def index_page(
     title: str,  # Of the run
     decisions: Sequence[Decision],  # Made in this run
@@ -69,7 +69,9 @@ def index_page(
     "The index page of a run."
     parts: list[str] = [f"<h1>{Html(_text(title))}</h1>", note("What this run decided, and what it rests on.")]
     parts += [note(w, "warning") for w in warnings]
-    parts.append('<div class="cards">' + "".join(decision_card(d, behind.get(d.name)) for d in decisions) + "</div>")
+    rank = {name: place for place, name in enumerate(TAKEAWAYS)}
+    ordered = sorted(decisions, key=lambda d: (rank.get(d.name.split("-")[0], len(rank)), d.name))
+    parts.append('<div class="cards">' + "".join(decision_card(d, behind.get(d.name)) for d in ordered) + "</div>")
     for heading, rows in story.items(): parts += [f"<h2>{_text(heading)}</h2>", table(rows)]
     parts += ["<h2>Not answered yet</h2>", table(open_cards([d.name for d in decisions], none or {}))]
     if links:
