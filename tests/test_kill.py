@@ -22,7 +22,8 @@ from pairs_oracle import write_handbook
 from teachers_server import Server, whole
 
 CONCURRENCY = 4
-KNOBS = {"sft.epochs": 4, "sft.save_strategy": "epoch", "sft.batch_size": 8, "sft.packing": False, "sft.dataloader_num_workers": 0,
+KNOBS = {"prompts.pack": "handbook", "sft.epochs": 12, "sft.save_strategy": "epoch", "sft.batch_size": 8, "sft.packing": False,
+         "sft.dataloader_num_workers": 0,
          "sft.logging_steps": 1, "sft.gradient_accumulation": 1, "teacher.concurrency": CONCURRENCY, "dataset.questions_per_chunk": 6,
          "dataset.variations_per_question": 1, "generation_limits.min_answer_length": 1, "evaluation.max_new_tokens": 32,
          "dataset.test_share": 0.3, "export.variants": "[fp32, q4]", "export.check_positions": 100, "export.same_top1_min": "{q4: 0.5}"}
@@ -74,7 +75,7 @@ def test_kill_9_in_every_stage_and_go_on(tmp_path, seed):
         assert start(server, docs, tmp_path / "straight").wait() == 0, (tmp_path / "straight/log").read_text()
         n = len(server.bodies)
         for stage in ("generate", "generate", "sft", "export-fp32", "export-q4", "measure-q4", "evaluate"):
-            asked, trained = len(server.bodies) + chance.randint(5, n // 3), chance.randint(12, 30)
+            asked, trained = len(server.bodies) + chance.randint(5, n // 3), chance.randint(6, 18)
             ready = {"generate": lambda asked=asked: len(server.bodies) >= asked,
                      "sft": lambda trained=trained: sum(len(read_log(p.parent)) for p in shelf.glob("sft/**/train_log.jsonl")) >= trained,
                      }.get(stage, lambda stage=stage: any((shelf / stage).glob("*")))

@@ -94,7 +94,7 @@ def interval_plot(
         if axes.get_legend_handles_labels()[0]: axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     return figure
 
-# %% ../../nbs/core/60_figures.ipynb #b3c582d1
+# %% ../../nbs/core/60_figures.ipynb #af4c2e94
 @dataclass(frozen=True)
 class Point:
     "One level in a trade-off figure."
@@ -124,7 +124,7 @@ def tradeoff_plot(
         if threshold is not None: axes.axhline(threshold, color=PALETTE[1], linestyle="--", label=f"threshold {threshold:g}")
         for i, (p, beaten) in enumerate(zip(points, dominated(points), strict=True)):
             colour, marker = PALETTE[i % len(PALETTE)], "osD^vP*"[i % 7]
-            bars, fill = [[p.y - p.y_low], [p.y_high - p.y]], "white" if beaten else colour
+            bars, fill = [[max(0.0, p.y - p.y_low)], [max(0.0, p.y_high - p.y)]], "white" if beaten else colour
             axes.errorbar(p.x, p.y, bars, fmt=marker, color=colour, markerfacecolor=fill, capsize=3)
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
             axes.annotate(p.label, (p.x, p.y), xytext=(7, 5), textcoords="offset points", color=colour, bbox=box)

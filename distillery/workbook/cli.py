@@ -26,7 +26,7 @@ from . import experiment, machine
 from .estimate import estimate as estimate_run
 from .watch import Watcher, facts_table, times_table
 
-# %% ../../nbs/workbook/90_cli.ipynb #e746ecdd
+# %% ../../nbs/workbook/90_cli.ipynb #c382132e
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, rich_markup_mode=None, pretty_exceptions_enable=False,
                   add_completion=False,
@@ -39,11 +39,9 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(config_app, name="config")
 
 Docs = Annotated[Path | None, typer.Option("--docs", help="A folder of documents (md, txt, html, pdf, docx), or one document.")]
-Pairs = Annotated[Path | None, typer.Option(
-    "--pairs", help="A JSONL or CSV file of pairs you already have: question, answer, perhaps context.")]
+Pairs = Annotated[Path | None, typer.Option("--pairs", help="A JSONL or CSV file of pairs: question, answer, perhaps context.")]
 Articles = Annotated[Path | None, typer.Option("--articles", help="A JSONL file of scored articles: text and scores, perhaps a cluster.")]
-Teacher = Annotated[str | None, typer.Option(
-    "--teacher", help="builtin:tiny, builtin:extractive, http://HOST:PORT/v1#MODEL, local:DIR or onnx:DIR.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", help="builtin:tiny, builtin:extractive, http://HOST:PORT/v1#MODEL, local:DIR.")]
 File = Annotated[Path | None, typer.Option("--config", "-c", help="A settings file; ./distillery.yaml is read when it exists.")]
 Preset = Annotated[str | None, typer.Option(
     "--preset", "-p", help="handbook, technical-docs, resume, qa-import, qwen2.5-0.5b or tinyllama-1.1b.")]
