@@ -13,7 +13,7 @@ TEMPLATE = """{% for m in messages %}<|im_start|>{{ m['role'] }}
 {% endif %}"""
 
 
-def micro_model(folder: Path) -> Path:
+def micro_model(folder: Path, **changes: object) -> Path:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -28,7 +28,7 @@ def micro_model(folder: Path) -> Path:
     config = Qwen2Config(
         vocab_size=len(core.get_vocab()), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.3,
-        eos_token_id=2, pad_token_id=0, bos_token_id=None)
+        eos_token_id=2, pad_token_id=0, bos_token_id=None, **changes)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text())  # mlx-lm looks for rope_theta here, and takes a million when it is not there

@@ -33,6 +33,8 @@ def another(knob):
         return "question"
     if knob.name == "articles.scales":
         return {"clarity": [0.0, 4.0]}
+    if knob.name == "decisions.margins":
+        return {"ndcg": 0.5}
     if isinstance(value, bool):
         return not value
     if isinstance(value, dict):
@@ -75,6 +77,18 @@ def test_a_change_shows_where_its_kind_says(knob):
     section = knob.name.split(".")[0]
     changed = result_keys(before, [section]) != result_keys(after, [section])
     assert changed == (knob.kind == "result")
+
+
+def test_a_file_may_name_one_margin_and_keep_the_others(tmp_path):
+    (tmp_path / "distillery.yaml").write_text("decisions: {margins: {exact_match: 0.03}}")
+    margins = load_config(tmp_path / "distillery.yaml").decisions.margins
+    assert margins == Config().decisions.margins | {"exact_match": 0.03}
+
+
+@pytest.mark.parametrize("margins", [{"exact_macth": 0.03}, {"exact_match": 0.0}])
+def test_a_margin_has_a_known_metric_and_is_above_nothing(margins):
+    with pytest.raises(ConfigError, match="exact_match|above 0"):
+        load_config(overrides={"decisions.margins": margins})
 
 
 @pytest.mark.parametrize("knob", CHANGEABLE, ids=lambda k: k.name)

@@ -45,6 +45,28 @@ def test_batch_changes_nothing(local):
     assert texts(ask_all(local, REQUESTS)) == texts([ask_all(local, [r])[0] for r in REQUESTS])
 
 
+PASSAGES = ["The Raven 74 stands in Hall 3. " * 16, "Question: Where does the Heron 12 stand? " * 8]
+SHARED = [user_request(f"{i}-{j}", passage + question, max_tokens=10, seed=j, temperature=j % 2, logprobs=2)
+          for i, passage in enumerate(PASSAGES) for j, question in enumerate(["Who?", "Where does it stand, and since when?", "", "Who?"])]
+
+
+def test_a_shared_passage_is_read_once_and_changes_nothing(local):
+    alone, read = [ask_all(local, [r])[0] for r in SHARED], list[int]()
+    hook = local.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True)
+    together = ask_all(local, SHARED)
+    hook.remove()
+    assert texts(together) == texts(alone)
+    for one, other in zip(together, alone, strict=True): np.testing.assert_allclose(one.logprobs.logprobs, other.logprobs.logprobs, atol=1e-4)
+    assert sum(read) < 0.6 * sum(r.prompt_tokens for r in alone)
+
+
+def test_a_model_that_forgets_reads_each_prompt_whole(tmp_path):
+    forgets = TransformersTeacher(micro_model(tmp_path, use_sliding_window=True, sliding_window=8, max_window_layers=1), device="cpu")
+    assert forgets.model.config.layer_types == ["full_attention", "sliding_attention"]
+    assert texts(ask_all(forgets, SHARED)) == texts([ask_all(forgets, [r])[0] for r in SHARED])
+
+
 def test_engines_agree(local, onnx):
     assert texts(ask_all(local, REQUESTS)) == texts(ask_all(onnx, REQUESTS))
 
