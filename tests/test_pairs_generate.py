@@ -70,6 +70,28 @@ def test_a_rerun_asks_nothing_and_a_kill_loses_nothing(book, tmp_path):
     assert made == expected
 
 
+def test_it_does_not_matter_which_answer_comes_first(book, tmp_path):
+    facts, chunks = book
+
+    class Forwards(Oracle):
+        "Rewords all questions of a difficulty alike, so that slots compete for a wording."
+        async def stream(self, requests):
+            for r in self.ordered(requests):
+                same = ChatResult(r.key, f"Which of the {int(r.seed) % 40} is meant?", "stop", 1, 1, 0.0)
+                if r.task.kind == "rephrase": yield same
+                else:
+                    async for result in super().stream([r]): yield result
+
+        def ordered(self, requests): return list(requests)
+
+    class Backwards(Forwards):
+        def ordered(self, requests): return list(requests)[::-1]
+    one, other = (generate_pairs(chunks, kind(facts), Journal(tmp_path / f"{kind.__name__}.sqlite"), CONFIG) for kind in (Forwards, Backwards))
+    assert one.rejected
+    assert other.rejected == one.rejected
+    assert [p.id for p in other.pairs] == [p.id for p in one.pairs]
+
+
 def test_one_failing_request_is_one_reply_less(book, tmp_path):
     facts, chunks = book
 

@@ -57,7 +57,7 @@ class Rejected(NamedTuple):
     reason: str   # What was wrong
     text: str     # What the teacher wrote
 
-# %% ../../nbs/pairs/39_asking.ipynb #c8d4fd7a
+# %% ../../nbs/pairs/39_asking.ipynb #45e7ef58
 class Desk:
     "Sends tasks to one teacher through the journal, and keeps the list of what was rejected."
 
@@ -76,7 +76,7 @@ class Desk:
             first = next(iter(results.values())).error
             raise DistilleryError(f"{self.teacher.name} answered none of {len(results)} requests; the first failed with {first}",
                                   fix="check the teacher, then run the same command again: nothing is lost")
-        return results
+        return {key: results[key] for key in tasks}  # in the order of the tasks, whichever answer came first
 
     def reject(self, slot: str, step: str, attempt: int, reason: str, text: str) -> None:
         "Write a rejection down."
