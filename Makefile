@@ -54,8 +54,7 @@ bench: $(VENV)/.installed
 	for b in benchmarks/*.py; do python $$b || exit 1; done
 
 lab: $(VENV)/.installed
-	python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
-	jupyter lab nbs
+	jupyter lab nbs/start.ipynb
 
 # Run the built-in job and keep its pages and its small store.
 reports: $(VENV)/.installed

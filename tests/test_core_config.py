@@ -87,7 +87,7 @@ def test_a_file_may_name_one_margin_and_keep_the_others(tmp_path):
 
 @pytest.mark.parametrize("margins", [{"exact_macth": 0.03}, {"exact_match": 0.0}])
 def test_a_margin_has_a_known_metric_and_is_above_nothing(margins):
-    with pytest.raises(ConfigError, match="exact_match|above 0"):
+    with pytest.raises(ConfigError, match=r"exact_match|above 0"):
         load_config(overrides={"decisions.margins": margins})
 
 

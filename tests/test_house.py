@@ -99,6 +99,13 @@ def test_reports_have_one_parameters_cell_first(nb):
     assert nb.metadata["kernelspec"]["name"] == "python3"
 
 
+def test_the_start_notebook_reads_like_the_others_and_exports_nothing():
+    nb = house.Notebook.read(house.ROOT / "nbs/start.ipynb")
+    assert house.shape(nb) + house.cells(nb) == []
+    assert nb.exported == []
+    assert nb.module is None
+
+
 def test_readme_is_made_from_the_index():
     env = {**os.environ, "README_CHECK": "1"}
     done = subprocess.run([sys.executable, str(Path(__file__).with_name("readme.py"))], env=env, capture_output=True, text=True)

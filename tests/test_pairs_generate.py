@@ -86,7 +86,8 @@ def test_it_does_not_matter_which_answer_comes_first(book, tmp_path):
 
     class Backwards(Forwards):
         def ordered(self, requests): return list(requests)[::-1]
-    one, other = (generate_pairs(chunks, kind(facts), Journal(tmp_path / f"{kind.__name__}.sqlite"), CONFIG) for kind in (Forwards, Backwards))
+    one, other = (generate_pairs(chunks, kind(facts), Journal(tmp_path / f"{kind.__name__}.sqlite"), CONFIG)
+                  for kind in (Forwards, Backwards))
     assert one.rejected
     assert other.rejected == one.rejected
     assert [p.id for p in other.pairs] == [p.id for p in one.pairs]

@@ -255,6 +255,13 @@ def test_headings_become_queries_and_leave_the_text():
     assert len({q.query_id for q in made.queries}) == 4
 
 
+def test_a_page_without_a_heading_asks_nothing_and_is_searched():
+    (one, a), (plain, b) = page("press", "# Press\nIt is fast."), page("licence", "Anyone may copy this.")
+    made = heading_queries([one, plain], a + b)
+    assert [q.text for q in made.queries] == ["Press"]
+    assert "Anyone may copy this." in made.texts
+
+
 def test_a_description_is_not_found_by_its_own_string():
     _, chunks = page("press", "# Press\nHow the press works.\nIt has two rollers.")
     made = description_queries({"press": "How the press works", "gone": "Nothing", "empty": " "}, chunks)

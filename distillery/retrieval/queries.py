@@ -136,10 +136,10 @@ def _searched(chunks: Sequence[Chunk], also: Mapping[str, str]) -> dict[str, str
     texts = {c.chunk_id: without_headings(c.text, [also[c.doc_id]] if c.doc_id in also else []) for c in chunks}
     return {name: text for name, text in texts.items() if words(text)}
 
-# %% ../../nbs/retrieval/40_queries.ipynb #0985f3fd
+# %% ../../nbs/retrieval/40_queries.ipynb #43d73b02
 def _sections(document: Document) -> list[tuple[str, int, int]]:
     marks = list(HEADING.finditer(document.text))
-    ends = [*(m.start() for m in marks[1:]), len(document.text)]
+    ends = [m.start() for m in marks[1:]] + [len(document.text)] * bool(marks)
     return [(m[1].strip(), m.end(), end) for m, end in zip(marks, ends, strict=True)]
 
 
