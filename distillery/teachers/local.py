@@ -93,7 +93,7 @@ def neighbours(
         else: groups.append([row])
     return sorted(groups, key=lambda group: -max(len(row.prompt) for row in group))
 
-# %% ../../nbs/teachers/40_local.ipynb #2b51173c
+# %% ../../nbs/teachers/40_local.ipynb #38b19cf5
 def _padded(lines: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:
     import torch
     width = max(map(len, lines))
@@ -108,6 +108,10 @@ def roomy(
     from transformers.cache_utils import DynamicLayer
 
     class Roomy(DynamicLayer):
+        room: list[Any]
+        keys: Any
+        values: Any
+
         def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
             start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
             for whole, new in zip(self.room, (key_states, value_states), strict=True): whole[:, :, start:end] = new

@@ -7,8 +7,9 @@ __all__ = ['CONTEXT', 'app', 'runs_app', 'config_app', 'Docs', 'Pairs', 'Article
            'overrides', 'settings', 'run', 'estimate', 'why', 'ask', 'runs_list', 'runs_show', 'report', 'config_show',
            'config_explain', 'config_diff_command', 'init', 'doctor', 'main']
 
-# %% ../../nbs/workbook/90_cli.ipynb #678d5932
+# %% ../../nbs/workbook/90_cli.ipynb #10e23456
 import importlib.metadata
+import logging
 import os
 import sys
 from pathlib import Path
@@ -252,7 +253,7 @@ def doctor(config: File = None) -> None:
         out.print(Text(line, style="" if c.ok else "red"))
     if not all(c.ok for c in checks): raise typer.Exit(1)
 
-# %% ../../nbs/workbook/90_cli.ipynb #008db370
+# %% ../../nbs/workbook/90_cli.ipynb #dba10c47
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False) -> None:
     if version:
@@ -265,6 +266,7 @@ def main(
 ) -> None:
     "Run the command line; foreseen errors become two lines and an exit code."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING)  # before a library on its way in sets up a talkative one
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     try: app(args)
     except DistilleryError as e:
