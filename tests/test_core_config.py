@@ -31,6 +31,8 @@ def another(knob):
     value = knob.default
     if knob.name == "decisions.temperature_factor":
         return "question"
+    if knob.name in ("context.scorer", "context.turns"):
+        return {"context.scorer": "finetune", "context.turns": 3}[knob.name]
     if knob.name == "articles.scales":
         return {"clarity": [0.0, 4.0]}
     if knob.name == "decisions.margins":

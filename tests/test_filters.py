@@ -10,15 +10,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.stats import mean_interval, paired_contrast
 from distillery.filters.articles import (Article, ArticlesError, read_articles, scale_ends, score_matrix, split_articles, to_points, turns)
-from distillery.filters.context import best_on_validation, errors_by_level, run_context, time_reading, useful_budgets
+from distillery.filters.bases import Segmenter, build_regressor, to_batch
+from distillery.filters.choice import context_decision, eight_bits, stated_sentence
+from distillery.filters.context import (add_time, best_on_validation, errors_by_level, frozen_fit, run_context, run_level, time_reading,
+                                        useful_budgets)
 from distillery.filters.made import make_articles, place_of, wordings
-from distillery.filters.quality import dimension_table, level_contrasts, level_estimates, level_table, lengths_of
-from distillery.filters.scorer import Scorer, encode_articles, fit_scorer, load_scorer, rubric_queries, save_scorer
+from distillery.filters.predictions import read_predictions, write_predictions
+from distillery.filters.quality import dimension_table, error_table, level_contrasts, level_estimates, level_table, lengths_of
+from distillery.filters.scorer import (ALPHAS, Scorer, cluster_folds, cut_articles, encode_articles, fit_scorer, fold_loss, load_scorer,
+                                       rubric_queries, save_scorer)
+from distillery.filters.tune import FineTuning, batch_at, load_tuned, save_tuned, tune_scorer
 from distillery.filters.views import VIEWS, WINDOW, article_tokens, cut_windows, token_counter
 from distillery.retrieval.embed import Embedder
+from distillery.workbook.context_line import context_stages
+from distillery.workbook.plan import Plan
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 RUBRIC = {d: str(v["help"]) for d, v in wordings()["dimensions"].items()}
@@ -217,13 +226,16 @@ def test_tables_have_n_and_interval_everywhere(toy):
     by_length, cut = lengths_of(rows, (512, 1024, 2048, 4096))
     assert sum(r["articles"] for r in by_length) == 240
     assert [r["cut"].split("%")[0] for r in cut] == sorted((r["cut"].split("%")[0] for r in cut), key=float, reverse=True)
+    by_level = {r["level"]: r for r in error_table(rows)}
+    assert all("[" in r[d] for r in by_level.values() for d in RUBRIC)
+    assert {d: by_level["truncate 512"][d] for d in RUBRIC} == {r["dimension"]: r["MAE"] for r in dimension_table(rows, "truncate 512")}
     steep = {r["dimension"]: r for r in dimension_table(rows, "truncate 128")}
     assert float(steep["reach"]["slope"].split()[0]) > 0.3 > float(steep["durability"]["slope"].split()[0])
 
 
 def test_a_level_reads_only_its_budget(toy):
     encoded, (rows, _) = toy
-    assert max(r.tokens_read for r in rows if r.budget == 128) <= 128
+    assert 0 < max(r.tokens_read for r in rows if r.budget == 128) <= 128
     ends_only = encode_articles([e.article for e in encoded[:30]], Words(), token_counter(), budgets=(128,))
     queries = rubric_queries(list(RUBRIC), RUBRIC, Words())
     fit = fit_scorer(ends_only, TEN, queries, "chunks", 128)
@@ -259,10 +271,232 @@ def test_time_grows_with_the_budget(toy):
 
         def encode(self, texts): self.texts += len(texts); return super().encode(texts)
 
-    few, many = Counting(), Counting()
-    assert set(time_reading(encoded, few, token_counter(), (128,), sample=5)) == {128}
+    few, many, both = Counting(), Counting(), Counting()
+    assert {b: len(ms) for b, ms in time_reading(encoded, few, token_counter(), (128,), sample=5).items()} == {128: 5}
     time_reading(encoded, many, token_counter(), (4096,), sample=5)
     assert many.texts > 3 * few.texts
+    spent = time_reading(encoded, both, token_counter(), (128, 1024, 4096), sample=5)
+    assert spent[1024][0] == spent[4096][0]  # an article that fits is not read again
+    assert both.texts < 3 * many.texts
+
+
+def test_times_have_n_and_interval(toy):
+    _, (rows, costs) = toy
+    slow = [add_time(c, [10.0, 20, 30, 40] if c.budget else None) for c in costs]
+    table = {r["level"]: r for r in level_table(rows, slow, price_per_hour=3.6)}
+    one = table["truncate 128"]
+    assert (one["articles timed"], one["ms / article"].split()[0], one["cost / 10,000"].split()[0]) == (4, "25", "0.250")
+    assert one["training s"] == pytest.approx(slow[2].fit_seconds + 144 * 0.025)  # 144 articles are read before the heads are fitted
+    assert table["length alone"]["ms / article"] is None
+
+
+# What is kept
+
+def test_predictions_come_back_and_are_small(toy, tmp_path):
+    _, (rows, costs) = toy
+    write_predictions(tmp_path, rows, costs)
+    again, spent = read_predictions(tmp_path)
+    assert spent == costs
+    assert [r.model_copy(update={"tokens_read": 0}) for r in rows] == again
+    assert level_table(again, spent) == level_table(rows, costs)
+    assert sum(len(r.to_line()) for r in rows) > 5 * (tmp_path / "predictions.jsonl").stat().st_size
+
+
+def test_nothing_compared_is_nothing_read(tmp_path):
+    write_predictions(tmp_path, [], [])
+    assert read_predictions(tmp_path) == ([], [])
+
+
+# Heads
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(8, 40))
+def test_cross_validation_agrees_with_scikit_learn(seed, width, n):
+    from sklearn.linear_model import Ridge
+
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, width)) + rng.normal(size=width), rng.normal(size=n)
+    folds = cluster_folds([str(i % 5) for i in range(n)], 4)
+    slow = [sum(((Ridge(alpha=a).fit(x[t], y[t]).predict(x[h]) - y[h]) ** 2).sum() for t, h in folds) for a in ALPHAS]
+    assert fold_loss(x, y, folds) == pytest.approx(slow, rel=1e-5)
+
+
+def test_windows_find_back_to_their_articles():
+    articles = [m.article for m in make_articles(12)]
+    together = encode_articles(articles, Words(), token_counter())
+    for e, a in zip(together, articles, strict=True):
+        alone = encode_articles([a], Words(), token_counter())[0]
+        assert (e.vectors == alone.vectors).all()
+        assert (e.vectors == Words().encode(list(e.texts)).astype(np.float32)).all()
+
+
+# Fine-tuning
+
+QUICK = FineTuning("builtin:mini", steps=5, learning_rate=2e-3, rank=4)
+
+
+def boxes(n=40, word=("flimsy", "sturdy")):
+    "One word decides."
+    said = [f"The {w} box was tested. It came on a Monday and was put on a shelf." for w in word]
+    return [Article(id=str(i), cluster=f"box {i // 2}", text=said[i % 2],
+                    scores={"strength": 8 * (i % 2) + i % 3 / 2}) for i in range(n)]
+
+
+@pytest.mark.parametrize(("base", "rank", "steps", "share"), [("builtin:mini", 0, 16, 0.85), ("builtin:minilm", 4, 8, 0.85)])
+def test_training_goes_beyond_the_head_it_starts_from(base, rank, steps, share):
+    train = cut_articles([m.article for m in make_articles(32)], token_counter(base))
+    truth = to_points(score_matrix([e.article for e in train]), TEN)
+    error = {}
+    for n, rate in ((1, 1e-9), (steps, 1e-3)):
+        scorer = tune_scorer(train, TEN, "truncate", 64, FineTuning(base, steps=n, learning_rate=rate, rank=rank))
+        error[n] = np.abs(scorer.predict(train) - truth).mean()
+    assert error[1] < 1.1 * np.abs(truth - truth.mean(0)).mean()
+    assert error[steps] < share * error[1]
+
+
+def test_a_training_that_was_cut_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("distillery.filters.tune.EVERY", 2)
+    some = cut_articles(boxes(24), token_counter("builtin:mini"))
+    ends, whole, done = scale_ends([e.article for e in some]), [], []
+    scorer = tune_scorer(some, ends, "truncate", 64, QUICK, tmp_path / "a", lambda what, step, of: whole.append(step))
+
+    def cut(what, step, of):
+        if step > 3: raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt): tune_scorer(some, ends, "truncate", 64, QUICK, tmp_path / "b", cut)
+    again = tune_scorer(some, ends, "truncate", 64, QUICK, tmp_path / "b", lambda what, step, of: done.append(step))
+    assert (whole, done) == ([1, 2, 3, 4, 5], [3, 4, 5])
+    assert again.predict(some).tobytes() == scorer.predict(some).tobytes()
+    other = tune_scorer(some, ends, "truncate", 64, FineTuning("builtin:mini", steps=5, learning_rate=1e-3, rank=4), tmp_path / "b")
+    assert other.predict(some).tobytes() != scorer.predict(some).tobytes()
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".safetensors"}
+
+
+def test_a_tuned_scorer_survives_the_disk_and_refuses_a_stranger(tmp_path):
+    some = cut_articles(boxes(16), token_counter("builtin:mini"))
+    scorer = tune_scorer(some, scale_ends([e.article for e in some]), "head+tail", 64, QUICK)
+    again = load_tuned(save_tuned(scorer, tmp_path))
+    assert again.predict(some).tobytes() == scorer.predict(some).tobytes()
+    with pytest.raises(DistilleryError, match="is fine-tuned"): load_scorer(tmp_path)
+    facts = json.loads((tmp_path / "scorer.json").read_text())
+    (tmp_path / "scorer.json").write_text(json.dumps(facts | {"base_digest": "another"}))
+    with pytest.raises(DistilleryError, match="do not belong"): load_tuned(tmp_path)
+
+
+@given(st.integers(3, 50), st.integers(1, 9), st.integers(0, 9))
+def test_every_epoch_sees_every_article_once(n, batch, seed):
+    how = FineTuning(batch=batch, seed=seed)
+    seen = [i for step in range(n) for i in batch_at(step, n, how)]  # `batch` epochs
+    assert all(sorted(seen[e * n:(e + 1) * n]) == list(range(n)) for e in range(batch))
+
+
+def test_an_encoder_reads_beyond_its_reach_in_segments():
+    import torch
+
+    cutter, network = Segmenter("builtin:minilm"), build_regressor("builtin:minilm", 2).eval()
+    rows = cutter.cut(["Bread. " * 700, "Bread."])
+    assert [len(r) for r in rows] == [3, 1]
+    with torch.inference_mode():
+        both = network.pooled(*to_batch(rows, cutter.pad_id))
+        parts = [network.pooled(*to_batch([[s]], cutter.pad_id))[0] * len(s) for s in rows[0]]
+    assert torch.allclose(both[0], sum(parts) / sum(map(len, rows[0])), atol=1e-4)
+
+
+# The stages
+
+def file_of(path, articles):
+    return write(path, *(a.model_dump(include={"id", "cluster", "text", "scores"}) for a in articles))
+
+
+def test_another_length_trains_that_length_alone(tmp_path):
+    def run(budgets, **more):
+        config = load_config(overrides={"context.scorer": "finetune", "context.embedder": "builtin:mini", "context.budgets": budgets,
+                                        "context.views": ["truncate"], "context.tune_steps": 1, "context.turns": 1, **more})
+        plan = Plan(context_stages(file_of(tmp_path / "a.jsonl", boxes(20)), config, tmp_path / "c"), config, tmp_path / "c")
+        done = plan.run()
+        return {n for n, d in done.items() if not d.cached}, [c.level for c in read_predictions(done["context"].path)[1]]
+
+    assert run([16])[0] == {"tuned-truncate-16", "context"}
+    made, levels = run([16, 32, 4096])
+    assert made == {"tuned-truncate-32", "tuned-truncate-4096", "context"}
+    assert levels == ["mean score", "length alone", "truncate 16 fine-tuned", "truncate 32 fine-tuned"]  # no article is longer than 32
+    assert run([16, 32, 4096])[0] == set()
+    assert run([16], **{"context.tune_steps": 2})[0] == {"tuned-truncate-16", "context"}
+
+
+def test_a_kill_inside_a_level_costs_the_steps_since_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("distillery.filters.tune.EVERY", 2)
+    config = load_config(overrides={"context.scorer": "finetune", "context.embedder": "builtin:mini", "context.budgets": [16],
+                                    "context.views": ["truncate"], "context.tune_steps": 5, "context.turns": 2})
+    plan = Plan(context_stages(file_of(tmp_path / "a.jsonl", boxes(20)), config, tmp_path / "c"), config, tmp_path / "c")
+    steps = []
+
+    def watch(event):
+        if event.kind != "progress" or not event.text.startswith("training"): return
+        steps.append(event.done)
+        if steps == list(range(1, 10)): raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt): plan.run(watch)
+    assert steps == list(range(1, 10))  # the fourth step of the second turn, whose last checkpoint is of the second
+    steps.clear()
+    plan.run(watch)
+    assert steps == [8, 9, 10]
+
+
+def test_the_small_encoder_is_one_level_more_and_moves_no_choice(toy):
+    encoded, (rows, costs) = toy
+    queries = rubric_queries(list(RUBRIC), RUBRIC, Words())
+    view, budget = best_on_validation(rows).rsplit(" ", 1)
+    blurred = encode_articles([e.article for e in encoded], Blurred(), token_counter())
+    more, cost = run_level(encoded, TEN, view, int(budget), frozen_fit(TEN, queries, view, int(budget)), "int8", seen_as=blurred)
+    small = [r for r in more if r.side == "test"]
+    before, after = context_decision(rows, costs), context_decision([*rows, *small], [*costs, cost])
+    assert eight_bits(rows) is None
+    assert (after.contrasts[-1].a, after.contrasts[-1].n_items) == (f"{view} {budget} int8", 240)
+    assert 0 < abs(after.contrasts[-1].diff) < 0.1
+    assert after.sentence.startswith(before.sentence)
+    assert "In 8 bits" in after.sentence
+    assert (after.contrasts[:-1], after.verdict) == (before.contrasts, before.verdict)
+
+
+class Blurred(Words):
+    "The toy embedder, rounded."
+
+    def encode(self, texts): return np.round(super().encode(texts) * 8) / 8
+
+
+def test_the_page_holds_a_level_against_what_the_scores_say_of_themselves(toy):
+    _, (rows, _) = toy
+    assert "above that" in stated_sentence(rows, "truncate 4096", 0.05)
+    assert "short of that" in stated_sentence(rows, "truncate 128", 0.95)
+    assert "n" in stated_sentence(rows, "truncate 128", 0.95)
+
+
+@pytest.mark.parametrize(("preset", "stages"), [
+    ("articles-finetune", ["context-int8", *(f"tuned-{view}-{b}" for b in (128, 512) for view in ("truncate", "head+tail")), "context"]),
+    ("articles-decoder", [*(f"tuned-truncate-{b}" for b in (512, 1024, 2048, 4096)), "context"]),
+])
+def test_presets_plan_what_they_say(preset, stages, tmp_path):
+    config = load_config(preset=preset)
+    if "/" in config.context.embedder: config = load_config(preset=preset, overrides={"context.embedder": "builtin:mini"})
+    assert [s.name for s in context_stages(file_of(tmp_path / "a.jsonl", boxes(4)), config, tmp_path)] == stages
+
+
+def test_the_decoder_preset_runs_to_its_card_with_a_built_in_base(tmp_path):
+    long = [a.model_copy(update={"text": f"{a.text} " + "It stayed there. " * (60 if i % 2 else 700)}) for i, a in enumerate(boxes(20))]
+    config = load_config(preset="articles-decoder", overrides={"context.embedder": "builtin:mini", "context.tune_steps": 1})
+    done = Plan(context_stages(file_of(tmp_path / "a.jsonl", long), config, tmp_path / "c"), config, tmp_path / "c").run()
+    rows, costs = read_predictions(done["context"].path)
+    assert [c.level for c in costs[2:]] == [f"truncate {b} fine-tuned" for b in (512, 1024, 2048, 4096)]
+    assert all(c.train_seconds and c.ms_per_article for c in costs[2:])
+    assert context_decision(rows, costs).n_items == 4  # one turn tests a quarter of the ten topics
+
+
+def test_the_built_in_run_shares_its_export(tmp_path):
+    stages = context_stages(None, load_config(preset="handbook"), tmp_path)
+    assert [(s.name, s.needs) for s in stages] == [("context", ("embedder-int8",))]
+    off = context_stages(None, load_config(preset="handbook", overrides={"context.int8": False}), tmp_path)
+    assert [(s.name, s.needs) for s in off] == [("context", ())]
 
 
 # Real articles, MiniLM
@@ -293,6 +527,7 @@ def test_empathic_reactions_are_near_their_noise(embedder):
     rows, costs = minilm(articles, embedder, (256,), ends={"empathy": (1, 7), "distress": (1, 7)})
     table = {r["level"]: r for r in level_table(rows, costs)}
     assert -0.1 < float(table["truncate 256"]["Spearman"].split()[0]) < 0.6
+    assert "near the noise as that" in stated_sentence(rows, "truncate 256", 0.3)
     assert float(table["truncate 256"]["SD ratio"].split()[0]) < 0.8
 
 
@@ -306,6 +541,19 @@ def test_made_articles_with_minilm(embedder):
         found = {c.a: c for c in level_contrasts(rows, "mean score", d)}
         assert found["head+tail 128"].ci_high < -0.3
         assert found["truncate 128"].ci_high > -0.1
+
+
+@pytest.mark.slow
+def test_eight_bits_score_as_well(tmp_path):
+    some = [m.article for m in make_articles(80)]
+    config = load_config(overrides={"context.budgets": [512], "context.views": ["truncate"]})
+    done = Plan(context_stages(file_of(tmp_path / "a.jsonl", some), config, tmp_path / "c"), config, tmp_path / "c").run()
+    rows, costs = read_predictions(done["context"].path)
+    c = eight_bits(rows)
+    assert (c.a, c.n_items) == ("truncate 512 int8", 80)
+    assert -0.15 < c.ci_low < c.ci_high < 0.15
+    assert costs[-1].ms_per_article
+    assert costs[-1].train_seconds == costs[-2].train_seconds
 
 
 @pytest.mark.slow

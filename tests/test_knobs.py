@@ -1,5 +1,6 @@
 "No dead knobs: each is read by code that makes results, and each result knob enters the key of a stage, each other knob none."
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,17 @@ DECLARED = {"core/sections.py", "core/knobs.py", "core/config.py"}
 
 
 def words(path: Path) -> set[str]:
-    "Names that a module reads as attributes or holds as texts."
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    "Names that a module or the code of a report reads as attributes or holds as texts."
+    found, code = set(), path.read_text("utf-8")
+    if path.suffix == ".ipynb": code = "\n".join("".join(c["source"]) for c in json.loads(code)["cells"] if c["cell_type"] == "code")
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute): found.add(node.attr)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str): found |= {node.value, *node.value.split(".")}
     return found
 
 
 USED = {
-    p.relative_to(ROOT).as_posix(): words(p) for p in ROOT.rglob("*.py")
+    p.relative_to(ROOT).as_posix(): words(p) for p in [*ROOT.rglob("*.py"), *ROOT.glob("templates/*.ipynb")]
     if p.relative_to(ROOT).as_posix() not in DECLARED and p.name != "_modidx.py"
 }
 BEFORE = flatten(load_config(preset="handbook"))
@@ -49,6 +51,7 @@ def other(knob):
     if knob.name == "dataset.difficulty_mix": return {"easy": 1.0}
     if knob.name in ("quantization.block_size", "quantization.accuracy_level"): return 64 if value == 32 else 1
     if knob.name == "decisions.temperature_factor": return "question"
+    if knob.name in ("context.scorer", "context.turns"): return {"context.scorer": "finetune", "context.turns": 3}[knob.name]
     if knob.name == "articles.scales": return {"clarity": [0.0, 4.0]}
     if isinstance(value, bool): return not value
     if isinstance(value, dict): return {**value, next(iter(value)): 0.5}

@@ -136,7 +136,7 @@ class SelectionSection(Section):
     near_duplicate: float = key(0.9, "result", "questions at least this similar are one question", gt=0, le=1)
     max_pairs: int | None = key(None, "result", "most pairs kept; null keeps all", ge=1)
 
-# %% ../../nbs/core/08_sections.ipynb #55b1618f
+# %% ../../nbs/core/08_sections.ipynb #190c0900
 class StudentSection(Section):
     "What is trained."
     base: str = key("builtin:mini", "result", "base model: builtin:tiny | builtin:mini | a folder | a hub name")
@@ -148,8 +148,7 @@ class LoraSection(Section):
     alpha: float = key(128, "result", "scale; the update is multiplied by alpha / r", gt=0)
     dropout: float = key(0.05, "result", "dropout on the adapter's input", ge=0, lt=1)
     target_modules: list[str] = key(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "result", "matrices that get an adapter"
-    )
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "result", "matrices that get an adapter")
 
 
 class SftSection(Section):
@@ -177,7 +176,7 @@ class SftSection(Section):
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value
 
-# %% ../../nbs/core/08_sections.ipynb #aac9d43c
+# %% ../../nbs/core/08_sections.ipynb #c0f49794
 VARIANTS = ("fp32", "int8", "uint8", "q4")
 
 
@@ -192,8 +191,7 @@ class ExportSection(Section):
     variants: list[Literal["fp32", "int8", "uint8", "q4"]] = key(list(VARIANTS), "result", "forms to export; fp32 is the reference")
     max_logit_difference: float = key(1e-3, "result", "largest allowed difference of fp32 logits to the merged model", gt=0)
     same_top1_min: dict[str, float] = key(
-        {"int8": 0.95, "uint8": 0.95, "q4": 0.90}, "result", "share of positions where the likeliest token stays the same"
-    )
+        {"int8": 0.95, "uint8": 0.95, "q4": 0.90}, "result", "share of positions where the likeliest token stays the same")
     check_positions: int = key(2000, "result", "positions compared", ge=1)
 
 
@@ -230,7 +228,7 @@ class ThresholdsSection(Section):
         "result", "largest 95th percentile of latency by file, milliseconds",
     )
 
-# %% ../../nbs/core/08_sections.ipynb #aa68aa58
+# %% ../../nbs/core/08_sections.ipynb #041a841a
 class ArticlesSection(Section):
     "Scored articles, for the filters line."
     file: str | None = key(None, "execution", "JSONL with text and scores; without it the built-in run takes the built-in articles")
@@ -244,7 +242,13 @@ class ContextSection(Section):
     budgets: list[int] = key([128, 512, 1024, 2048, 4096], "result", "lengths to compare, tokens")
     views: list[Literal["truncate", "head+tail", "chunks"]] = key(
         ["truncate", "head+tail", "chunks"], "result", "which tokens are read: the first, both ends, or windows spread evenly")
-    embedder: str = key("builtin:minilm", "result", "the frozen encoder; builtin:minilm, a folder, or a hub name")
+    embedder: str = key("builtin:minilm", "result", "what reads: builtin:minilm, a folder, or a hub name; tuned also a decoder")
+    scorer: Literal["frozen", "finetune"] = key("frozen", "result", "frozen: heads on the encoder as it is; finetune: both learn")
+    turns: int = key(4, "result", "turns of the split that are measured; after 4 every article was tested once", ge=1, le=4)
+    int8: bool = key(True, "result", "score the test articles once more with the frozen encoder in 8 bits")
+    tune_steps: int = key(60, "result", "steps of fine-tuning, each on 8 articles", ge=1)
+    tune_learning_rate: float = key(5e-4, "result", "peak learning rate of fine-tuning; adapters want more than whole bases", gt=0)
+    tune_rank: int = key(8, "result", "rank of the LoRA adapters of fine-tuning; 0 trains the base itself", ge=0)
 
 
 class EmbedderSection(Section):
@@ -257,7 +261,7 @@ class EmbedderSection(Section):
     tune_steps: int = key(16, "result", "most steps of tuning; 0 tunes nothing", ge=0)
     tune_learning_rate: float = key(1e-4, "result", "peak learning rate of tuning; few steps want large ones", gt=0)
 
-# %% ../../nbs/core/08_sections.ipynb #bb82009d
+# %% ../../nbs/core/08_sections.ipynb #ca0d4cc7
 MARGINS = {"exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05, "uniqueness": 0.05,
            "mean_absolute_error": 0.1, "ndcg": 0.02}
 
@@ -271,6 +275,7 @@ class DecisionsSection(Section):
     temperature_slots: int = key(120, "result", "slots that are asked at every temperature", ge=1)
     temperature_replicates: int = key(3, "result", "answers to a slot at each temperature, each with its own seed", ge=1)
     confidence: float = key(0.95, "result", "coverage of the intervals", gt=0.5, lt=1)
+    stated_correlation: float = key(0.0, "result", "correlation that the articles' own account calls reachable; 0: none", ge=0, le=1)
     resamples: int = key(10000, "result", "random sign flips of a permutation test", ge=99)
     seed: int = key(88, "result", "seed of resampling")
 

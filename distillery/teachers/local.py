@@ -93,12 +93,13 @@ def neighbours(
         else: groups.append([row])
     return sorted(groups, key=lambda group: -max(len(row.prompt) for row in group))
 
-# %% ../../nbs/teachers/40_local.ipynb #38b19cf5
+# %% ../../nbs/teachers/40_local.ipynb #114df7dd
 def _padded(lines: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:
     import torch
     width = max(map(len, lines))
     return (torch.tensor([[pad] * (width - len(line)) + list(line) for line in lines], dtype=torch.long).reshape(len(lines), width),
             torch.tensor([[0] * (width - len(line)) + [1] * len(line) for line in lines], dtype=torch.long).reshape(len(lines), width))
+
 
 def roomy(
     layer: Any,  # Keys and values [B, H, T, D] of one layer
@@ -124,6 +125,7 @@ def roomy(
     new.update(layer.keys, layer.values)
     return new
 
+# %% ../../nbs/teachers/40_local.ipynb #959a53ba
 def read_beginnings(
     model: Any,              # A causal language model of `transformers`
     rows: Sequence[Row],     # The batch

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.records import Decision
 from .page import Html, card, footer, note, page, table
 
-# %% ../../nbs/workbook/62_index.ipynb #d03b527d
+# %% ../../nbs/workbook/62_index.ipynb #1a39cc75
 TAKEAWAYS = {
     "quantization": ("Which quantization should I ship?", "a run with at least two variants"),
     "temperature": ("Which temperature should the teacher write at?", "the same slots at three temperatures"),
@@ -46,7 +46,7 @@ def decision_card(
     }
     return card(d.question, d.verdict, d.sentence, facts, href)
 
-
+# %% ../../nbs/workbook/62_index.ipynb #5cd8fac1
 def in_order(
     decisions: Iterable[Decision],  # Of one run
 ) -> list[Decision]:  # The takeaways in their order, then what was asked besides
