@@ -223,6 +223,33 @@ def test_one_page_says_why_it_has_no_card(tmp_path):
     assert "fewer than two" in takeaway_metrics(results)["reasons"]["embedding_model_comparison"]
 
 
+def test_a_judged_set_is_asked_instead_and_a_change_of_it_asks_again(tmp_path):
+    judged = tmp_path / "judged"
+    judged.mkdir()
+    words = ["ink", "glue", "foil", "felt", "wire", "wax"]
+    lines = {"corpus": [{"_id": w, "title": f"page {i // 2}", "text": f"The {w} costs {i} euros."} for i, w in enumerate(words)],
+             "queries": [{"_id": f"q{w}", "text": f"What does {w} cost?"} for w in words]}
+    for name, rows in lines.items(): (judged / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (judged / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{w}\t{w}\t1\n" for w in words))
+    change = {"embedder.judged": str(judged), "embedder.tune_steps": 0, "embedder.others": []}
+
+    plan = run_stages(tmp_path, **change)
+    plan.stages[2] = Stage("embedder-int8", lambda job: (job.out / "why_not.txt").write_text("left out"))
+    done, results = finished(plan, tmp_path / "run")
+    facts = results.json("embedder/facts.json")
+    assert (facts["questions_from"], facts["passages"]) == ("judged", 6)
+    rows = read_jsonl(done["embedder"].path / "rows.jsonl", EmbedderRow)
+    assert {r.question for r in rows} < {q["text"] for q in lines["queries"]}
+
+    def again():
+        new = embedder_stages(open_source(tmp_path / "docs", None, None), plan.config, tmp_path / "cache")
+        return Plan([*plan.stages[:3], *new[1:]], plan.config, tmp_path / "cache").run()["embedder"]
+
+    assert again().cached
+    (judged / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{w}\t{w}\t1\n" for w in words[1:]))
+    assert not again().cached
+
+
 def test_descriptions_are_asked_and_a_changed_file_is_not_read(tmp_path):
     from distillery.pairs.chunk import chunk_documents
     from distillery.pairs.documents import read_documents

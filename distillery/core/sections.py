@@ -64,7 +64,7 @@ class TemperaturesSection(Section):
     answer: float = key(0.1, "result", "sampling temperature of answers", ge=0)
     variation: float = key(1.0, "result", "sampling temperature of rewordings", ge=0)
 
-# %% ../../nbs/core/08_sections.ipynb #5e507cdc
+# %% ../../nbs/core/08_sections.ipynb #f7525195
 class DatasetSection(Section):
     "How many pairs there are and how they are split."
     samples_per_category: int = key(1200, "result", "most pairs kept per category", ge=1)
@@ -75,8 +75,7 @@ class DatasetSection(Section):
     refusal_share: float = key(0.1, "result", "share of questions that the documents do not answer", ge=0, lt=1)
     test_share: float = key(0.17, "result", "share of documents kept for the test set", ge=0, lt=1)
     recall_share: float = key(1.0, "result", "share of families that hold one wording out when there is no gold", ge=0, le=1)
-    passage_share: float = key(0.25, "result", "share of training questions also asked with their passage, "
-                               "so that the student keeps reading", ge=0, le=1)
+    passage_share: float = key(0.25, "result", "share of training questions also asked with their passage", ge=0, le=1)
     train_split: float = key(0.9, "result", "share of the other documents that trains; the rest validates", gt=0, le=1)
     gold: str | None = key("builtin", "result", "reference questions: builtin, a JSONL file, or null")
     seed: int = key(88, "result", "seed of slots, shuffles and splits")
@@ -228,7 +227,7 @@ class ThresholdsSection(Section):
         "result", "largest 95th percentile of latency by file, milliseconds",
     )
 
-# %% ../../nbs/core/08_sections.ipynb #041a841a
+# %% ../../nbs/core/08_sections.ipynb #b967f906
 class ArticlesSection(Section):
     "Scored articles, for the filters line."
     file: str | None = key(None, "execution", "JSONL with text and scores; without it the built-in run takes the built-in articles")
@@ -255,6 +254,7 @@ class EmbedderSection(Section):
     "Which embedders are compared, and on which questions."
     base: str = key("builtin:minilm", "result", "the embedder that the others are held against: builtin:minilm, a folder, or a hub name")
     others: list[str] = key(["sentence-transformers/all-mpnet-base-v2"], "result", "further ones, asked where their weights are here")
+    judged: str | None = key(None, "execution", "a folder in BEIR's layout: its questions are asked instead of the run's own")
     headings: bool = key(False, "result", "ask headings and descriptions of the documents even where there are pairs")
     queries: int = key(400, "result", "most questions asked of each embedder", ge=2)
     train_share: float = key(0.5, "result", "share of the documents whose questions tune the base; the others measure", gt=0, lt=1)

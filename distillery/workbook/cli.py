@@ -77,7 +77,7 @@ def settings(
     named = {"teacher.model": teacher, "articles.file": str(articles) if articles else None}
     return load_config(file, preset, overrides(sets) | {k: v for k, v in named.items() if v})
 
-# %% ../../nbs/workbook/90_cli.ipynb #34cfdb6a
+# %% ../../nbs/workbook/90_cli.ipynb #a3e20c0c
 @app.command()
 def run(
     docs: Docs = None, pairs: Pairs = None, articles: Articles = None, teacher: Teacher = None, config: File = None, preset: Preset = None,
@@ -97,6 +97,7 @@ def run(
       distillery run --pairs qa.jsonl --set lora.r=32
       distillery run --articles scored.jsonl
     """
+    machine.keep_freed_memory()
     out, cfg = _console(), settings(config, preset, sets, docs, pairs, teacher, articles)
     job = experiment.prepare(docs, pairs, cfg)
     with Watcher(out) as watch: finished = experiment.run_job(job, watch, name)
@@ -250,7 +251,7 @@ def doctor(config: File = None) -> None:
         out.print(Text(line, style="" if c.ok else "red"))
     if not all(c.ok for c in checks): raise typer.Exit(1)
 
-# %% ../../nbs/workbook/90_cli.ipynb #dba10c47
+# %% ../../nbs/workbook/90_cli.ipynb #4c8c8715
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False) -> None:
     if version:
@@ -263,7 +264,7 @@ def main(
 ) -> None:
     "Run the command line; foreseen errors become two lines and an exit code."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING)  # before a library on its way in sets up a talkative one
+    logging.root.addHandler(logging.lastResort or logging.NullHandler())  # warnings only; before a library sets up a talkative one
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     try: app(args)
     except DistilleryError as e:

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'TIMED', 'ALONE', 'WHY', 'NOTHING', 'Found', 'EmbedderRow', 'EmbedderCost', 'local_weights',
            'weights_bytes', 'time_corpus', 'measure_level', 'compare_embedders', 'embedder_stages']
 
-# %% ../../nbs/workbook/37_embedder_line.ipynb #b2124570
+# %% ../../nbs/workbook/37_embedder_line.ipynb #a867d146
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from ..core.errors import DistilleryError
 from ..core.files import atomic_write, write_jsonl
 from ..retrieval.queries import QuerySet
 from .embedder_questions import draw_queries, few_documents, run_questions
-from .pairs_line import Source
+from .pairs_line import Source, content_digest
 from .plan import Job, Stage
 
 # %% ../../nbs/workbook/37_embedder_line.ipynb #b2054faa
@@ -216,7 +216,7 @@ def _embedder(job: Job, source: Source, cache: Path) -> None:
 
 NOTHING = "its questions are about fewer than two documents, and the documents have no headings to ask instead"
 
-# %% ../../nbs/workbook/37_embedder_line.ipynb #3b170531
+# %% ../../nbs/workbook/37_embedder_line.ipynb #292d6074
 def _digest(spec: str) -> str:
     from distillery.retrieval.embed import model_digest
 
@@ -231,13 +231,14 @@ def embedder_stages(
     "The 8-bit export, the tuned copy, and the comparison of all."
     from distillery.retrieval.embed import model_digest
 
-    c, read = config.embedder, ("documents.include", "embedder.base", "embedder.headings", "embedder.train_share")
+    c, read = config.embedder, ("documents.include", "embedder.base", "embedder.headings", "embedder.judged", "embedder.train_share")
     base, modules = {"embedder": model_digest(c.base)}, ("distillery.workbook.embedder_line",)
     others = {f"embedder {spec}": _digest(spec) for spec in c.others}
+    asked = {"judged": content_digest(Path(c.judged))} if c.judged else {}
     return [
         Stage("embedder-int8", _int8, ("embedder.base",), (), modules, base, "exporting the embedder"),
         Stage("embedder-tuned", partial(_tuned, source=source), (*read, "embedder.tune_steps", "embedder.tune_learning_rate"),
-              ("documents", "select"), modules, base, "tuning the embedder"),
+              ("documents", "select"), modules, base | asked, "tuning the embedder"),
         Stage("embedder", partial(_embedder, source=source, cache=cache), (*read, "embedder.others", "embedder.queries"),
-              ("documents", "select", "embedder-int8", "embedder-tuned"), modules, {**base, **others}, "comparing embedders"),
+              ("documents", "select", "embedder-int8", "embedder-tuned"), modules, base | others | asked, "comparing embedders"),
     ]

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['descriptions_of', 'own_questions', 'few_documents', 'run_questions', 'draw_queries']
 
-# %% ../../nbs/workbook/33_embedder_questions.ipynb #4f9e78c1
+# %% ../../nbs/workbook/33_embedder_questions.ipynb #ea783d8f
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..core.errors import DistilleryError
 from ..core.files import digest_bytes, digest_text, read_jsonl
@@ -50,7 +51,7 @@ def own_questions(
         except DistilleryError: continue  # no query came out of it
     return join_sets(*sets) if sets else None
 
-# %% ../../nbs/workbook/33_embedder_questions.ipynb #e89f1a93
+# %% ../../nbs/workbook/33_embedder_questions.ipynb #d035545e
 def few_documents(
     queries: QuerySet | None,  # A set, if there is one
 ) -> bool:  # True where a difference between embedders has no interval
@@ -59,12 +60,13 @@ def few_documents(
 
 
 def run_questions(
-    job: Job,  # Reads documents.include and embedder.headings
+    job: Job,  # Reads documents.include, embedder.headings and embedder.judged
     source: Source,  # What the run works on
 ) -> tuple[QuerySet | None, dict[str, str]]:  # The questions, and the difficulty of those that have one
-    "The questions of a run."
-    from distillery.retrieval.queries import pair_queries
+    "The questions of a run, or those of a judged set that it was given."
+    from distillery.retrieval.queries import beir_queries, pair_queries
 
+    if job.config.embedder.judged: return beir_queries(Path(job.config.embedder.judged)), {}
     chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
     pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
     try: made: QuerySet | None = pair_queries(pairs, chunks)
