@@ -15,7 +15,7 @@ from ..core.files import read_jsonl, write_jsonl
 from ..core.records import Record
 from .context import ContextCost, ContextRow
 
-# %% ../../nbs/filters/45_predictions.ipynb #417dedc7
+# %% ../../nbs/filters/45_predictions.ipynb #aba68e9d
 PREDICTIONS, COSTS = "predictions.jsonl", "costs.jsonl"
 
 
@@ -49,7 +49,6 @@ def read_predictions(
 ) -> tuple[list[ContextRow], list[ContextCost]]:  # Level by level
     "Read a comparison; a folder in which nothing was compared gives two empty lists."
     costs = read_jsonl(Path(folder) / COSTS, ContextCost, allow_empty=True)
-    if not (Path(folder) / PREDICTIONS).is_file(): return read_jsonl(Path(folder) / "rows.jsonl", ContextRow), costs  # a run of before
     lines, rows = read_jsonl(Path(folder) / PREDICTIONS, ArticlePredictions, allow_empty=True), list[ContextRow]()
     for i, c in enumerate(costs):
         for line in lines:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MPNET', 'NAMES', 'answer_embedder', 'embedder_metrics', 'differing_questions']
 
-# %% ../../nbs/workbook/49_embedder_answers.ipynb #7b04ee63
+# %% ../../nbs/workbook/49_embedder_answers.ipynb #7ef28429
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 from ..core.config import Config
 from ..core.figures import dominated
 from .decide import compare, level_verdicts
-from .embedder import Rows, embedder_decision, embedder_rows, level_points, query_scores, span
+from .embedder import Rows, embedder_decision, embedder_rows, level_points, milliseconds, query_scores, span
 from .embedder_line import EmbedderCost
 from .results import Results
 
-# %% ../../nbs/workbook/49_embedder_answers.ipynb #8b23324b
+# %% ../../nbs/workbook/49_embedder_answers.ipynb #84d2b863
 MPNET = "all-mpnet-base-v2"
 
 
@@ -52,7 +52,7 @@ def _against(rows: Rows, config: Config, level: str, not_asked: Mapping[str, str
 
 def _tradeoff(rows: Rows, costs: Sequence[EmbedderCost], config: Config) -> str:
     points = level_points(embedder_decision(rows, costs, config), costs)
-    says = lambda p: f"{p.label} {p.y:.3f} [{p.y_low:.3f}, {p.y_high:.3f}] at {p.x:.1f} ms"
+    says = lambda p: f"{p.label} {p.y:.3f} [{p.y_low:.3f}, {p.y_high:.3f}] at {milliseconds(p.x)} ms"
     beaten = [p.label for p, lost in zip(points, dominated(points), strict=True) if lost]
     front = sorted((p for p in points if p.label not in beaten), key=lambda p: p.x)
     rest = f"; another one is both faster and better by its mean than {', '.join(beaten)}" if beaten else ""
