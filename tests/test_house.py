@@ -50,9 +50,11 @@ def test_the_lint_sees_what_it_is_for():
         {"cell_type": "code", "source": "#| default_exp core.bad"},
         {"cell_type": "code", "source": "#| export\nfrom distillery.student.sft import x\nfrom os import *\n" + "a = 1\n" * 50},
         {"cell_type": "code", "source": "print(1)"},
+        {"cell_type": "code", "source": "# left over"},
     ])
     assert len(house.shape(bad)) >= 3
     assert {w.split()[0] for w in house.cells(bad)} >= {"exported", "cell"}
+    assert "cell 4 is only comments" in house.cells(bad)
     assert house.direction(bad, {}) == ["core imports student.sft, which lies above it"]
 
 
