@@ -90,7 +90,8 @@ def cells(nb: Notebook) -> list[str]:
         if exported and lines(src) > MAX_EXPORTED_CELL: said.append(f"exported cell {i} has {lines(src)} lines, over {MAX_EXPORTED_CELL}")
         if not exported and "#| hide" not in src and lines(src) > MAX_SHOW:
             said.append(f"cell {i} shows with {lines(src)} lines, over {MAX_SHOW}")
-        if src and all(line.startswith("#") for line in src.splitlines() if line) and "#|" not in src: said.append(f"cell {i} is only comments")
+        bare = all(line.startswith("#") for line in src.splitlines() if line) and "#|" not in src
+        if src and bare: said.append(f"cell {i} is only comments")
         if re.search(r"^\s*print\(", src, re.M): said.append(f"cell {i} prints")
         if exported and re.search(r"^\s*from \S+ import \*", src, re.M): said.append(f"cell {i} exports a star import")
         if re.search(r"eval:\s*false", src): said.append(f"cell {i} is hidden from the tests by eval: false")

@@ -11,7 +11,8 @@ KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json",
         "skipped.json", "rejected.jsonl", "dropped.jsonl", "selected.jsonl", "chunks.jsonl", "documents.jsonl",
         "eval/gates.jsonl", "eval/*/rows.jsonl", "eval/*/metrics.json", "onnx/*/check.json", "teacher/*/rows.jsonl",
         "temperature/*/rows.jsonl", "temperature/*/facts.json", "context/*.jsonl",
-        "embedder/*.jsonl", "embedder/facts.json", "decisions/*.json"]
+        "embedder/*.jsonl", "embedder/facts.json", "prompts/*/*.json*", "parallel/*", "memory/*", "grouping/*", "ledger.json",
+        "decisions/*.json"]
 
 run, small, pages = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs/latest").resolve(), ROOT / "tests/data/run", ROOT / "reports"
 shutil.rmtree(small, ignore_errors=True)

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import random
 import threading
+import time
 from collections import Counter
 
 from aiohttp import web
 
 STREAM = "text/event-stream"
+CHAOS = ["busy", "full", "error", "malformed", "cut", "short", "empty", "wrong", "stall", "loris"]
 
 
 def answer_of(body):
@@ -20,10 +23,17 @@ def whole(text, **extra):
 
 
 class Server:
-    """Answers `answer to <prompt>`; `faults` names what happens instead, request by request, per prompt."""
+    """Answers `answer to <prompt>`; `faults` names what happens instead, request by request, per prompt.
 
-    def __init__(self, faults=(), delay=0.0, always_stream=False):
+    With `chaos`, that share of all requests meets a fault at random; those numbered in `burst` meet an error, and from request
+    `outage[0]` on everything does, for `outage[1]` seconds.
+    """
+
+    def __init__(self, faults=(), delay=0.0, always_stream=False, chaos=0.0, burst=range(0), outage=(0, 0.0), digest=None, seed=1):
+        self.outage, self.out_since = outage, None
         self.faults, self.delay, self.always_stream = list(faults), delay, always_stream
+        self.chaos, self.burst, self.digest, self.chance, self.met = chaos, burst, digest, random.Random(seed), Counter()
+        self.answered = Counter()
         self.bodies, self.headers, self.seen = [], [], Counter()
         self.in_flight = self.most_in_flight = 0
         self._started = threading.Event()
@@ -46,6 +56,7 @@ class Server:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.reply)
+        app.router.add_get("/api/tags", self.tags)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -66,12 +77,26 @@ class Server:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(self.delay)
-            fault = self.faults[turn] if turn < len(self.faults) else None
+            fault = self.fault_now(turn)
+            self.met[fault] += 1
             return await (getattr(self, f"fault_{fault}")(request, body) if fault else self.good(request, body))
         finally:
             self.in_flight -= 1
 
+    def fault_now(self, turn):
+        if len(self.bodies) in self.burst: return "error"
+        if self.outage[0] and len(self.bodies) >= self.outage[0]:
+            self.out_since = self.out_since or time.monotonic()
+            if time.monotonic() - self.out_since < self.outage[1]: return "outage"
+        if self.chance.random() < self.chaos: return self.chance.choice(CHAOS)
+        return self.faults[turn] if turn < len(self.faults) else None
+
+    async def tags(self, request):
+        models = [{"name": "m:latest", "model": "m:latest", "digest": self.digest}] if self.digest else []
+        return web.json_response({"models": models}, status=200 if self.digest else 404)
+
     async def good(self, request, body):
+        self.answered[body["messages"][-1]["content"]] += 1
         if not self.always_stream: return web.json_response(whole(answer_of(body)))
         events = [{"choices": [{"delta": {"content": word + " "}, "finish_reason": None}]} for word in answer_of(body).split()]
         events.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
@@ -79,6 +104,30 @@ class Server:
 
     async def fault_busy(self, request, body):
         return web.Response(status=429, headers={"Retry-After": "0.2"})
+
+    async def fault_full(self, request, body):
+        return web.Response(status=429)
+
+    async def fault_empty(self, request, body):
+        return web.json_response({"choices": []})
+
+    async def fault_wrong(self, request, body):
+        return web.json_response({"choices": [{"message": "a text where an object should be"}], "usage": [3]})
+
+    async def fault_stall(self, request, body):
+        await asyncio.sleep(60)
+
+    async def fault_loris(self, request, body):
+        response = web.StreamResponse(headers={"Content-Type": STREAM})
+        await response.prepare(request)
+        for _ in range(300):
+            if request.transport is None or request.transport.is_closing(): break
+            await response.write(b":")
+            await asyncio.sleep(0.2)
+        return response
+
+    async def fault_outage(self, request, body):
+        return web.Response(status=502, text="bad gateway")
 
     async def fault_error(self, request, body):
         return web.Response(status=500, text="internal error")

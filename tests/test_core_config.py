@@ -22,41 +22,10 @@ from distillery.core.config import (
     to_yaml,
 )
 
+from knob_values import another
+
 KNOBS = knobs()
 NAMES = [k.name for k in KNOBS]
-
-
-def another(knob):
-    "A different value that the knob accepts, or None where there is only one."
-    value = knob.default
-    if knob.name == "decisions.temperature_factor":
-        return "question"
-    if knob.name in ("context.scorer", "context.turns"):
-        return {"context.scorer": "finetune", "context.turns": 3}[knob.name]
-    if knob.name == "articles.scales":
-        return {"clarity": [0.0, 4.0]}
-    if knob.name == "decisions.margins":
-        return {"ndcg": 0.5}
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, dict):
-        return {k: value[k] for k in list(value)[1:]} | {"extra": 0.0} if knob.name != "dataset.difficulty_mix" else {"easy": 1.0}
-    if isinstance(value, list):
-        return value[:1] if len(value) > 1 else ["*.md"]
-    if knob.name == "quantization.block_size":
-        return 64
-    if knob.name == "quantization.accuracy_level":
-        return 1
-    if knob.name.endswith("_strategy"):
-        return "epoch"
-    if isinstance(value, int):
-        return value + 1
-    if isinstance(value, float):
-        return value / 2 if value and knob.name != "decisions.confidence" else 0.9 if value else 0.01
-    return 5 if knob.name == "selection.max_pairs" else "other"
-
-
-CHANGEABLE = [k for k in KNOBS if another(k) is not None]
 
 
 def dig(config, name):
@@ -72,9 +41,9 @@ def test_there_are_knobs_of_every_kind():
     assert len(set(NAMES)) == len(NAMES)
 
 
-@pytest.mark.parametrize("knob", CHANGEABLE, ids=lambda k: k.name)
+@pytest.mark.parametrize("knob", KNOBS, ids=lambda k: k.name)
 def test_a_change_shows_where_its_kind_says(knob):
-    before, after = Config(), load_config(overrides={knob.name: another(knob)})
+    before, after = Config(), load_config(overrides={knob.name: another(knob, knob.default)})
     assert list(config_diff(before, after)) == [knob.name]
     section = knob.name.split(".")[0]
     changed = result_keys(before, [section]) != result_keys(after, [section])
@@ -93,7 +62,7 @@ def test_a_margin_has_a_known_metric_and_is_above_nothing(margins):
         load_config(overrides={"decisions.margins": margins})
 
 
-@pytest.mark.parametrize("knob", CHANGEABLE, ids=lambda k: k.name)
+@pytest.mark.parametrize("knob", KNOBS, ids=lambda k: k.name)
 def test_a_view_lets_through_what_was_declared_and_nothing_else(knob):
     config = Config()
     assert dig(restrict(config, [knob.name]), knob.name) == flatten(config)[knob.name]
@@ -124,11 +93,11 @@ def test_the_configuration_is_frozen_and_defaults_are_not_shared():
     assert "x" not in Config().evaluation.refusal_markers
 
 
-@given(st.dictionaries(st.sampled_from([k.name for k in CHANGEABLE]), st.none(), max_size=12))
+@given(st.dictionaries(st.sampled_from([k.name for k in KNOBS]), st.none(), max_size=12))
 @settings(max_examples=20, deadline=None)
 def test_a_written_file_reads_back_as_the_same_configuration(tmp_path_factory, picked):
-    table = {k.name: k for k in CHANGEABLE}
-    config = load_config(overrides={n: another(table[n]) for n in picked})
+    table = {k.name: k for k in KNOBS}
+    config = load_config(overrides={n: another(table[n], table[n].default) for n in picked})
     path = tmp_path_factory.mktemp("config") / "distillery.yaml"
     for commented in (True, False):
         path.write_text(to_yaml(config, commented), "utf-8")

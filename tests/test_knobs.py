@@ -9,8 +9,10 @@ from distillery.core.config import flatten, load_config, result_keys
 from distillery.core.knobs import knobs
 from distillery.workbook.experiment import prepare
 
+from knob_values import another
+
 ROOT = Path(__file__).resolve().parents[1] / "distillery"
-DECLARED = {"core/sections.py", "core/knobs.py", "core/config.py"}
+DECLARED = {"core/pair_knobs.py", "core/sections.py", "core/knobs.py", "core/config.py"}
 
 
 def words(path: Path) -> set[str]:
@@ -46,29 +48,12 @@ def parts_of(**change):
     return {s.name: result_keys(config, s.reads) for s in PLAN.stages}
 
 
-def other(knob):
-    value = BEFORE[knob.name]
-    if knob.name == "dataset.difficulty_mix": return {"easy": 1.0}
-    if knob.name in ("quantization.block_size", "quantization.accuracy_level"): return 64 if value == 32 else 1
-    if knob.name == "decisions.temperature_factor": return "question"
-    if knob.name in ("context.scorer", "context.turns"): return {"context.scorer": "finetune", "context.turns": 3}[knob.name]
-    if knob.name == "articles.scales": return {"clarity": [0.0, 4.0]}
-    if isinstance(value, bool): return not value
-    if isinstance(value, dict): return {**value, next(iter(value)): 0.5}
-    if isinstance(value, list): return value[:1] if len(value) > 1 else ["*.md"]
-    if knob.name == "decisions.confidence": return 0.9
-    if knob.name.endswith("_strategy"): return "no" if value != "no" else "epoch"
-    if isinstance(value, int): return value + 1
-    if isinstance(value, float): return value / 2 if value else 0.25
-    return 7 if knob.name == "selection.max_pairs" else "other"
-
-
 @pytest.mark.parametrize("knob", knobs(), ids=lambda k: k.name)
 def test_only_result_knobs_change_keys(knob):
     if knob.name in ("thresholds.p95_latency_ms_max", "sft.load_best_model_at_end", "teacher.model", "student.base", "prompts.pack",
                      "dataset.gold"):
         pytest.skip("its values must exist or agree with others; covered where they are used")
-    changed = parts_of(**{knob.name: other(knob)})
+    changed = parts_of(**{knob.name: another(knob, BEFORE[knob.name])})
     moved = [name for name, settings in changed.items() if settings != parts_of()[name]]
     only_pages = knob.name.startswith("decisions.")
     assert bool(moved) == (knob.kind == "result") or only_pages, f"{knob.name} is {knob.kind} and moves {moved}"

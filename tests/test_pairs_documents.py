@@ -1,6 +1,8 @@
 """Documents and chunks: files that break, formats, and properties of the cuts."""
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -196,3 +198,31 @@ def test_the_shipped_handbook_is_cut_as_the_teacher_expects():
     chunks = chunk_documents(read_documents(folder).documents)
     assert all(re.fullmatch(r"## [^\n]+\n\n[^\n]+", c.text) for c in chunks)
     assert len(chunks) >= 90
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from distillery.core.config import load_config
+from distillery.workbook.pairs_line import open_source, pairs_stages
+from distillery.workbook.plan import Plan
+folder, cache = map(Path, sys.argv[1:])
+config = load_config(preset="technical-docs")
+done = Plan(pairs_stages(open_source(folder, None, None), config, cache)[:1], config, cache).run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, sum(1 for _ in (done["documents"].path / "documents.jsonl").open()))
+"""
+
+
+def test_documents_are_streamed(tmp_path):
+    "Ten times the documents take no more than a tenth more memory."
+    peaks, sentence = [], "The press number {} of hall {} prints {} sheets an hour and rests on Mondays. "
+    for n in (1000, 10000):
+        folder = tmp_path / f"docs{n}"
+        folder.mkdir()
+        for i in range(n): (folder / f"p{i}.md").write_text(f"# Press {i}\n\n" + sentence.format(i, i % 7, i * 3) * 8)
+        command = [sys.executable, "-c", PEAK, str(folder), str(tmp_path / f"cache{n}")]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        peak, read = map(int, said.stdout.split())
+        assert read == n
+        peaks.append(peak)
+    assert peaks[1] <= 1.1 * peaks[0], peaks

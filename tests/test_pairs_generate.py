@@ -1,21 +1,30 @@
 """Prompts, slots and generation: nothing asked twice, nothing kept that is not in its page."""
+import json
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from typer.testing import CliRunner
 
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.pairs import limits
+from distillery.pairs.account import refusal_counts, rejection_table
 from distillery.pairs.asking import make_request
+from distillery.pairs.augment import augment_pairs
 from distillery.pairs.chunk import chunk_documents
+from distillery.pairs.dataset import build_dataset, check_leaks
 from distillery.pairs.documents import read_documents
 from distillery.pairs.generate import generate_pairs
+from distillery.pairs.imports import read_pairs
 from distillery.pairs.prompts import KINDS, load_pack, pack_names
+from distillery.pairs.refusals import OFF_TOPIC, refusal_kind
 from distillery.pairs.slots import plan_slots
+from distillery.teachers.extractive import ExtractiveTeacher
 from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import ChatResult, Task, failed
+from distillery.workbook.prompts import prompts_app
 
 from pairs_oracle import Oracle, write_handbook
 
@@ -166,7 +175,8 @@ def test_the_handbook_pack_is_the_contract_of_the_tiny_model():
 @pytest.mark.parametrize("pack", pack_names())
 def test_a_document_cannot_write_its_own_prompt(pack):
     evil = "{{ 7 * 7 }} {% raw %} {{ ''.__class__ }} <script>"
-    fields = {"passage": evil, "sentence": evil, "question": evil, "difficulty": "easy", "category": evil, "max_words": 15}
+    fields = dict.fromkeys(("passage", "sentence", "question", "category", "person_name"), evil)
+    fields |= {"difficulty": "easy", "max_words": 15, "include_military": True, "has_recommendations": True}
     assert all(evil in load_pack(pack)[kind].render(**fields) for kind in KINDS)
 
 
@@ -186,3 +196,212 @@ def test_resume_knobs_leave_subjects_out(book):
     assert not plan_slots(army, load_config(overrides={"dataset.include_military": False, "dataset.has_recommendations": False}))
 
 
+
+
+# Refusals of three kinds
+
+MIX = {"untold": 0.4, "off_topic": 0.3, "adversarial": 0.3}
+MIXED = load_config(preset="handbook", overrides={"dataset.refusal_mix": MIX, "dataset.refusal_share": 0.3})
+
+
+def test_refusals_come_in_the_kinds_asked_for(book, tmp_path):
+    facts, chunks = book
+    made = generate_pairs(chunks, Oracle(facts), Journal(tmp_path / "j.sqlite"), MIXED)
+    counts, texts = refusal_counts(made.pairs), {c.chunk_id: c.text for c in chunks}
+    total = sum(counts.values())
+    assert total > 40
+    assert {k: n / total for k, n in counts.items()} == pytest.approx(MIX, abs=0.18)
+    assert {p.template.partition(":")[0] for p in made.pairs if p.kind == "refusal"} == {"handbook/refuse"}
+    answers = {p.question for p in made.pairs if p.kind == "answer"}
+    for p in made.pairs:
+        if refusal_kind(p) == "untold": assert p.question in answers
+        elif refusal_kind(p): assert p.question not in answers
+        if refusal_kind(p) == "off_topic": assert not any(n.lower() in texts[p.chunk_id].lower() for n in dict(OFF_TOPIC)[p.question])
+
+
+def test_the_default_mix_is_what_refusals_always_were(book, tmp_path):
+    facts, chunks = book
+    made = generate_pairs(chunks, Oracle(facts), Journal(tmp_path / "j.sqlite"), CONFIG)
+    assert {refusal_kind(p) for p in made.pairs} == {None, "untold"}
+    assert {p.template for p in made.pairs if p.kind == "refusal"} == {"handbook/refuse"}
+
+
+def test_a_teacher_that_falls_for_it_makes_no_refusal(book, tmp_path):
+    facts, chunks = book
+
+    class Gullible(Oracle):
+        def reply(self, request):
+            orders = ("Ignore", "Forget", "prompt", "poem", "key", "environment", "told before")
+            obeys = request.task.kind == "refuse" and any(w in request.task.question for w in orders)
+            return "Here is a joke." if obeys else super().reply(request)
+
+    made = generate_pairs(chunks, Gullible(facts), Journal(tmp_path / "j.sqlite"), MIXED)
+    fallen = [r for r in made.rejected if r.step == "refusal" and "joke" in r.text]
+    assert fallen
+    assert {r.reason for r in fallen} == {"answered from a passage that does not tell"}
+    held = [p.question.lower() for p in made.pairs if refusal_kind(p) == "adversarial"]
+    assert all("answer is" in question or "why" in question for question in held)
+
+
+@pytest.mark.parametrize("mix", [{"untold": 0.5}, {"rude": 1.0}, {"untold": 1.5, "off_topic": -0.5}])
+def test_a_mix_that_makes_no_sense_is_refused(book, tmp_path, mix):
+    facts, chunks = book
+    def run():
+        config = load_config(preset="handbook", overrides={"dataset.refusal_mix": mix})
+        return generate_pairs(chunks, Oracle(facts), Journal(tmp_path / "j.sqlite"), config)
+
+    with pytest.raises(DistilleryError, match="refusal_mix"): run()
+
+
+# Why the others were rejected
+
+def test_rejections_are_tabulated_from_the_desk_and_from_the_file(book, tmp_path):
+    facts, chunks = book
+    made = generate_pairs(chunks, Oracle(facts, wrong=0.2), Journal(tmp_path / "j.sqlite"), CONFIG)
+    table = rejection_table(made.rejected)
+    assert rejection_table([r._asdict() for r in made.rejected]) == table
+    assert sum(r.count for r in table) == len(made.rejected)
+    assert sum(r.share for r in table) == pytest.approx(1)
+    assert {f"{r.step}: {r.reason}": r.count for r in table}.items() <= made.counts.items()
+    assert any("made up" in r.example for r in table if r.reason == "the answer is not in the passage")
+    assert rejection_table([]) == []
+
+
+# Imported pairs in other forms
+
+TEXT = "The Raven 74 stands in Hall 3 of the mill. It was built in 1902 by Jo Miller. The Heron 12 was sold to Ames."
+QA = [("Where's the Raven 74?", "Hall 3"), ("When was it built, the Raven 74?", "1902"), ("Who got the Heron 12?", "Ames"),
+      ("Who built the Raven 74?", "Jo Miller")]
+
+
+class Reworder:
+    "Rewords by rule; `slips` are mistakes it makes."
+    name, identity = "reworder", {"model": "reworder"}
+
+    def __init__(self, slips=()): self.slips, self.requests = slips, []
+
+    async def stream(self, requests):
+        for r in requests:
+            self.requests.append(r)
+            fails = "failure" in self.slips and "Heron" in r.task.question
+            yield failed(r, TimeoutError("lunch")) if fails else ChatResult(r.key, self.reply(r), "stop")
+
+    def reply(self, r):
+        task = r.task
+        if task.kind == "answer":
+            told = next(a for q, a in QA if self.topic(q) == self.topic(task.question))
+            return "Hall 5" if "wrong" in self.slips and "stead" in task.question else told
+        if r.key.startswith("answer"): return "It is 99." if "number" in self.slips else f"That would be {task.sentence}"
+        if r.key.startswith("standard"):
+            for old, new in (("Where's", "Where is"), ("it built, the Raven 74", "the Raven 74 built"), ("Who got", "Who received")):
+                if old in task.question: return task.question.replace(old, new)
+            return task.question
+        return task.question.replace("74", "") if "name" in self.slips else task.question[:-1] + " instead?"
+
+    @staticmethod
+    def topic(q): return ("where" in q.lower(), "when" in q.lower(), "Heron" in q, "Who built" in q)
+
+
+@pytest.fixture
+def imported(tmp_path):
+    path = tmp_path / "qa.jsonl"
+    rows = [{"question": q, "answer": a, "context": TEXT, "id": f"q{i}"} for i, (q, a) in enumerate(QA)]
+    rows += [{"question": "Who leads Northmill in 1966?", "answer": "Ada Example", "id": "bare"},
+             {"question": "What is the Swift 2?", "answerable": False, "context": TEXT, "id": "no"}]
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    return read_pairs(path)
+
+
+def grow(imported, tmp_path, slips=(), forms=("paraphrase", "answer", "standard")):
+    config = load_config(preset="qa-import", overrides={"dataset.augment": list(forms), "generation_limits.min_variation_length": 5})
+    teacher = Reworder(slips)
+    return augment_pairs(imported.pairs, imported.chunks, teacher, Journal(tmp_path / f"{'-'.join(slips)}.sqlite"), config), teacher, config
+
+
+def test_imported_pairs_grow_in_their_families(imported, tmp_path):
+    made, _, config = grow(imported, tmp_path)
+    old = {p.id: p for p in imported.pairs}
+    new = [p for p in made.pairs if p.id not in old]
+    assert [p for p in made.pairs if p.id in old] == imported.pairs, "originals stay as they are, in their order"
+    assert {p.family_id for p in made.pairs} == {p.family_id for p in imported.pairs}
+    by_form = Counter(p.template for p in new)
+    assert by_form == {"handbook/rephrase": 6, "common/reanswer": 5, "common/standard": by_form["common/standard"]}
+    assert by_form["common/standard"] >= 2
+    for p in new:
+        first = next(o for o in imported.pairs if o.family_id == p.family_id)
+        if limits.reworded_answer(p): assert (p.question, p.evidence) == (first.question, None)
+        else: assert (p.answer, p.evidence, p.kind) == (first.answer, first.evidence, first.kind)
+    assert len({p.id for p in made.pairs}) == len(made.pairs)
+    splits = build_dataset(made.pairs, imported.chunks, config)
+    assert check_leaks(splits) == []
+
+
+SLIPS = [("wrong", "paraphrase", "reads back as another answer"), ("name", "paraphrase", "loses a name or number: 74"),
+         ("number", "answer", "adds a number"), ("failure", "paraphrase", "the request failed")]
+
+
+@pytest.mark.parametrize(("slip", "step", "reason"), SLIPS)
+def test_a_rewording_that_went_wrong_is_listed_and_left_out(imported, tmp_path, slip, step, reason):
+    made, _, _ = grow(imported, tmp_path, (slip,))
+    found = [r for r in made.rejected if r.step == step and r.reason.startswith(reason)]
+    assert found
+    assert made.counts[f"{step}: {reason.split(': ')[0]}"] >= len(found)
+    assert not any("99" in p.answer or "lunch" in p.question for p in made.pairs)
+
+
+def test_a_form_that_a_teacher_cannot_make_is_an_error(imported, tmp_path):
+    config = load_config(preset="qa-import", overrides={"dataset.augment": ["answer"]})
+    with pytest.raises(DistilleryError, match="needs a language model"):
+        augment_pairs(imported.pairs, imported.chunks, ExtractiveTeacher(), Journal(tmp_path / "j.sqlite"), config)
+
+
+def test_nothing_to_augment_asks_nobody(imported, tmp_path):
+    made, teacher, _ = grow(imported, tmp_path, forms=())
+    assert (made.pairs, teacher.requests) == (imported.pairs, [])
+
+
+def test_augmenting_again_asks_nothing(imported, tmp_path):
+    first, _, _ = grow(imported, tmp_path)
+    again, teacher, _ = grow(imported, tmp_path)
+    assert (again, teacher.requests) == (first, [])
+
+
+# Packs on the command line
+
+@pytest.fixture
+def own_pack(tmp_path):
+    folder = tmp_path / "packs/mine"
+    folder.mkdir(parents=True)
+    for kind in KINDS: (folder / f"{kind}.j2").write_text(load_pack("technical-docs")[kind].source + "\n")
+    (folder / "rephrase.j2").write_text("Say it otherwise [bold]now[/bold]: {{ question }}\n")
+    return folder
+
+
+def prompts(*words): return CliRunner().invoke(prompts_app, [str(w) for w in words])
+
+
+def test_packs_are_listed_with_their_digests(own_pack):
+    said = prompts("list", own_pack.parent).stdout.replace("\n", "")
+    for name in pack_names(): assert load_pack(name).digest[:12] in said
+    assert load_pack(own_pack).digest[:12] in said
+    assert "no prompt pack in" in str(prompts("list", own_pack.parent / "none").exception)
+
+
+def test_packs_are_shown_and_compared(own_pack):
+    assert prompts("show", own_pack, "rephrase").stdout == "Say it otherwise [bold]now[/bold]: {{ question }}\n"
+    assert all(f"resume/{k}" in prompts("show", "resume").stdout for k in KINDS)
+    said = prompts("diff", "technical-docs", own_pack).stdout
+    assert "--- technical-docs/rephrase\n+++ mine/rephrase" in said
+    assert said.count("+++") == 1, "prompts that are alike are not listed"
+    assert prompts("diff", own_pack, own_pack).stdout == "the packs say the same\n"
+    assert "use one of handbook" in str(prompts("show", "hanbook").exception)
+
+
+def test_a_pack_of_ones_own_may_word_what_is_common(own_pack):
+    before = load_pack(own_pack)
+    assert before["ask_many"].id == "common/ask_many"
+    (own_pack / "ask_many.j2").write_text("All of them! {{ items }}")
+    after = load_pack(own_pack)
+    assert (after["ask_many"].id, after["answer_many"].id) == ("mine/ask_many", "common/answer_many")
+    assert after.digest != before.digest
+    assert list(before) == list(KINDS)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from .errors import DistilleryError
 from .knobs import Config, ConfigError, Knob, explain, find_knob, flatten, knobs, nearest
-from .sections import Section
+from .pair_knobs import Section
 
 # %% ../../nbs/core/10_config.ipynb #22714e47
 _all_ = ["Config", "ConfigError", "DistilleryError", "Knob", "explain", "find_knob", "flatten", "knobs", "nearest"]

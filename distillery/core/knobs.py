@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ConfigError', 'Config', 'Knob', 'knobs', 'flatten', 'nearest', 'find_knob', 'explain']
 
-# %% ../../nbs/core/09_knobs.ipynb #5f97a1fe
+# %% ../../nbs/core/09_knobs.ipynb #95e2ff1a
 import difflib
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -15,11 +15,11 @@ from typing import Any, cast
 
 from pydantic import BaseModel, Field
 
-from . import sections as s
+from . import pair_knobs as p, sections as s
 from .errors import DistilleryError
-from .sections import Kind, Section
+from .pair_knobs import Kind, Section
 
-# %% ../../nbs/core/09_knobs.ipynb #01d04c57
+# %% ../../nbs/core/09_knobs.ipynb #bbd63434
 class ConfigError(DistilleryError):
     "A knob that does not exist, a value it cannot take, or a read that was not declared."
     exit_code = 2  # wrong use
@@ -27,16 +27,18 @@ class ConfigError(DistilleryError):
 
 class Config(Section):
     "Every knob of a run; sections are read as `config.lora.r`."
-    documents: s.DocumentsSection = Field(default_factory=s.DocumentsSection)
-    chunking: s.ChunkingSection = Field(default_factory=s.ChunkingSection)
-    teacher: s.TeacherSection = Field(default_factory=s.TeacherSection)
-    prompts: s.PromptsSection = Field(default_factory=s.PromptsSection)
-    dataset: s.DatasetSection = Field(default_factory=s.DatasetSection)
-    llm_defaults: s.LlmDefaultsSection = Field(default_factory=s.LlmDefaultsSection)
-    generation_limits: s.GenerationLimitsSection = Field(default_factory=s.GenerationLimitsSection)
-    validation: s.ValidationSection = Field(default_factory=s.ValidationSection)
-    judge: s.JudgeSection = Field(default_factory=s.JudgeSection)
-    selection: s.SelectionSection = Field(default_factory=s.SelectionSection)
+    documents: p.DocumentsSection = Field(default_factory=p.DocumentsSection)
+    chunking: p.ChunkingSection = Field(default_factory=p.ChunkingSection)
+    teacher: p.TeacherSection = Field(default_factory=p.TeacherSection)
+    budget: p.BudgetSection = Field(default_factory=p.BudgetSection)
+    monitor: p.MonitorSection = Field(default_factory=p.MonitorSection)
+    prompts: p.PromptsSection = Field(default_factory=p.PromptsSection)
+    dataset: p.DatasetSection = Field(default_factory=p.DatasetSection)
+    llm_defaults: p.LlmDefaultsSection = Field(default_factory=p.LlmDefaultsSection)
+    generation_limits: p.GenerationLimitsSection = Field(default_factory=p.GenerationLimitsSection)
+    validation: p.ValidationSection = Field(default_factory=p.ValidationSection)
+    judge: p.JudgeSection = Field(default_factory=p.JudgeSection)
+    selection: p.SelectionSection = Field(default_factory=p.SelectionSection)
     student: s.StudentSection = Field(default_factory=s.StudentSection)
     lora: s.LoraSection = Field(default_factory=s.LoraSection)
     sft: s.SftSection = Field(default_factory=s.SftSection)

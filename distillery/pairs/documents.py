@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DOCX', 'HTML', 'MARKDOWN', 'PDF', 'PLAIN', 'BOMS', 'sniff', 'decode', 'front_matter', 'find_title', 'make_id',
-           'to_text', 'read_document', 'Skipped', 'Corpus', 'list_files', 'read_documents']
+           'to_text', 'read_document', 'Skipped', 'Corpus', 'list_files', 'stream_documents', 'refuse_empty',
+           'read_documents']
 
-# %% ../../nbs/pairs/10_documents.ipynb #db4520a9
+# %% ../../nbs/pairs/10_documents.ipynb #3067b673
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,17 +122,17 @@ class Corpus:
     documents: list[Document] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
-# %% ../../nbs/pairs/10_documents.ipynb #3765b947
+# %% ../../nbs/pairs/10_documents.ipynb #0e3191fb
 def list_files(
     source: Path,            # A folder, or one file
     include: Sequence[str],  # Glob patterns inside the folder
-) -> list[Path]:             # Sorted; hidden files and folders left out
+) -> list[str]:              # Paths inside the folder, sorted; hidden files and folders left out
     "Find the files that the patterns name."
-    if source.is_file(): return [source]
+    if source.is_file(): return [source.name]
     if not source.is_dir(): raise DistilleryError(f"no folder or file at {source}", fix="check the path given as --docs")
-    found = {p for pattern in include for p in source.glob(pattern) if p.is_file()}
-    seen = [p for p in found if not any(part.startswith(".") for part in p.relative_to(source).parts)]
-    if seen: return sorted(seen)
+    found = {p.relative_to(source).as_posix() for pattern in include for p in source.glob(pattern) if p.is_file()}
+    seen = sorted(name for name in found if not any(part.startswith(".") for part in name.split("/")))
+    if seen: return seen
     raise DistilleryError(f"no documents in {source} (looked for {', '.join(include)})",
                           fix="put md, txt, html, pdf or docx files there, or change documents.include")
 
@@ -143,23 +144,40 @@ def _read(path: Path, root: Path, name: str, max_file_mb: float) -> Document:
     try: return read_document(path.read_bytes(), name)
     except OSError as e: raise Unreadable(f"cannot be opened: {e.strerror}") from e
 
-# %% ../../nbs/pairs/10_documents.ipynb #163a83ea
+# %% ../../nbs/pairs/10_documents.ipynb #a819fc96
+def stream_documents(
+    source: Path,                        # A folder, or one file
+    include: Sequence[str] = ("**/*",),  # Glob patterns inside the folder
+    max_file_mb: float = 50,             # Larger files are skipped
+) -> Iterator[Document | Skipped]:       # One for each file, in the order of their paths
+    "Read a folder document by document, holding one at a time."
+    root, seen = source if source.is_dir() else source.parent, dict[bytes, str]()
+    for path in list_files(source, include):
+        name = path.encode("utf-8", "backslashreplace").decode()
+        try:
+            document = _read(root / path, root, name, max_file_mb)
+            first = seen.setdefault(bytes.fromhex(digest_text(document.text))[:16], name)
+            if first != name: raise Unreadable(f"the same text as {first}")
+            yield document
+        except Unreadable as e: yield Skipped(name, str(e))
+
+
+def refuse_empty(
+    source: Path,                # What was read
+    skipped: Sequence[Skipped],  # Every file of it
+) -> DistilleryError:            # To raise when no document was left
+    "Say why there is nothing to work with."
+    return DistilleryError(f"none of the {len(skipped)} files in {source} could be read; {skipped[0].path}: {skipped[0].reason}",
+                           fix="put at least one readable md, txt, html, pdf or docx file there")
+
+
 def read_documents(
     source: Path,                        # A folder, or one file
     include: Sequence[str] = ("**/*",),  # Glob patterns inside the folder
     max_file_mb: float = 50,             # Larger files are skipped
 ) -> Corpus:                             # Documents in the order of their paths, and what was skipped
-    "Read every document of a folder; raises `DistilleryError` when there is nothing to work with."
-    root = source if source.is_dir() else source.parent
-    documents, skipped, seen = list[Document](), list[Skipped](), dict[str, str]()
-    for path in (files := list_files(source, include)):
-        name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-        try:
-            document = _read(path, root, name, max_file_mb)
-            first = seen.setdefault(digest_text(document.text), name)
-            if first != name: raise Unreadable(f"the same text as {first}")
-            documents.append(document)
-        except Unreadable as e: skipped.append(Skipped(name, str(e)))
-    if documents: return Corpus(documents, skipped)
-    raise DistilleryError(f"none of the {len(files)} files in {source} could be read; {skipped[0].path}: {skipped[0].reason}",
-                          fix="put at least one readable md, txt, html, pdf or docx file there")
+    "Read every document of a folder at once; raises `DistilleryError` when there is nothing to work with."
+    read = list(stream_documents(source, include, max_file_mb))
+    corpus = Corpus([d for d in read if isinstance(d, Document)], [s for s in read if isinstance(s, Skipped)])
+    if not corpus.documents: raise refuse_empty(source, corpus.skipped)
+    return corpus

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['evidence_score', 'answering_text', 'relevance_scores', 'PairScorer', 'bert_scores', 'score_pairs']
 
-# %% ../../nbs/pairs/50_judge.ipynb #88a65117
+# %% ../../nbs/pairs/50_judge.ipynb #c04a9ea0
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ..core.records import Chunk, Pair
 from .chunk import split_sentences
-from .limits import find_span
+from .limits import find_span, reworded_answer
 from ..retrieval.embed import Embedder
 
-# %% ../../nbs/pairs/50_judge.ipynb #9f69d2f2
+# %% ../../nbs/pairs/50_judge.ipynb #0146455d
 def evidence_score(
     pair: Pair,           # With or without evidence
     chunk: Chunk | None,  # Its passage; None when it came without one
 ) -> float | None:        # 1 right, 0.5 in the passage but elsewhere, 0 not there; None when there is nothing to check
     "Does the answer stand in its passage, at the characters the pair points at?"
-    if pair.kind == "refusal" or chunk is None: return None
+    if pair.kind == "refusal" or chunk is None or reworded_answer(pair): return None
     if find_span(chunk.text, pair.answer) is None: return 0.0
     if pair.evidence is None: return 0.5
     e = pair.evidence

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['REFUSAL', 'clean_question', 'clean_answer', 'find_span', 'locate', 'question_problem', 'answer_problem',
-           'evidence_or_problem', 'same_answer']
+           'evidence_or_problem', 'same_answer', 'reworded_answer']
 
-# %% ../../nbs/pairs/38_limits.ipynb #f54e3977
+# %% ../../nbs/pairs/38_limits.ipynb #fab8b6cf
 import re
 
 from ..core.config import Config
 from ..core.metrics import is_refusal, normalize_answer
-from ..core.records import Evidence
+from ..core.records import Evidence, Pair
 from .chunk import split_sentences
 from .slots import chance
 
@@ -89,7 +89,7 @@ def answer_problem(
     if find_span(question, answer): return "the question gives its answer away"
     return None
 
-# %% ../../nbs/pairs/38_limits.ipynb #8311f961
+# %% ../../nbs/pairs/38_limits.ipynb #c97bf5bb
 def evidence_or_problem(
     text: str,               # Text of the chunk
     start: int,              # Where it starts in the document
@@ -110,3 +110,10 @@ def same_answer(
 ) -> bool:   # Equal but for case, articles and punctuation
     "Do two answers say the same?"
     return normalize_answer(a) == normalize_answer(b)
+
+
+def reworded_answer(
+    pair: Pair,  # Any pair
+) -> bool:       # Its answer need not stand in its passage, and its question has another answer in words only
+    "Is the answer an imported one in other words?"
+    return pair.template.endswith("/reanswer")

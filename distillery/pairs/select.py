@@ -6,7 +6,7 @@
 __all__ = ['Dropped', 'Selection', 'shortfall', 'contradictions', 'grams', 'overlap', 'same_fact', 'near_duplicates',
            'over_limit', 'select_pairs']
 
-# %% ../../nbs/pairs/60_select.ipynb #0a603667
+# %% ../../nbs/pairs/60_select.ipynb #badd3c3a
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,6 +17,7 @@ from ..core.config import Config
 from ..core.extras import need
 from ..core.metrics import normalize_answer
 from ..core.records import Pair
+from .limits import reworded_answer
 from .slots import chance
 
 # %% ../../nbs/pairs/60_select.ipynb #05b0244a
@@ -43,14 +44,14 @@ def shortfall(
         if pair.scores.get(name, least) < least: return f"{name} below selection.min_{name}"
     return None
 
-# %% ../../nbs/pairs/60_select.ipynb #256cf631
+# %% ../../nbs/pairs/60_select.ipynb #c39d84d9
 def contradictions(
     pairs: Iterable[Pair],  # Any pairs
 ) -> set[str]:              # Ids
     "Pairs whose question has another answer somewhere in the set."
     groups = defaultdict[str, list[Pair]](list)
     for p in pairs:
-        if p.kind == "answer": groups[normalize_answer(p.question)].append(p)
+        if p.kind == "answer" and not reworded_answer(p): groups[normalize_answer(p.question)].append(p)
     return {p.id for group in groups.values() if len({normalize_answer(p.answer) for p in group}) > 1 for p in group}
 
 # %% ../../nbs/pairs/60_select.ipynb #10890f99

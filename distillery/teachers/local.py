@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'model_identity', 'model_folder', 'finish', 'Row', 'common', 'neighbours', 'roomy', 'read_beginnings',
-           'generate_rows', 'too_long', 'answer_rows', 'load_model', 'TransformersTeacher']
+           'generate_rows', 'too_long', 'answer_rows', 'TransformersTeacher']
 
-# %% ../../nbs/teachers/40_local.ipynb #13a5198b
+# %% ../../nbs/teachers/40_local.ipynb #d0e456f2
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -23,6 +23,7 @@ from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.store import digest_file, digest_json
 from .chat import ChatTokenizer, read_json
+from .memory import BatchSize, load_model, out_of_memory
 from .protocol import ChatRequest, ChatResult, FinishReason, TopLogprobs, failed
 from .sampling import Sampler, cut_at_stop
 
@@ -180,34 +181,25 @@ def too_long(
     "Explain a prompt that leaves no room for an answer."
     return DistilleryError(f"the prompt has {tokens} tokens and the model reads {context}", "lower chunking.max_tokens")
 
-# %% ../../nbs/teachers/40_local.ipynb #be269cbc
+# %% ../../nbs/teachers/40_local.ipynb #7ba97dff
 def answer_rows(
     model: Any,             # A causal language model
     chat: ChatTokenizer,    # Its tokenizer
     rows: Sequence[Row],    # The batch
     context: int,           # How many tokens the model can read
-) -> list[ChatResult]:      # One result per row
+) -> list[ChatResult] | None:  # One result per row; None where a smaller batch may fit into memory
     "Answer one batch."
     began = time.perf_counter()
     spent = lambda: (time.perf_counter() - began) * 1000
     try: written = generate_rows(model, rows, sorted(chat.stop_ids) or [0], context)
-    except RuntimeError as error: return [failed(row.request, error, spent()) for row in rows]
+    except (RuntimeError, MemoryError) as error:
+        if len(rows) > 1 and out_of_memory(error):
+            for row in rows: row.sampler = Sampler(row.request, row.prompt)
+            return None
+        return [failed(row.request, error, spent()) for row in rows]
     return [finish(row.request, chat, row.sampler, tokens, len(row.prompt), spent()) for row, tokens in zip(rows, written, strict=True)]
 
-def load_model(
-    folder: Path,           # A model folder
-    device: str | None,     # None for the best there is
-) -> Any:                   # A causal language model, ready to answer
-    "Load weights: in full precision on a CPU, in their own elsewhere."
-    torch, transformers = need("torch", extra="train"), need("transformers", extra="train")
-    transformers.utils.logging.disable_progress_bar()
-    device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True, trust_remote_code=False)
-    model.generation_config = transformers.GenerationConfig()
-    return model.to(device).eval()
-
-# %% ../../nbs/teachers/40_local.ipynb #48cc1b99
+# %% ../../nbs/teachers/40_local.ipynb #4ba33aeb
 class TransformersTeacher:
     "Answers with a checkpoint on this machine."
 
@@ -216,17 +208,19 @@ class TransformersTeacher:
         path: str | Path,             # Model folder or hub name
         batch_size: int = 32,         # Requests answered together
         device: str | None = None,    # "cpu", "cuda", "mps"; by default the best there is
+        bits: int | None = None,      # Load the weights in 4 or 8 bits; None takes them as they are
     ) -> None:
         "Find the model; its weights are loaded at the first request."
-        self.folder, self.batch_size, self.device = model_folder(path), batch_size, device
+        self.folder, self.batch_size, self.device, self.bits = model_folder(path), batch_size, device, bits
         self.identity, self.chat = model_identity(self.folder), ChatTokenizer(self.folder)
+        if bits: self.identity |= {"bits": str(bits)}
         self.name = f"local:{self.folder.name}"
         self.context = int(read_json(self.folder / "config.json").get("max_position_embeddings", 2048))
 
     @cached_property
     def model(self) -> Any:
         "The weights."
-        return load_model(self.folder, self.device)
+        return load_model(self.folder, self.device, self.bits)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         "Logits [T, V] at every position of a sequence."
@@ -239,9 +233,13 @@ class TransformersTeacher:
         rows = [Row(r, prompt, Sampler(r, prompt)) for r in requests for prompt in [self.chat.encode(r.messages)]]
         for row in rows:
             if len(row.prompt) >= self.context: yield failed(row.request, too_long(len(row.prompt), self.context))
-        rows = list(chain.from_iterable(neighbours(row for row in rows if len(row.prompt) < self.context)))
-        for start in range(0, len(rows), self.batch_size):
-            for result in answer_rows(self.model, self.chat, rows[start : start + self.batch_size], self.context): yield result
+        rows, pace = list(chain.from_iterable(neighbours(r for r in rows if len(r.prompt) < self.context))), BatchSize(self.batch_size)
+        while rows:
+            lengths = [len(row.prompt) + row.request.max_tokens for row in rows[: pace.most]]
+            results = answer_rows(self.model, self.chat, rows[: (n := pace.take(lengths))], self.context)
+            pace.fits(lengths[:n], results is not None)
+            rows = rows if results is None else rows[n:]
+            for result in results or (): yield result
             await asyncio.sleep(0)
 
     async def close(self) -> None:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Role', 'TaskKind', 'FinishReason', 'Message', 'Task', 'ChatRequest', 'user_request', 'TopLogprobs', 'ChatResult',
-           'failed', 'Teacher', 'run_async', 'ask_all']
+           'failed', 'Teacher', 'feed', 'run_async', 'ask_all']
 
-# %% ../../nbs/teachers/10_protocol.ipynb #79728f19
+# %% ../../nbs/teachers/10_protocol.ipynb #9654166d
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from ..core.errors import DistilleryError
 
@@ -35,7 +35,7 @@ class Task:
     difficulty: str = ""  # easy, medium or hard
     category: str = ""
 
-# %% ../../nbs/teachers/10_protocol.ipynb #1f38851c
+# %% ../../nbs/teachers/10_protocol.ipynb #793d555c
 @dataclass(frozen=True)
 class ChatRequest:
     "One question to a teacher."
@@ -50,6 +50,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()         # The answer ends before the first of these
     repetition_penalty: float = 1.0
     logprobs: int = 0                  # How many log probabilities to return per token
+    schema: str = ""                   # JSON schema, as JSON text, that the answer must fit; empty for plain text
 
     def __post_init__(self) -> None:
         "Take any sequences, refuse settings that mean nothing."
@@ -71,7 +72,7 @@ def user_request(
     "Ask with a single user message: the usual case."
     return ChatRequest(key, (Message("user", prompt),), **settings)
 
-# %% ../../nbs/teachers/10_protocol.ipynb #e6f387e1
+# %% ../../nbs/teachers/10_protocol.ipynb #edd26ced
 FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class ChatResult:
     latency_ms: float = 0.0
     logprobs: TopLogprobs | None = None
     error: str | None = None
+    reasoning: str = ""                # What a thinking model thought; never part of the answer
+    by: str = ""                       # Who answered, where it was not the teacher that was asked
 
     @property
     def ok(self) -> bool:
@@ -107,12 +110,16 @@ def failed(
     "Turn an exception into a result."
     return ChatResult(request.key, "", "error", latency_ms=latency_ms, error=f"{type(error).__name__}: {error}")
 
-# %% ../../nbs/teachers/10_protocol.ipynb #29c19056
+# %% ../../nbs/teachers/10_protocol.ipynb #f0c8e70b
 @runtime_checkable
 class Teacher(Protocol):
     "Anything that answers chat requests."
     name: str
-    identity: dict[str, str]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        "What an answer depends on beside the request."
+        ...
 
     def stream(self, requests: Sequence[ChatRequest]) -> AsyncIterator[ChatResult]:
         "Yield one result per request, in any order, as each is ready."
@@ -121,6 +128,15 @@ class Teacher(Protocol):
     async def close(self) -> None:
         "Let go of what the teacher holds."
         ...
+
+# %% ../../nbs/teachers/10_protocol.ipynb #f15fe77b
+def feed(
+    teacher: Teacher,                 # Who answers
+    requests: Iterable[ChatRequest],  # May be endless where the teacher is lazy
+) -> AsyncIterator[ChatResult]:       # Results as they come
+    "Hand requests over in the way a teacher takes them: as it has room for them, or all at once."
+    lazy = getattr(teacher, "lazy", False)
+    return cast(AsyncIterator[ChatResult], cast(Any, teacher).stream(requests if lazy else list(requests)))
 
 # %% ../../nbs/teachers/10_protocol.ipynb #49e51086
 def run_async(

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'places', 'count_records', 'versions', 'provenance', 'takeaway_metrics', 'link_outputs', 'write_decisions',
            'write_pages', 'write_manifest']
 
-# %% ../../nbs/workbook/64_assemble.ipynb #57c73597
+# %% ../../nbs/workbook/64_assemble.ipynb #60626b88
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -18,6 +18,8 @@ from ..core.files import atomic_write, digest_json, file_entries
 from ..core.store import RunFolder
 from .embedder_answers import embedder_metrics
 from .index import TAKEAWAYS, index_page
+from .kpi_page import kpi_page
+from .ledger import ledger_rows
 from .plan import Done, Stage, key_parts
 from .page import footer, note, page
 from .questions import answers, reasons
@@ -26,19 +28,21 @@ from .results import Results, tell_story, warnings_of
 from .temperature import temperature_rows
 from .temperature_answers import temperature_metrics
 
-# %% ../../nbs/workbook/64_assemble.ipynb #178dd348
+# %% ../../nbs/workbook/64_assemble.ipynb #a37d7989
 def places(
     stage: str,  # Name of a stage
 ) -> str | None:  # Its folder in the run, "" for the top, or None
     "Where the output of a stage appears in the run folder."
     fixed = {
         "documents": "", "generate": "", "judge": None, "select": "",
-        "dataset": "dataset", "context": "context", "embedder": "embedder",
+        "dataset": "dataset", "context": "context", "embedder": "embedder", "parallel": "parallel", "memory": "memory",
+        "grouping": "grouping", "logprobs": "logprobs",
         "sft": "student/adapter", "merge": "student/merged", "evaluate": "eval",
     }
     if stage in fixed: return fixed[stage]
     kind, _, variant = stage.partition("-")
-    return {"export": f"onnx/{variant}", "teacher": f"teacher/{variant}", "temperature": f"temperature/{variant}"}.get(kind)
+    folders = {"export": "onnx", "teacher": "teacher", "temperature": "temperature", "prompts": "prompts"}
+    return f"{folders[kind]}/{variant}" if kind in folders else None
 
 # %% ../../nbs/workbook/64_assemble.ipynb #9b981e50
 def _count(path: Path) -> int:
@@ -144,10 +148,11 @@ def write_decisions(
         atomic_write(run.path / "decisions" / f"{d.name}.json", text + "\n")
     run.write_json("metrics.json", takeaway_metrics(results))
 
-# %% ../../nbs/workbook/64_assemble.ipynb #9dedd000
+# %% ../../nbs/workbook/64_assemble.ipynb #4ca6577f
 def write_pages(
     run: RunFolder,  # With its links and decisions
     reports: Mapping[str, Mapping[str, Any]],  # Report name to its parameters, besides run_dir
+    seconds: Mapping[str, float] | None = None,  # What the stages took; those of the manifest by default
 ) -> Path:  # The index page
     "Build every report and the index page."
     results, folder = Results(run.path), run.path / "reports"
@@ -155,12 +160,13 @@ def write_pages(
     for name, asked in reports.items():
         if name in none: atomic_write(folder / f"{name}.html", _no_answer(name, none[name], results))
         else: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked})
+    kpi_page(run.path, seconds, {"What each stage cost": costs} if (costs := ledger_rows(results)) else None)
     links = {p.stem: p.name for p in sorted(folder.glob("*.html")) if p.name != "index.html"}
     facts = results.json("provenance.json", {})
     titles = {"handbook": "The built-in handbook", "documents": "Your documents", "pairs": "Your pairs", "articles": "Your articles"}
     title = titles.get(str(facts.get("source")), "A run")
     of = {d.name: links.get(d.name.split("-")[0]) for d in results.decisions()}
-    story = tell_story(results) | _skipped(results)
+    story = tell_story(results) | _rejected(results) | _skipped(results)
     return atomic_write(folder / "index.html", index_page(title, results.decisions(), links, of, story, warnings_of(results), facts, none))
 
 
@@ -169,12 +175,20 @@ def _no_answer(name: str, reason: str, results: Results) -> str:
     said = note(f"This run cannot tell: {reason}.", "warning")
     return page(question, f"<h1>{question}</h1>{said}{footer(results.json('provenance.json', {}))}")
 
+# %% ../../nbs/workbook/64_assemble.ipynb #e3cfd78e
+def _rejected(results: Results) -> dict[str, list[dict[str, Any]]]:
+    from distillery.pairs.account import rejection_table
+
+    path = results.path / "rejected.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    return {"Why candidates were rejected": [r.model_dump() for r in rejection_table(rows)]} if rows else {}
+
 
 def _skipped(results: Results) -> dict[str, list[dict[str, Any]]]:
     rows = [{"file": s["path"], "why it was skipped": s["reason"]} for s in results.json("skipped.json", [])]
     return {"Inputs that were skipped": rows} if rows else {}
 
-
+# %% ../../nbs/workbook/64_assemble.ipynb #ec6ffb7b
 def write_manifest(
     run: RunFolder,  # Complete but for the manifest
     done: Mapping[str, Done],  # From the plan

@@ -75,9 +75,10 @@ def module_path(
     "The source file of a module, whether or not it exists."
     return root.joinpath(*module.split(".")).with_suffix(".py")
 
-# %% ../../nbs/workbook/10_code.ipynb #58a343ea
+# %% ../../nbs/workbook/10_code.ipynb #fc3da60b
 CARRIERS = frozenset(f"distillery.{m}" for m in (
-    "core.errors", "core.extras", "core.sections", "core.knobs", "core.config", "core.files", "core.store", "core.figures", "_modidx",
+    "core.errors", "core.extras", "core.pair_knobs", "core.sections", "core.knobs", "core.config", "core.files", "core.store",
+    "core.figures", "teachers.counters", "teachers.budget", "teachers.calls", "_modidx",
 ))
 
 

@@ -17,7 +17,7 @@ from ..retrieval.queries import QuerySet
 from .pairs_line import Source
 from .plan import Job
 
-# %% ../../nbs/workbook/33_embedder_questions.ipynb #a07bbc4e
+# %% ../../nbs/workbook/33_embedder_questions.ipynb #5f866a24
 def descriptions_of(
     source: Source,  # What the run works on
     documents: Sequence[Document],  # What was read of it
@@ -28,8 +28,8 @@ def descriptions_of(
 
     root, known, found = source.path if source.path.is_dir() else source.path.parent, {d.doc_id: d for d in documents}, dict[str, str]()
     for path in list_files(source.path, include) if source.kind != "pairs" else []:
-        d = known.get(make_id(path.relative_to(root).as_posix()))
-        if d is None or d.mime != "text/markdown" or digest_bytes(data := path.read_bytes()) != d.digest: continue
+        d = known.get(make_id(path))
+        if d is None or d.mime != "text/markdown" or digest_bytes(data := (root / path).read_bytes()) != d.digest: continue
         text = front_matter(decode(data))[0].get("description")
         if isinstance(text, str) and text.strip(): found[d.doc_id] = text
     return found

@@ -6,7 +6,7 @@
 __all__ = ['PAGES', 'Request', 'prepare', 'Finished', 'peak_gib', 'run_job', 'content_key', 'ask', 'list_finished', 'show',
            'rebuild']
 
-# %% ../../nbs/workbook/66_experiment.ipynb #481d41ad
+# %% ../../nbs/workbook/66_experiment.ipynb #5c731e46
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,12 +16,19 @@ from typing import Any
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.store import RunFolder, list_runs, open_run
+from ..teachers.budget import charged_to
 from .assemble import count_records, link_outputs, provenance, write_decisions, write_manifest, write_pages
 from .code import code_digests
 from .context_line import context_stages
 from .embedder_line import embedder_stages
+from .grouping import grouping_stages
+from .kpis import Sampler, Series, prometheus_port
+from .ledger import ledger
+from .load_line import load_stages
+from .logprobs_line import logprob_stages
 from .pairs_line import Source, content_digest, open_source, pairs_stages
 from .plan import Done, Event, Plan, Stage, run_digest
+from .prompts_line import prompts_stages
 from .questions import QUESTIONS
 from .report import template, templates
 from .results import Results
@@ -30,7 +37,7 @@ from .teacher_line import teacher_stages
 from .temperature_line import temperature_stages
 from .watch import facts_table, times_table
 
-# %% ../../nbs/workbook/66_experiment.ipynb #7334c40f
+# %% ../../nbs/workbook/66_experiment.ipynb #47c70116
 @dataclass(frozen=True)
 class Request:
     "A planned run."
@@ -50,7 +57,9 @@ def prepare(
     source, stages = open_source(docs, pairs, config.dataset.gold, articles), list[Stage]()
     if source.kind != "articles":
         stages += [*pairs_stages(source, config, cache), *student_stages(config), *teacher_stages(source, config, cache),
-                   *temperature_stages(source, config, cache), *embedder_stages(source, config, cache)]
+                   *temperature_stages(source, config, cache), *embedder_stages(source, config, cache),
+                   *prompts_stages(source, config, cache), *load_stages(source, config, cache),
+                   *grouping_stages(source, config, cache), *logprob_stages(source, config, cache)]
     if articles or source.kind == "handbook": stages += context_stages(Path(articles) if articles else None, config, cache)
     return Request(source, config, Plan(stages, config, cache), run_digest(stages, config))
 
@@ -65,7 +74,7 @@ class Finished:
     sentences: list[str]  # One for each decision
     facts: dict[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #0394b858
+# %% ../../nbs/workbook/66_experiment.ipynb #ece07d5e
 def peak_gib() -> float:
     "The most memory that this process or one of its children held, in GiB."
     import resource
@@ -79,23 +88,25 @@ PAGES = (
     "distillery.workbook.assemble", "distillery.workbook.page", "distillery.workbook.report", "distillery.workbook.quantization",
     "distillery.workbook.questions", "distillery.workbook.temperature", "distillery.workbook.temperature_answers",
     "distillery.workbook.context_line", "distillery.workbook.embedder", "distillery.workbook.embedder_answers",
+    "distillery.workbook.prompt_choice", "distillery.workbook.parallel", "distillery.workbook.memory", "distillery.workbook.kpi_page",
+    "distillery.workbook.grouping",
     "distillery.filters.choice", "distillery.filters.quality", "distillery.core.figures",
 )
 
-# %% ../../nbs/workbook/66_experiment.ipynb #44fb3a1e
+# %% ../../nbs/workbook/66_experiment.ipynb #3d4c30dc
 def run_job(
     request: Request,  # From `prepare`
     watch: Callable[[Event], None] = lambda event: None,  # Hears of stages
     name: str | None = None,  # A name for people
 ) -> Finished:
     "Run the stages, assemble the run folder, decide, write the pages."
-    began = time.time()
-    done = dict(request.plan.run(watch))
-    run = RunFolder(Path(request.config.workbook.runs_dir) / request.run_id)
+    began, place = time.time(), Path(request.config.workbook.runs_dir) / request.run_id
+    done, measured = _run_watched(request, watch, place)
+    run = RunFolder(place)
     pages = Stage("pages", lambda job: None,
                   inputs={**{n: d.digest for n, d in done.items()}, **{n: content_digest(template(n)) for n in QUESTIONS}})
     key = content_key(pages, done)
-    if run.manifest.get("pages") != key or not (run.path / "reports/index.html").is_file():
+    if run.manifest.get("pages") != key or not (run.path / "reports/index.html").is_file() or measured:
         watch(Event("report", "start", "writing pages"))
         started = time.perf_counter()
         _write(request, run, done)
@@ -113,7 +124,7 @@ def run_job(
              "peak memory": f"{peak_gib():.1f} GiB resident, the largest process"}
     return Finished(run.path, run.path / "reports/index.html", done, skipped, [d.sentence for d in results.decisions()], facts)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #032f51f8
+# %% ../../nbs/workbook/66_experiment.ipynb #98bfa36d
 def content_key(
     stage: Stage,  # With inputs
     done: dict[str, Done],  # Finished stages
@@ -123,13 +134,26 @@ def content_key(
     return digest_json([dict(stage.inputs), code_digests(PAGES), sorted(done)])
 
 
+def _run_watched(request: Request, watch: Callable[[Event], None], place: Path) -> tuple[dict[str, Done], bool]:
+    "Run the plan with live figures; true where there are any."
+    monitor, series, show = request.config.monitor, Series(place), getattr(watch, "show", None)
+    sampler = Sampler(monitor.every_s, [series, *([show] if show else [])])
+
+    def hear(event: Event) -> None:
+        sampler.hear(event)
+        watch(event)
+    with charged_to(request.run_id), prometheus_port(sampler, monitor.prometheus_port), sampler: done = dict(request.plan.run(hear))
+    return done, series.written > 0
+
+
 def _write(request: Request, run: RunFolder, done: dict[str, Done]) -> None:
     link_outputs(run, done)
     run.write_json("counts.json", count_records(run.path))
     facts = provenance(request.run_id, request.plan.stages, request.config, request.source.kind, request.source.gold is not None)
     run.write_json("provenance.json", facts)
+    run.write_json("ledger.json", ledger(done, request.config))
     write_decisions(run, request.config, request.run_id)
-    write_pages(run, {name: {} for name in QUESTIONS})
+    write_pages(run, {name: {} for name in QUESTIONS}, {n: d.seconds for n, d in done.items()})
 
 # %% ../../nbs/workbook/66_experiment.ipynb #c66944e5
 def ask(

@@ -6,7 +6,7 @@
 __all__ = ['Source', 'shipped', 'open_source', 'GoldRow', 'read_gold', 'gold_coverage', 'examples_of', 'content_digest',
            'teacher_digest', 'prompts_digest', 'pairs_stages']
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #1426cf9d
+# %% ../../nbs/workbook/30_pairs_line.ipynb #3a3b399a
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
+from ..core.files import json_line, replacing
 from ..core.knobs import ConfigError
 from ..core.records import Chunk, Example, Pair
 from ..core.store import atomic_write, digest_file, digest_text, digest_tree, read_jsonl, write_jsonl
@@ -59,16 +60,21 @@ def open_source(
         raise ConfigError(f"dataset.gold: {answers} is not a file", "name a JSONL file of gold pairs, or null")
     return Source("pairs" if pairs else "handbook" if own else "documents", path, answers)
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #4fee043c
+# %% ../../nbs/workbook/30_pairs_line.ipynb #b24bc57f
 def _documents(job: Job, source: Source) -> None:
     from distillery.pairs.chunk import chunk_documents
-    from distillery.pairs.documents import read_documents
+    from distillery.pairs.documents import Skipped, refuse_empty, stream_documents
 
-    corpus = read_documents(source.path, job.config.documents.include, job.config.documents.max_file_mb)
-    chunks = chunk_documents(corpus.documents, job.config.chunking.max_tokens, job.config.chunking.min_tokens)
-    write_jsonl(job.out / "documents.jsonl", corpus.documents)
-    write_jsonl(job.out / "chunks.jsonl", chunks)
-    _json(job.out / "skipped.json", [asdict(s) for s in corpus.skipped])
+    how, skipped, read = job.config, list[Skipped](), 0
+    with replacing(job.out / "documents.jsonl") as documents, replacing(job.out / "chunks.jsonl") as chunks:
+        for found in stream_documents(source.path, how.documents.include, how.documents.max_file_mb):
+            if isinstance(found, Skipped): skipped.append(found); continue
+            documents.write(json_line(found))
+            chunks.writelines(map(json_line, chunk_documents([found], how.chunking.max_tokens, how.chunking.min_tokens)))
+            read += 1
+            job.say("documents", read)
+        if not read: raise refuse_empty(source.path, skipped)
+    _json(job.out / "skipped.json", [asdict(s) for s in skipped])
 
 
 def _imported(job: Job, source: Source) -> None:
@@ -84,24 +90,28 @@ def _imported(job: Job, source: Source) -> None:
 def _json(path: Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #eb77d865
+# %% ../../nbs/workbook/30_pairs_line.ipynb #60042edd
 def _generate(job: Job, cache: Path) -> None:
+    from distillery.pairs.augment import augment_pairs
     from distillery.pairs.generate import generate_pairs
-    from distillery.teachers.journal import Journal
+    from distillery.teachers.budget import open_journal
     from distillery.teachers.open import open_teacher
 
     chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
-    made = generate_pairs(chunks, open_teacher(job.config.teacher.model, job.config), Journal(cache / "calls.sqlite"), job.config, job.say)
+    teacher, journal = open_teacher(job.config.teacher.model, job.config), open_journal(cache, job.config, job.scratch)
+    mine = job.needs["documents"] / "pairs.jsonl"
+    made = (augment_pairs(read_jsonl(mine, Pair), chunks, teacher, journal, job.config, job.say) if mine.exists()
+            else generate_pairs(chunks, teacher, journal, job.config, job.say))
     write_jsonl(job.out / "pairs.jsonl", made.pairs)
     write_jsonl(job.out / "rejected.jsonl", [r._asdict() for r in made.rejected])
     _json(job.out / "counts.json", made.counts)
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #2f7e7e9b
+# %% ../../nbs/workbook/30_pairs_line.ipynb #7421a25b
 def _judge(job: Job, cache: Path) -> None:
     from distillery.pairs.judge import score_pairs
     from distillery.retrieval.embed import Embedder
 
-    where = job.needs["documents"] if (job.needs["documents"] / "pairs.jsonl").exists() else job.needs["generate"]
+    where = job.needs.get("generate") or job.needs["documents"]
     pairs, chunks = read_jsonl(where / "pairs.jsonl", Pair), read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
     job.say("scoring", 0, len(pairs))
     write_jsonl(job.out / "pairs.jsonl", score_pairs(pairs, chunks, Embedder(job.config.judge.embedder, cache / "vectors.sqlite")))
@@ -166,7 +176,7 @@ def examples_of(
     paths = [folder / f"{n}.jsonl" for n in names]
     return [e for p in paths if p.is_file() and p.stat().st_size for e in read_jsonl(p, Example)]
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #115c8078
+# %% ../../nbs/workbook/30_pairs_line.ipynb #9eb1c189
 def content_digest(
     path: Path,  # A file or folder
 ) -> str:  # Of its content
@@ -176,24 +186,26 @@ def content_digest(
 
 def teacher_digest(
     spec: str,  # The teacher's spec
-) -> str:  # Of its weights where they lie here, else of its name
+    cache: Path | None = None,  # Where it is remembered what servers told of their weights
+) -> str:  # Of its weights where they lie here or its server tells, else of its name
     "What identifies a teacher before it is opened."
-    from distillery.teachers.open import builtin_dir
+    from distillery.teachers.open import builtin_dir, server_digest
 
     kind, _, rest = spec.partition(":")
     if kind == "builtin" and rest in ("tiny", "mini"): return digest_tree(builtin_dir(rest))
-    return digest_tree(Path(rest)) if kind in ("local", "onnx") and Path(rest).is_dir() else digest_text(spec)
+    if kind in ("http", "https"): return digest_text(spec + server_digest(spec, cache / "servers.json" if cache else None))
+    return digest_tree(Path(rest)) if kind in ("local", "onnx", "mlx") and Path(rest).is_dir() else digest_text(spec)
 
 
 def prompts_digest(
     pack: str,  # Name of a shipped pack, or a folder
 ) -> str:  # Of its templates
     "What identifies a prompt pack."
-    shipped_pack = Path(str(resources.files("distillery").joinpath("prompts", pack)))
-    folder = shipped_pack if shipped_pack.is_dir() else Path(pack)
-    return digest_tree(folder) if folder.is_dir() else digest_text(pack)
+    from distillery.pairs.prompts import load_pack
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #226e85d3
+    return load_pack(pack).digest
+
+# %% ../../nbs/workbook/30_pairs_line.ipynb #40e2fd0a
 def pairs_stages(
     source: Source,  # From `open_source`
     config: Config,  # All settings
@@ -202,17 +214,17 @@ def pairs_stages(
     "The stages from a source to a dataset."
     m = "distillery.pairs."
     origin: dict[str, str] = {source.kind: content_digest(source.path)}
+    asked = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack)}
+    writes = Stage("generate", partial(_generate, cache=cache),
+                   ("teacher", "budget", "prompts", "dataset", "llm_defaults", "generation_limits", "validation",
+                    "evaluation.refusal_markers"),
+                   ("documents",), (m + "augment" if source.kind == "pairs" else m + "generate",), asked, "asking the teacher")
     if source.kind == "pairs":
         read = [Stage("documents", partial(_imported, source=source), modules=(m + "imports",), inputs=origin, about="reading pairs")]
+        if config.dataset.augment: read.append(writes)
     else:
-        asked = {"teacher": teacher_digest(config.teacher.model), "prompts": prompts_digest(config.prompts.pack)}
-        read = [
-            Stage("documents", partial(_documents, source=source), ("documents", "chunking"), modules=(m + "documents", m + "chunk"),
-                  inputs=origin, about="reading documents"),
-            Stage("generate", partial(_generate, cache=cache),
-                  ("teacher", "prompts", "dataset", "llm_defaults", "generation_limits", "validation", "evaluation.refusal_markers"),
-                  ("documents",), (m + "generate",), asked, "asking the teacher"),
-        ]
+        read = [Stage("documents", partial(_documents, source=source), ("documents", "chunking"), modules=(m + "documents", m + "chunk"),
+                      inputs=origin, about="reading documents"), writes]
     before = tuple(s.name for s in read)
     gold = {"gold": content_digest(source.gold)} if source.gold else {}
     return [

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUESTIONS', 'Question', 'reasons', 'answers']
 
-# %% ../../nbs/workbook/61_questions.ipynb #1915800f
+# %% ../../nbs/workbook/61_questions.ipynb #384d686f
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,11 +13,15 @@ from ..core.config import Config
 from ..core.records import Decision
 from .context_line import context_decisions, why_no_context
 from .embedder import embedder_decisions, why_no_embedder
+from .grouping import grouping_decisions, why_no_grouping
+from .memory import memory_decisions, why_no_memory
+from .parallel import parallel_decisions, why_no_parallel
+from .prompt_choice import prompts_decisions, why_no_prompts
 from .quantization import quantization_decisions, why_no_quantization
 from .results import Results
 from .temperature import temperature_decisions, why_no_temperature
 
-# %% ../../nbs/workbook/61_questions.ipynb #d21675a7
+# %% ../../nbs/workbook/61_questions.ipynb #8c0834bc
 @dataclass(frozen=True)
 class Question:
     "How a run answers one question."
@@ -28,6 +32,10 @@ QUESTIONS: dict[str, Question] = {
     "temperature": Question(why_no_temperature, temperature_decisions),
     "embedder": Question(why_no_embedder, embedder_decisions),
     "context_length": Question(why_no_context, context_decisions),
+    "prompts": Question(why_no_prompts, prompts_decisions),
+    "parallel": Question(why_no_parallel, parallel_decisions),
+    "memory": Question(why_no_memory, memory_decisions),
+    "grouping": Question(why_no_grouping, grouping_decisions),
 }
 
 

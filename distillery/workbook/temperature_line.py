@@ -27,7 +27,7 @@ from .plan import Job, Stage
 from .student_line import base_digest
 from .temperature_slots import AskedSlot, Design, asked_slots, design_of, level_name, why_not_asked
 
-# %% ../../nbs/workbook/36_temperature_line.ipynb #fcebd0f0
+# %% ../../nbs/workbook/36_temperature_line.ipynb #304ed4ba
 def _request(key: str, task: Task, pack: Any, config: Config, temperature: float, replicate: int) -> ChatRequest:
     from distillery.pairs.asking import make_request
 
@@ -49,15 +49,17 @@ class Told:
 class _Desk:
     def __init__(self, job: Job, cache: Path, teacher: Teacher) -> None:
         from distillery.pairs.prompts import load_pack
+        from distillery.teachers.budget import open_journal
         from distillery.teachers.journal import Journal
 
-        self.job, self.config, self.teacher, self.journal = job, job.config, teacher, Journal(cache / "calls.sqlite")
+        self.job, self.config, self.teacher = job, job.config, teacher
+        self.journal, self.own = open_journal(cache, job.config, job.scratch), Journal(cache / "calls.sqlite")
         self.pack, self.asked = load_pack(self.config.prompts.pack), 0
 
     def ask(self, words: str, requests: Sequence[ChatRequest], teacher: Teacher | None = None) -> dict[str, ChatResult]:
-        "Ask; not one answer is an error."
-        who = teacher or self.teacher
-        results = self.journal.ask(who, requests, lambda done, total: self.job.say(words, done, total)) if requests else {}
+        "Ask; not one answer is an error. Our own student costs nothing."
+        who, journal = teacher or self.teacher, self.own if teacher else self.journal
+        results = journal.ask(who, requests, lambda done, total: self.job.say(words, done, total)) if requests else {}
         self.asked += len(requests)
         if results and not any(r.ok for r in results.values()):
             raise DistilleryError(f"{who.name} answered none of {len(results)} requests: {next(iter(results.values())).error}",
@@ -208,7 +210,7 @@ def score_level(
             rag_with=reading(student[0]) if student else None, rag_without=reading(student[1]) if student else None))
     return rows
 
-# %% ../../nbs/workbook/36_temperature_line.ipynb #8dd0b52b
+# %% ../../nbs/workbook/36_temperature_line.ipynb #c098401b
 def _level(job: Job, temperature: float, design: Design, source: Source, cache: Path) -> None:
     from distillery.teachers.open import open_teacher
 
@@ -225,7 +227,7 @@ def _level(job: Job, temperature: float, design: Design, source: Source, cache: 
     atomic_write(job.out / "facts.json", json.dumps(facts, sort_keys=True) + "\n")
 
 
-READS = ("teacher", "prompts", "dataset", "llm_defaults", "generation_limits", "judge", "student", "selection.near_duplicate",
+READS = ("teacher", "budget", "prompts", "dataset", "llm_defaults", "generation_limits", "judge", "student", "selection.near_duplicate",
          "evaluation.max_new_tokens", "evaluation.refusal_markers", "decisions.seed", "decisions.temperature_slots",
          "decisions.temperature_replicates", "decisions.temperature_factor")
 

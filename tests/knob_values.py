@@ -1,0 +1,47 @@
+"Another value for every knob: the knob accepts it, no preset has it, and it agrees with the other knobs."
+from typing import Any
+
+from distillery.core.knobs import Knob
+
+OTHER: dict[str, Any] = {
+    "articles.scales": {"clarity": [0.0, 4.0]},
+    "budget.cost": 2.5,
+    "budget.minutes": 30.0,
+    "budget.prices": {"big": [1.0, 2.0]},
+    "budget.tokens": 1000,
+    "context.scorer": "finetune",
+    "context.turns": 3,
+    "dataset.augment": ["paraphrase"],
+    "dataset.difficulty_mix": {"easy": 1.0},
+    "dataset.refusal_mix": {"off_topic": 1.0},
+    "decisions.confidence": 0.9,
+    "decisions.margins": {"ndcg": 0.5},
+    "decisions.memory_batches": [4, 8],
+    "decisions.memory_gib": [0.5],
+    "decisions.parallel": [1, 2],
+    "decisions.prompt_packs": ["handbook", "resume"],
+    "decisions.questions_per_call": [1, 4],
+    "decisions.teacher_levels": ["fp32"],
+    "decisions.temperature_factor": "question",
+    "export.same_top1_min": {"int8": 0.5, "uint8": 0.95, "q4": 0.9},
+    "monitor.prometheus_port": 9105,
+    "prompts.json_mode": "schema",
+    "quantization.accuracy_level": 1,
+    "quantization.block_size": 64,
+    "selection.max_pairs": 7,
+    "teacher.concurrency": 3,
+    "teacher.load_bits": 8,
+    "thresholds.p95_latency_ms_max": {"model.onnx": 1.0},
+}
+
+
+def another(knob: Knob, value: Any) -> Any:
+    "A value that the knob accepts and does not have."
+    if knob.name in OTHER and OTHER[knob.name] != value: return OTHER[knob.name]
+    if knob.name.endswith("_strategy"): return "epoch" if value != "epoch" else "no"
+    if isinstance(value, bool): return not value
+    if isinstance(value, dict): return {**value, next(iter(value), "extra"): 0.5}
+    if isinstance(value, list): return value[:1] if len(value) > 1 else ["*.md"]
+    if isinstance(value, int): return value + 1
+    if isinstance(value, float): return value / 2 if value else 0.25
+    return "other"
