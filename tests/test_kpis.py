@@ -21,6 +21,8 @@ from distillery.teachers.protocol import ChatResult
 from distillery.workbook import experiment
 from distillery.workbook.kpi_page import LiveTable, kpi_page, summary, target_rows
 from distillery.workbook.kpis import Sample, Sampler, Series, prometheus_port, read_series
+from distillery.workbook.ledger import ledger_rows
+from distillery.workbook.results import Results
 from distillery.workbook.plan import Event, Plan, Stage
 from distillery.workbook.watch import Watcher
 
@@ -259,7 +261,7 @@ def test_a_second_run_adds_nothing_and_a_page_rebuilt_is_the_same(job):
     again = experiment.run_job(job())
     assert (again.run / "kpis.jsonl").read_bytes() == series
     assert (again.run / "manifest.json").read_bytes() == manifest
-    assert kpi_page(again.run).read_bytes() == page
+    assert kpi_page(again.run, more={"What each stage cost": ledger_rows(Results(again.run))}).read_bytes() == page
     listed = json.loads(manifest)["files"]
     assert listed["kpis.jsonl"]["size"] == len(series)
     assert listed["reports/kpis.html"]["size"] == len(page)
