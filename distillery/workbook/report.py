@@ -6,12 +6,13 @@
 __all__ = ['templates', 'template', 'Parameter', 'parameters', 'check_parameters', 'strip_occasion', 'execute', 'to_html',
            'build_report']
 
-# %% ../../nbs/workbook/60_report.ipynb #4a3d3207
+# %% ../../nbs/workbook/60_report.ipynb #c87ce30f
 import ast
 import difflib
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def check_parameters(
         if not isinstance(value, want) and not (want is float and isinstance(value, int)):
             raise DistilleryError(f"{name} is {type(value).__name__}, not {want.__name__}", f"e.g. {name}={known[name].default!r}")
 
-# %% ../../nbs/workbook/60_report.ipynb #f0fb4a5e
+# %% ../../nbs/workbook/60_report.ipynb #61c63f09
 def strip_occasion(
     nb: Any,  # An executed notebook (nbformat 4), changed in place
 ) -> Any:  # The same notebook
@@ -106,10 +107,11 @@ def execute(
     pm, traitlets = need("papermill", "reports"), need("traitlets.config", "reports")
     check_parameters(notebook, asked)
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    transport = {"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}
     try:
-        nb = pm.execute_notebook(str(notebook), None, parameters=dict(asked), kernel_name="python3", progress_bar=False,
-                                 extra_arguments=["--log-level=40"], config=traitlets.Config(transport))
+        with tempfile.TemporaryDirectory(prefix="distillery-") as sockets:
+            way = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}  # sockets of its own: runs side by side
+            nb = pm.execute_notebook(str(notebook), None, parameters=dict(asked), kernel_name="python3", progress_bar=False,
+                                     extra_arguments=["--log-level=40"], config=traitlets.Config({"KernelManager": way}))
     except pm.PapermillExecutionError as e:
         raise DistilleryError(f"the report {notebook.stem} stopped: {e.ename}: {e.evalue}",
                               f"open {notebook.name} in JupyterLab with the same parameters") from e
