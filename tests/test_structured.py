@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 
 from distillery.core.config import load_config
-from distillery.pairs.account import grouping_contrasts, grouping_rows
+from distillery.pairs.account import grouping_rows
 from distillery.pairs.chunk import chunk_documents
 from distillery.pairs.documents import read_documents
 from distillery.pairs.generate import generate_pairs
@@ -17,7 +17,7 @@ from distillery.teachers.extractive import ExtractiveTeacher
 from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import ChatResult, Task, failed, user_request
 from distillery.teachers.structured import ask_forms, read_form, schema_text
-from distillery.workbook.grouping import grouped_rows, grouping_decisions, grouping_stages, level_table, why_no_grouping
+from distillery.workbook.grouping import grouped_rows, grouping_decision, grouping_decisions, grouping_stages, level_table, why_no_grouping
 from distillery.workbook.pairs_line import open_source, pairs_stages
 from distillery.workbook.plan import Plan
 from distillery.workbook.results import Results
@@ -250,7 +250,7 @@ def test_the_paired_check_finds_a_teacher_that_suffers_from_grouping(book, tmp_p
     blunt = lambda items, r: {"items": [{**x, "text": "What is this about?"} if int(x["id"]) > 2 else x for x in items]}
     for habit, suffers in ((None, False), (blunt, True)):
         rows = grouping_rows(chunks, slots, JsonOracle(facts, habit), Journal(tmp_path / f"{suffers}.sqlite"), PLAIN, (1, 4))
-        found, = grouping_contrasts(rows, PLAIN)
+        found, = grouping_decision(rows, PLAIN).contrasts
         requests = {r.level: r.requests for r in rows}
         assert requests[4] < 0.6 * requests[1]
         assert (found.n_items, found.n_clusters) == (len(rows) // 2, 6)

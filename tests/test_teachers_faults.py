@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import distillery.teachers.open as teachers_open
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.teachers.extractive import ExtractiveTeacher
@@ -17,6 +18,7 @@ from distillery.teachers.journal import Journal, read_calls
 from distillery.teachers.open import open_teacher
 from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import Task, ask_all, user_request
+from distillery.workbook.pairs_line import teacher_digest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from teachers_server import CHAOS, Server
@@ -92,6 +94,17 @@ def test_a_changed_tag_is_stale(tmp_path):
             journal.ask(OpenAITeacher(server.url, "m"), [user_request("a", "p")])
             asked.append(len(server.bodies))
     assert asked == [1, 0, 1, 1]
+
+
+def test_a_finished_run_knows_its_server_when_it_is_off(tmp_path):
+    "What the server told of its weights is remembered: with the server off no stage key changes, with other weights all do."
+    seen = []
+    for digest in ("sha256:aa", "sha256:bb"):
+        with Server(digest=digest) as server: spec = f"{server.url}#m"; on = teacher_digest(spec, tmp_path)
+        teachers_open._told.cache_clear()
+        assert teacher_digest(spec, tmp_path) == on
+        seen.append(on)
+    assert seen[0] != seen[1]
 
 
 def test_a_prompt_that_the_server_cut_is_refused(tmp_path):

@@ -6,7 +6,7 @@
 __all__ = ['READS', 'ASK', 'grouping_stages', 'grouped_rows', 'why_no_grouping', 'grouping_decision', 'grouping_decisions',
            'level_table', 'changed_slots']
 
-# %% ../../nbs/workbook/56_grouping.ipynb #64a974f8
+# %% ../../nbs/workbook/56_grouping.ipynb #95277284
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from ..core.config import Config
 from ..core.files import read_jsonl, write_jsonl
 from ..core.records import Chunk, Decision
 from .decide import decide, level_verdicts
-from .pairs_line import Source, prompts_digest, teacher_digest
+from .pairs_line import ASKING, Source, prompts_digest, teacher_digest
 from .plan import Job, Stage
 from .results import Results
 from .temperature import span
 
-# %% ../../nbs/workbook/56_grouping.ipynb #74b3a7d8
-READS = ("teacher", "budget", "prompts", "dataset", "llm_defaults", "generation_limits", "validation", "evaluation.refusal_markers",
-         "decisions.seed", "decisions.prompt_slots", "decisions.questions_per_call")
+# %% ../../nbs/workbook/56_grouping.ipynb #e9cdfa28
+READS = (*ASKING, "decisions.seed", "decisions.prompt_slots", "decisions.questions_per_call")
 
 
 def _ask_levels(job: Job, cache: Path) -> None:

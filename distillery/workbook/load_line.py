@@ -6,7 +6,7 @@
 __all__ = ['REPEATS', 'ASKS', 'Way', 'parallel_ways', 'memory_ways', 'in_turns', 'is_local', 'weights_gib', 'charge', 'left',
            'load_stages']
 
-# %% ../../nbs/workbook/41_load_line.ipynb #3ba8391f
+# %% ../../nbs/workbook/41_load_line.ipynb #46e44562
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ import psutil
 from ..core.config import Config, flatten
 from ..core.files import atomic_write, read_jsonl, write_jsonl
 from ..core.records import Chunk
-from .pairs_line import Source, content_digest, prompts_digest, read_gold, teacher_digest
+from .pairs_line import ASKING, Source, content_digest, prompts_digest, read_gold, teacher_digest
 from .plan import Job, Stage
 from .prompts_line import prompt_slots
 from .teacher_line import teacher_weights
@@ -95,9 +95,8 @@ def left(
     amounts = {name: most - used for name, (used, most) in purse.shares().items()}
     return {f"budget.{name}": max(1, int(x)) if name == "tokens" else x for name, x in amounts.items()}
 
-# %% ../../nbs/workbook/41_load_line.ipynb #416b0ef8
-ASKS = ("teacher", "prompts", "dataset", "llm_defaults", "generation_limits", "validation", "evaluation.refusal_markers", "decisions.seed",
-        "decisions.teacher_slots", "budget")
+# %% ../../nbs/workbook/41_load_line.ipynb #2d44d6ca
+ASKS = (*ASKING, "decisions.seed", "decisions.teacher_slots")
 
 
 def _try_all(job: Job, ways: Sequence[Way], settings: Mapping[str, Any], source: Source, cache: Path) -> None:
@@ -131,7 +130,7 @@ def _try_all(job: Job, ways: Sequence[Way], settings: Mapping[str, Any], source:
 
 def _stage(name: str, ways: Sequence[Way], about: str, reads: tuple[str, ...], source: Source, config: Config, cache: Path) -> Stage:
     settings = {k: v for k, v in flatten(config).items() if any(k == p or k.startswith(p + ".") for p in ASKS)}
-    inputs = {"teacher": teacher_digest(config.teacher.model), "prompts": prompts_digest(config.prompts.pack),
+    inputs = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack),
               **({"gold": content_digest(source.gold)} if source.gold else {})}
     return Stage(name, partial(_try_all, ways=ways, settings=settings, source=source, cache=cache), (*ASKS, *reads), ("documents",),
                  ("distillery.workbook.load_line",), inputs, about)

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['prompts_app', 'PackName', 'found_packs', 'compare_packs', 'prompts_list', 'prompts_show', 'prompts_diff']
 
-# %% ../../nbs/workbook/86_prompts.ipynb #02bfc6ba
+# %% ../../nbs/workbook/86_prompts.ipynb #78116f11
 import difflib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from ..core.errors import DistilleryError
 from ..pairs.prompts import COMMON, KINDS, Pack, load_pack, pack_names
+from .options import PLAIN, console
 from .watch import facts_table
 
 # %% ../../nbs/workbook/86_prompts.ipynb #91a977b6
@@ -45,14 +44,13 @@ def compare_packs(
         lines += difflib.unified_diff(a.source.splitlines(), b.source.splitlines(), a.id, b.id, lineterm="", n=1)
     return lines
 
-# %% ../../nbs/workbook/86_prompts.ipynb #40ad2f5b
-prompts_app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
-                          help="List, show and compare prompt packs.")
+# %% ../../nbs/workbook/86_prompts.ipynb #bb762eb3
+prompts_app = typer.Typer(**PLAIN, help="List, show and compare prompt packs.")
 PackName = Annotated[str, typer.Argument(help="A shipped pack, or the folder of one of your own")]
 
 
 def _say(lines: Sequence[str]) -> None:
-    out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    out = console()
     for line in lines: out.print(Text(line))
 
 
@@ -72,7 +70,7 @@ def prompts_list(
       distillery prompts list ./my-packs
     """
     table = facts_table({name: f"{pack.digest[:12]}  {', '.join(pack)}" for name, pack in found_packs(folders or []).items()})
-    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(table)
+    console().print(table)
 
 # %% ../../nbs/workbook/86_prompts.ipynb #4bff66d1
 @prompts_app.command("show")

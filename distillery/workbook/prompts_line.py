@@ -6,7 +6,7 @@
 __all__ = ['SYNONYMS', 'READS', 'reword', 'reworded_pack', 'changed_lines', 'pack_levels', 'prompt_slots', 'PromptRow',
            'SlotDesk', 'ask_pack', 'prompts_stages']
 
-# %% ../../nbs/workbook/38_prompts_line.ipynb #f7abddc7
+# %% ../../nbs/workbook/38_prompts_line.ipynb #57ff4acf
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ from ..core.records import Chunk, Evidence, Slot
 from ..pairs.asking import Desk
 from ..pairs.prompts import Pack, load_pack
 from ..teachers.protocol import ChatRequest, ChatResult, Task
-from .pairs_line import Source, content_digest, prompts_digest, read_gold, teacher_digest
+from .pairs_line import ASKING, Source, content_digest, prompts_digest, read_gold, teacher_digest
 from .plan import Job, Stage
 from .temperature_slots import AskedSlot, asked_slots
 
@@ -172,9 +172,8 @@ def ask_pack(
             domain_relevance=near.get(a.id), exact_match=against(exact_match), token_f1=against(token_f1), bert_f1=f1.get(a.id)))
     return rows
 
-# %% ../../nbs/workbook/38_prompts_line.ipynb #e676c6e4
-READS = ("teacher", "prompts", "dataset", "llm_defaults", "generation_limits", "validation", "judge", "evaluation.refusal_markers",
-         "decisions.seed", "decisions.prompt_slots", "budget")
+# %% ../../nbs/workbook/38_prompts_line.ipynb #2260374d
+READS = (*ASKING, "judge", "decisions.seed", "decisions.prompt_slots")
 
 
 def _level(job: Job, spec: str, reworded: bool, source: Source, cache: Path) -> None:
@@ -201,7 +200,7 @@ def prompts_stages(
     "Two stages per pack: as it is, and reworded."
     levels = pack_levels(config.decisions.prompt_packs)
     if len(levels) < 2 or source.kind in ("pairs", "articles"): return []
-    inputs = {"teacher": teacher_digest(config.teacher.model), **({"gold": content_digest(source.gold)} if source.gold else {})}
+    inputs = {"teacher": teacher_digest(config.teacher.model, cache), **({"gold": content_digest(source.gold)} if source.gold else {})}
     modules = ("distillery.workbook.prompts_line",)
     for spec in levels.values(): load_pack(spec)
     return [Stage(f"prompts-{name}{'~reworded' if again else ''}", partial(_level, spec=spec, reworded=again, source=source, cache=cache),

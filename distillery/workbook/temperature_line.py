@@ -210,7 +210,7 @@ def score_level(
             rag_with=reading(student[0]) if student else None, rag_without=reading(student[1]) if student else None))
     return rows
 
-# %% ../../nbs/workbook/36_temperature_line.ipynb #c098401b
+# %% ../../nbs/workbook/36_temperature_line.ipynb #27dcce0d
 def _level(job: Job, temperature: float, design: Design, source: Source, cache: Path) -> None:
     from distillery.teachers.open import open_teacher
 
@@ -241,7 +241,7 @@ def temperature_stages(
     "One stage per temperature."
     plan = design or design_of(config)
     if why_not_asked(config.teacher.model, source.kind) or len(set(plan.temperatures)) < 2: return []
-    inputs = {"teacher": teacher_digest(config.teacher.model), "prompts": prompts_digest(config.prompts.pack),
+    inputs = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack),
               "base": base_digest(config.student.base), **({"gold": content_digest(source.gold)} if source.gold else {}),
               **({"design": digest_json([plan.slots, plan.replicates, plan.factor])} if design else {})}
     modules = ("distillery.workbook.temperature_line",)
