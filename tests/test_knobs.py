@@ -12,7 +12,7 @@ from distillery.workbook.experiment import prepare
 from knob_values import another
 
 ROOT = Path(__file__).resolve().parents[1] / "distillery"
-DECLARED = {"core/pair_knobs.py", "core/sections.py", "core/knobs.py", "core/config.py"}
+DECLARED = {"core/student_knobs.py", "core/pair_knobs.py", "core/sections.py", "core/knobs.py", "core/config.py"}
 
 
 def words(path: Path) -> set[str]:

@@ -6,7 +6,7 @@
 __all__ = ['read_yaml', 'preset_names', 'read_preset', 'load_config', 'restrict', 'result_keys', 'config_diff', 'to_yaml',
            'Config', 'ConfigError', 'DistilleryError', 'Knob', 'explain', 'find_knob', 'flatten', 'knobs', 'nearest']
 
-# %% ../../nbs/core/10_config.ipynb #f398de42
+# %% ../../nbs/core/10_config.ipynb #9c3b8a56
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from importlib.resources import files
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from .errors import DistilleryError
 from .knobs import Config, ConfigError, Knob, explain, find_knob, flatten, knobs, nearest
-from .pair_knobs import Section
+from .knob import Section
 
 # %% ../../nbs/core/10_config.ipynb #22714e47
 _all_ = ["Config", "ConfigError", "DistilleryError", "Knob", "explain", "find_knob", "flatten", "knobs", "nearest"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ConfigError', 'Config', 'Knob', 'knobs', 'flatten', 'nearest', 'find_knob', 'explain']
 
-# %% ../../nbs/core/09_knobs.ipynb #95e2ff1a
+# %% ../../nbs/core/09_knobs.ipynb #3bec9ce9
 import difflib
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -15,11 +15,11 @@ from typing import Any, cast
 
 from pydantic import BaseModel, Field
 
-from . import pair_knobs as p, sections as s
+from . import pair_knobs as p, sections as s, student_knobs as t
 from .errors import DistilleryError
-from .pair_knobs import Kind, Section
+from .knob import Kind, Section
 
-# %% ../../nbs/core/09_knobs.ipynb #bbd63434
+# %% ../../nbs/core/09_knobs.ipynb #43709522
 class ConfigError(DistilleryError):
     "A knob that does not exist, a value it cannot take, or a read that was not declared."
     exit_code = 2  # wrong use
@@ -39,14 +39,14 @@ class Config(Section):
     validation: p.ValidationSection = Field(default_factory=p.ValidationSection)
     judge: p.JudgeSection = Field(default_factory=p.JudgeSection)
     selection: p.SelectionSection = Field(default_factory=p.SelectionSection)
-    student: s.StudentSection = Field(default_factory=s.StudentSection)
-    lora: s.LoraSection = Field(default_factory=s.LoraSection)
-    sft: s.SftSection = Field(default_factory=s.SftSection)
-    export: s.ExportSection = Field(default_factory=s.ExportSection)
-    quantization: s.QuantizationSection = Field(default_factory=s.QuantizationSection)
-    inference: s.InferenceSection = Field(default_factory=s.InferenceSection)
-    evaluation: s.EvaluationSection = Field(default_factory=s.EvaluationSection)
-    thresholds: s.ThresholdsSection = Field(default_factory=s.ThresholdsSection)
+    student: t.StudentSection = Field(default_factory=t.StudentSection)
+    lora: t.LoraSection = Field(default_factory=t.LoraSection)
+    sft: t.SftSection = Field(default_factory=t.SftSection)
+    export: t.ExportSection = Field(default_factory=t.ExportSection)
+    quantization: t.QuantizationSection = Field(default_factory=t.QuantizationSection)
+    inference: t.InferenceSection = Field(default_factory=t.InferenceSection)
+    evaluation: t.EvaluationSection = Field(default_factory=t.EvaluationSection)
+    thresholds: t.ThresholdsSection = Field(default_factory=t.ThresholdsSection)
     articles: s.ArticlesSection = Field(default_factory=s.ArticlesSection)
     context: s.ContextSection = Field(default_factory=s.ContextSection)
     embedder: s.EmbedderSection = Field(default_factory=s.EmbedderSection)

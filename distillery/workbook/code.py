@@ -75,9 +75,10 @@ def module_path(
     "The source file of a module, whether or not it exists."
     return root.joinpath(*module.split(".")).with_suffix(".py")
 
-# %% ../../nbs/workbook/10_code.ipynb #fc3da60b
+# %% ../../nbs/workbook/10_code.ipynb #117ba60f
 CARRIERS = frozenset(f"distillery.{m}" for m in (
-    "core.errors", "core.extras", "core.pair_knobs", "core.sections", "core.knobs", "core.config", "core.files", "core.store",
+    "core.errors", "core.extras", "core.knob", "core.student_knobs", "core.pair_knobs", "core.sections", "core.knobs",
+    "core.config", "core.files", "core.store",
     "core.figures", "teachers.counters", "teachers.budget", "teachers.calls", "_modidx",
 ))
 
