@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "prompts.json_mode": "schema",
     "quantization.accuracy_level": 1,
     "quantization.block_size": 64,
+    "quantization.keep8": ["o_proj"],
     "selection.max_pairs": 7,
     "teacher.concurrency": 3,
     "teacher.load_bits": 8,

@@ -8,6 +8,7 @@ import pytest
 
 from distillery.core.config import load_config
 from distillery.core.files import digest_tree
+from distillery.core.student_knobs import QuantizationSection
 from distillery.student.check import Check, Passage, check_passages, check_variants, compare_logits
 from distillery.student.export import ExportError, build_onnx, variant_bytes
 from distillery.student.merge import merge_adapter
@@ -90,10 +91,20 @@ def test_signed_and_unsigned_differ(variants):
 
 @pytest.mark.parametrize(("block_size", "accuracy_level"), [(16, 4), (32, 1), (64, 0)])
 def test_block_size_and_accuracy_level_reach_the_graph(student, tmp_path, block_size, accuracy_level):
-    build_onnx(student, tmp_path / "q4", "q4", block_size, accuracy_level)
+    build_onnx(student, tmp_path / "q4", "q4", QuantizationSection(block_size=block_size, accuracy_level=accuracy_level))
     assert nodes(tmp_path / "q4", "block_size") == {block_size}
     assert nodes(tmp_path / "q4", "accuracy_level") == ({accuracy_level} if accuracy_level else set())
     assert nodes(tmp_path / "q4", "bits") == {4, 8}
+
+
+def test_q4_keeps_the_named_matrices_in_eight_bits(student, tmp_path):
+    "And without zero points where it is symmetric; the vocabulary keeps eight in every case."
+    build_onnx(student, tmp_path / "q4", "q4", QuantizationSection(keep8=["o_proj", "layers.1/mlp"], symmetric=True))
+    graph = onnx.load(tmp_path / "q4" / "model.onnx").graph
+    bits = {n.name: a.i for n in graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "bits"}
+    eight = {name for name, b in bits.items() if b == 8}
+    assert eight == {n for n in bits if "o_proj" in n or "layers.1/mlp" in n or "lm_head" in n}
+    assert not [i.name for i in graph.initializer if "zero_point" in i.name]
 
 
 def test_an_untied_model_exports_too(tmp_path):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillery.core.errors import DistilleryError
-from distillery.teachers.call_file import LAYOUT
+from distillery.teachers.call_file import LAYOUT, CallFile
 from distillery.teachers.calls import Choice, choose_calls
 from distillery.teachers.journal import Journal, read_calls, request_digest
 from distillery.teachers.protocol import ChatResult, Message, Task, ask_all, failed, user_request
@@ -412,3 +412,44 @@ def test_a_stand_in_is_never_taken_for_the_first_and_is_not_paid_twice(tmp_path)
     assert journal.ask(rest, [BASE])["k"].text == "64"
     assert journal.ask(Second(), [BASE])["k"].text == "from the second"
     assert rest.asked == ["k"]
+
+
+def test_answers_of_one_moment_share_a_commit_that_comes_before_anything_else_is_sent(tmp_path):
+    "What the loop does next finds the rows on disk, seen by another process's connection."
+    path, seen = tmp_path / "calls.sqlite", []
+    file, other = CallFile(path), sqlite3.connect(path)
+    rows = lambda: other.execute("select count(*) from calls").fetchone()[0]
+
+    async def turn():
+        with file.by_turn():
+            for i in range(3): file.record(f"d{i}", user_request(f"q{i}", "Q"), ChatResult(f"q{i}", "A", "stop"), "t")
+            seen.append(rows())
+            await asyncio.create_task(later())
+
+    async def later(): seen.append(rows())
+
+    asyncio.run(turn())
+    assert seen == [0, 3]
+
+
+def test_a_shared_commit_that_fails_stops_the_asking(tmp_path):
+    class Full:
+        in_transaction = True
+
+        def __init__(self, db): self.db = db
+
+        def execute(self, statement, *values):
+            if statement == "commit": raise sqlite3.OperationalError("database or disk is full")
+            return self.db.execute(statement, *values)
+
+    file = CallFile(tmp_path / "calls.sqlite")
+
+    async def turn():
+        with file.by_turn():
+            file.record("d", user_request("q", "Q"), ChatResult("q", "A", "stop"), "t")
+            file.db = Full(file.db)
+            await asyncio.sleep(0)
+            file.record("e", user_request("r", "Q"), ChatResult("r", "A", "stop"), "t")
+            raise AssertionError("the next result is not taken")
+
+    with pytest.raises(DistilleryError, match="disk is full"): asyncio.run(turn())

@@ -53,7 +53,7 @@ class SftSection(Section):
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value
 
-# %% ../../nbs/core/06_student_knobs.ipynb #c0f49794
+# %% ../../nbs/core/06_student_knobs.ipynb #75fbe8a5
 VARIANTS = ("fp32", "int8", "uint8", "q4")
 
 
@@ -76,6 +76,8 @@ class QuantizationSection(Section):
     "How int8, uint8 and q4 store and multiply their weights."
     block_size: Literal[16, 32, 64, 128, 256] = key(32, "result", "weights that share a scale")
     accuracy_level: Literal[0, 1, 2, 3, 4] = key(4, "result", "arithmetic: 0 unset, 1 fp32, 2 fp16, 3 bf16, 4 int8")
+    symmetric: bool = key(False, "result", "q4 rounds around zero, without zero points")
+    keep8: list[str] | None = key(None, "result", "matrices that q4 keeps in 8 bits, by parts of their names; null: as llama.cpp chooses")
 
 
 class EvaluationSection(Section):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'LAYOUT', 'SCHEMA', 'ADDED', 'FIND', 'KEEP', 'FIXES', 'UNBILLED', 'READ', 'plain', 'request_digest',
-           'explained', 'bring_up_to_date', 'Bill', 'CallFile', 'read_calls']
+           'explained', 'bring_up_to_date', 'Bill', 'CallsOnDisk', 'CallFile', 'read_calls']
 
-# %% ../../nbs/teachers/18_call_file.ipynb #7aa5f7ca
+# %% ../../nbs/teachers/18_call_file.ipynb #b8b686db
+import asyncio
 import json
 import sqlite3
 import time
@@ -118,9 +119,11 @@ class Bill(NamedTuple):
 
 UNBILLED = Bill()
 
-# %% ../../nbs/teachers/18_call_file.ipynb #0154c565
-class CallFile:
-    "Calls on disk: one row for each answer or failure, committed as it is written."
+# %% ../../nbs/teachers/18_call_file.ipynb #78fb6a13
+class CallsOnDisk:
+    "An open journal, and when it commits."
+    turns: asyncio.AbstractEventLoop | None = None  # Whose turns share a commit
+    failure: sqlite3.DatabaseError | None = None    # Of a shared commit
 
     def __init__(self, path: Path) -> None:
         "Open the file; it and its folder are made when missing."
@@ -129,6 +132,47 @@ class CallFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             bring_up_to_date(self.db, self.path.name)
+
+    @contextmanager
+    def together(self, group: bool) -> Iterator[None]:
+        "Commit everything inside at once when `group` is true, else each on its own."
+        if group: self.db.execute("begin")
+        try: yield
+        finally:
+            with explained(self.path):
+                if group and self.db.in_transaction: self.db.execute("commit")
+
+    @contextmanager
+    def by_turn(self) -> Iterator[None]:
+        "Commit together what comes in one turn of the running event loop: what is sent because of it is sent later, so after the commit."
+        self.turns = asyncio.get_running_loop()
+        try: yield
+        finally:
+            self.turns = None
+            with explained(self.path): self._commit_turn(); self._raise_failure()
+
+    def _begin_turn(self) -> None:
+        self._raise_failure()
+        if self.turns and not self.db.in_transaction:
+            self.db.execute("begin")
+            self.turns.call_soon(self._commit_turn)
+
+    def _commit_turn(self) -> None:
+        try:
+            if self.db.in_transaction: self.db.execute("commit")
+        except sqlite3.DatabaseError as error: self.failure = error  # raised where the next result is recorded, or at the end
+
+    def _raise_failure(self) -> None:
+        failure, self.failure = self.failure, None
+        if failure: raise failure
+
+    def close(self) -> None:
+        "Close the file."
+        self.db.close()
+
+# %% ../../nbs/teachers/18_call_file.ipynb #6338254f
+class CallFile(CallsOnDisk):
+    "Calls on disk: one row for each answer or failure."
 
     def lookup(self, digest: str, request: ChatRequest) -> ChatResult | None:
         "Find a usable answer, under the key of `request`."
@@ -141,23 +185,13 @@ class CallFile:
         "Commit one result, good or bad."
         asked = plain(request) | {"key": digest}
         with explained(self.path):
+            self._begin_turn()
             self.db.execute(KEEP, (
                 digest, request.max_tokens, teacher, json.dumps(asked, ensure_ascii=False), result.text if result.ok else None,
                 result.error, result.finish_reason, result.prompt_tokens, result.completion_tokens, result.latency_ms,
                 _dump_logprobs(result.logprobs), result.reasoning, *bill, time.time(), digest))
 
-    @contextmanager
-    def together(self, group: bool) -> Iterator[None]:
-        "Commit everything inside at once when `group` is true, else each on its own."
-        if group: self.db.execute("begin")
-        try: yield
-        finally:
-            with explained(self.path):
-                if group and self.db.in_transaction: self.db.execute("commit")
 
-    def close(self) -> None:
-        "Close the file."
-        self.db.close()
 
 # %% ../../nbs/teachers/18_call_file.ipynb #c45eeb99
 READ = "digest, request, teacher, response, error, finish_reason, prompt_tokens, completion_tokens, latency_ms, attempt, reasoning"

@@ -52,7 +52,7 @@ class Purse(Protocol):
         "Asking begins, goes on, or (False) ends."
         ...
 
-# %% ../../nbs/teachers/20_journal.ipynb #e6b3dd1e
+# %% ../../nbs/teachers/20_journal.ipynb #33291fa0
 Found = list[tuple[ChatRequest, ChatResult]]
 
 
@@ -94,15 +94,16 @@ class Round:
         digest, twins = self.open.pop(result.key)
         del self.same[digest, twins[0].max_tokens]
         self.journal.keep(self.teacher, digest, twins[0], result)
-        return [(r, replace(result, key=r.key)) for r in twins]
+        return [(r, result if r.key == result.key else replace(result, key=r.key)) for r in twins]
 
-# %% ../../nbs/teachers/20_journal.ipynb #b8a6e175
+# %% ../../nbs/teachers/20_journal.ipynb #02eedce1
 async def play(
     round: Round,                              # What to ask, of whom
     tell: Callable[[Found], Awaitable[None]],  # Hears of results as they come
 ) -> None:
     "Serve, ask and keep until every request has its result."
     journal, teacher = round.journal, round.teacher
+    lazy, instant = (getattr(teacher, trait, False) for trait in ("lazy", "instant"))
 
     async def told() -> None:
         found, round.ready = round.ready, []
@@ -113,8 +114,8 @@ async def play(
         while round.waiting:
             if (room := journal.room()) == 0 and journal.purse: raise journal.purse.refusal()
             fit = len(round.waiting) if room is None or getattr(teacher, "discounted", False) else min(len(round.waiting), room)
-            batch = round.sendable() if getattr(teacher, "lazy", False) else [round.waiting.popleft() for _ in range(fit)]
-            with journal.together(getattr(teacher, "instant", False)), journal.asking():
+            batch = round.sendable() if lazy else [round.waiting.popleft() for _ in range(fit)]
+            with journal.by_turn() if lazy else journal.together(instant), journal.asking():
                 async with aclosing(feed(teacher, batch)) as answers:  # type: ignore[type-var]
                     async for result in answers:
                         await tell(round.answered(result))

@@ -181,7 +181,7 @@ class Line(Endpoint):
         return DistilleryError(f"{self.base_url} failed {self._downs} times in a row, after it was left alone each time",
                                "start it again, then run the same command: every answer so far is kept")
 
-# %% ../../nbs/teachers/30_openai.ipynb #04802e10
+# %% ../../nbs/teachers/30_openai.ipynb #900e662e
 class Patient(Line):
     "All attempts at a request."
 
@@ -198,11 +198,16 @@ class Patient(Line):
         return result
 
     async def _tries(self, session: aiohttp.ClientSession, places: Places, request: ChatRequest) -> ChatResult:
+        "The first attempt goes by itself, since most need no second; stamina is handed its failure and sees to the others."
+        try: return await self.through(session, places, request)
+        except PASSING as error: first = error
+        self.resting.add(request.key)
         hook = lambda error: self.manners.wait_before_retry(error, self._reached)
         tries = stamina.retry_context(on=hook, attempts=self.manners.max_retries + 1, timeout=None, wait_initial=0.5, wait_max=30)
         async for attempt in tries:
             if attempt.num > 1: COUNTERS.retried(); self.resting.discard(request.key)
             with attempt:
+                if attempt.num == 1: raise first
                 try: return await self.through(session, places, request)
                 except PASSING: self.resting.add(request.key); raise
         raise AssertionError("unreachable")

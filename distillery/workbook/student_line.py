@@ -31,14 +31,13 @@ def _merge(job: Job) -> None:
 
     merge_adapter(job.config.student.base, job.needs["sft"], job.out)
 
-# %% ../../nbs/workbook/32_student_line.ipynb #041c5c88
+# %% ../../nbs/workbook/32_student_line.ipynb #e77e8b5d
 def _export(job: Job, variant: str) -> None:
     from distillery.student.check import check_variants
     from distillery.student.export import build_onnx
 
     job.say(f"building {variant}")
-    shape = () if variant == "fp32" else (job.config.quantization.block_size, job.config.quantization.accuracy_level)
-    build_onnx(job.needs["merge"], job.out, variant, *shape)
+    build_onnx(job.needs["merge"], job.out, variant, *([] if variant == "fp32" else [job.config.quantization]))
     job.say(f"comparing {variant} with the model it came from")
     check_variants(job.needs["merge"], {variant: job.out}, examples_of(job.needs["dataset"]), job.config)
 
