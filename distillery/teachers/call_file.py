@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'LAYOUT', 'SCHEMA', 'ADDED', 'FIND', 'KEEP', 'FIXES', 'UNBILLED', 'READ', 'plain', 'request_digest',
-           'explained', 'bring_up_to_date', 'Bill', 'CallsOnDisk', 'CallFile', 'read_calls']
+           'explained', 'bring_up_to_date', 'Bill', 'CallsOnDisk', 'SharedCommits', 'CallFile', 'read_calls']
 
 # %% ../../nbs/teachers/18_call_file.ipynb #b8b686db
 import asyncio
@@ -119,11 +119,9 @@ class Bill(NamedTuple):
 
 UNBILLED = Bill()
 
-# %% ../../nbs/teachers/18_call_file.ipynb #78fb6a13
+# %% ../../nbs/teachers/18_call_file.ipynb #bbbd138f
 class CallsOnDisk:
-    "An open journal, and when it commits."
-    turns: asyncio.AbstractEventLoop | None = None  # Whose turns share a commit
-    failure: sqlite3.DatabaseError | None = None    # Of a shared commit
+    "An open journal, which commits each statement or all of one call."
 
     def __init__(self, path: Path) -> None:
         "Open the file; it and its folder are made when missing."
@@ -141,6 +139,16 @@ class CallsOnDisk:
         finally:
             with explained(self.path):
                 if group and self.db.in_transaction: self.db.execute("commit")
+
+    def close(self) -> None:
+        "Close the file."
+        self.db.close()
+
+# %% ../../nbs/teachers/18_call_file.ipynb #d368f94c
+class SharedCommits(CallsOnDisk):
+    "Answers of one turn of an event loop share a commit."
+    turns: asyncio.AbstractEventLoop | None = None  # Whose turns share a commit
+    failure: sqlite3.DatabaseError | None = None    # Of a shared commit
 
     @contextmanager
     def by_turn(self) -> Iterator[None]:
@@ -166,12 +174,8 @@ class CallsOnDisk:
         failure, self.failure = self.failure, None
         if failure: raise failure
 
-    def close(self) -> None:
-        "Close the file."
-        self.db.close()
-
-# %% ../../nbs/teachers/18_call_file.ipynb #6338254f
-class CallFile(CallsOnDisk):
+# %% ../../nbs/teachers/18_call_file.ipynb #0d4d44ac
+class CallFile(SharedCommits):
     "Calls on disk: one row for each answer or failure."
 
     def lookup(self, digest: str, request: ChatRequest) -> ChatResult | None:
