@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test notebooks pytest lint types sync test-slow bench lab readme export tiny reports clean
+.PHONY: run test notebooks pytest lint types sync test-slow test-optimum bench lab readme export tiny reports clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -49,6 +49,16 @@ readme: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 python -m pytest -q -m slow
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES) --flags slow
+
+# Optimum as the exporter, in a second environment: it holds transformers at another major.
+$(VENV)-optimum/.installed: pyproject.toml constraints-optimum.txt
+	python3 -m venv $(VENV)-optimum
+	$(VENV)-optimum/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-optimum/bin/python -m pip install --quiet --constraint constraints-optimum.txt --editable '.[all,optimum]' pytest
+	touch $@
+
+test-optimum: $(VENV)-optimum/.installed
+	HF_HUB_OFFLINE=1 $(VENV)-optimum/bin/python -m pytest -q -m '' tests/test_export_optimum.py
 
 bench: $(VENV)/.installed
 	for b in benchmarks/*.py; do python $$b || exit 1; done

@@ -9,7 +9,7 @@ import browser
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json",
         "skipped.json", "rejected.jsonl", "dropped.jsonl", "selected.jsonl", "chunks.jsonl", "documents.jsonl",
-        "eval/gates.jsonl", "eval/*/rows.jsonl", "eval/*/metrics.json", "onnx/*/check.json", "teacher/*/rows.jsonl",
+        "eval/gates.jsonl", "eval/*/rows.jsonl", "eval/*/metrics.json", "onnx/*/check.json", "onnx/*/fidelity.json", "teacher/*/rows.jsonl",
         "temperature/*/rows.jsonl", "temperature/*/facts.json", "context/*.jsonl",
         "embedder/*.jsonl", "embedder/facts.json", "prompts/*/*.json*", "parallel/*", "memory/*", "grouping/*", "ledger.json",
         "decisions/*.json"]

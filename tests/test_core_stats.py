@@ -272,8 +272,7 @@ def test_31_of_36_settles_nothing_against_80_percent():
     g = gate("exact_match_rate_min", "int8", [1] * 31 + [0] * 5, 0.80)
     assert (g.state, g.n) == ("INCONCLUSIVE", 36)
     assert g.bound == pytest.approx(0.7134, abs=1e-4)
-    k = 31 / 36 * g.cases_needed
-    assert wilson(k, g.cases_needed)[0] >= 0.80 > wilson(31 / 36 * (g.cases_needed - 1), g.cases_needed - 1)[0]
+    assert g.cases_needed > 171  # what would do if .861 were the truth
     assert gate("g", "v", [1] * 310 + [0] * 50, 0.80).state == "PASS"
     assert gate("g", "v", [1] * 20 + [0] * 16, 0.80).state == "FAIL"
 
@@ -286,14 +285,15 @@ def test_gates_look_both_ways_and_at_clusters():
     assert clustered_gate.cases_needed > 170
     times = np.random.default_rng(14).normal(500, 50, 100)
     assert [gate("g", "v", times, t, side="max").state for t in (450, 500, 550)] == ["FAIL", "INCONCLUSIVE", "PASS"]
-    assert gate("g", "v", [1, 0] * 20, 0.5).cases_needed is None
+    assert gate("g", "v", [1, 0] * 20, 0.5).cases_needed > 40 * 50  # seen on the threshold: only a long look tells
+    assert gate("g", "v", [1] * 20, 1.0).cases_needed is None
 
 
 def test_a_quantile_needs_cases_enough():
     fast = np.linspace(300, 900, 400)
     assert [quantile_gate("p95", "q4", fast, t).state for t in (600, 871, 1000)] == ["FAIL", "INCONCLUSIVE", "PASS"]
     assert quantile_gate("p95", "q4", fast[:20], 1000).state == "INCONCLUSIVE"
-    assert quantile_gate("p95", "q4", fast[:20], 1000).cases_needed == 73
+    assert quantile_gate("p95", "q4", fast[:20], 1000).cases_needed >= 73  # that many without one slow answer are the least
 
 
 @given(st.lists(st.floats(1, 1000), min_size=5, max_size=400), st.floats(1, 1000))

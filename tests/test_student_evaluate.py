@@ -118,7 +118,7 @@ def test_model_text_cannot_become_markup(tmp_path):
     write_evaluation(tmp_path / "../v", "fp32", rows, {}, CFG)
     page = (tmp_path / "../v" / "summary.md").read_text()
     assert [line for line in page.splitlines() if line.startswith("# ")] == ["# Evaluation of fp32"]
-    assert all("<script>" not in line or line.count("`") == 6 for line in page.splitlines())
+    assert all("<script>" not in line or line.count("`") == 8 for line in page.splitlines())
     assert json.loads((tmp_path / "../v" / "metrics.json").read_text())["failures"] == 4
     assert render_summary("fp32", {"sets": {}, "cost": {}}, [])
 

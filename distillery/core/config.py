@@ -76,7 +76,7 @@ def _build(values: Mapping[str, Any]) -> Config:
         name = ".".join(str(p) for p in first["loc"])
         raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}", fix=f"see `distillery config explain {name}`") from e
 
-# %% ../../nbs/core/10_config.ipynb #a291c420
+# %% ../../nbs/core/10_config.ipynb #12986d12
 def preset_names() -> list[str]:
     "Names of the presets that come with the package."
     return sorted(p.name[:-5] for p in (files("distillery") / "presets").iterdir() if p.name.endswith(".yaml"))
@@ -92,7 +92,7 @@ def read_preset(
 
 def load_config(
     path: Path | None = None,  # YAML file; its line `preset: NAME` counts unless `preset` is given
-    preset: str | None = None,  # Name of a shipped preset
+    preset: str | None = None,  # Name of a shipped preset, or several with commas between them; the later wins
     overrides: Mapping[str, Any] | None = None,  # Dotted names to values; strongest
 ) -> Config:  # Checked and frozen
     "Lay preset, file and overrides over the defaults, and check every name and value."
@@ -102,7 +102,8 @@ def load_config(
         except (OSError, UnicodeDecodeError) as e: raise ConfigError(f"cannot read {path}: {e}", fix="`distillery init` writes one") from e
     preset = data.pop("preset", None) if preset is None else (data.pop("preset", None), preset)[1]
     values = flatten(Config())
-    if preset is not None: _apply(values, {k: v["value"] for k, v in read_preset(str(preset)).items()})
+    for name in str(preset).split(",") if preset is not None else []:
+        _apply(values, {k: v["value"] for k, v in read_preset(name.strip()).items()})
     for changes in (data, overrides or {}): _apply(values, changes)
     return _build(values)
 

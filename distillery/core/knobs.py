@@ -19,7 +19,7 @@ from . import pair_knobs as p, sections as s, student_knobs as t
 from .errors import DistilleryError
 from .knob import Kind, Section
 
-# %% ../../nbs/core/09_knobs.ipynb #43709522
+# %% ../../nbs/core/09_knobs.ipynb #b3ec7ee1
 class ConfigError(DistilleryError):
     "A knob that does not exist, a value it cannot take, or a read that was not declared."
     exit_code = 2  # wrong use
@@ -42,11 +42,14 @@ class Config(Section):
     student: t.StudentSection = Field(default_factory=t.StudentSection)
     lora: t.LoraSection = Field(default_factory=t.LoraSection)
     sft: t.SftSection = Field(default_factory=t.SftSection)
+    distill: t.DistillSection = Field(default_factory=t.DistillSection)
     export: t.ExportSection = Field(default_factory=t.ExportSection)
     quantization: t.QuantizationSection = Field(default_factory=t.QuantizationSection)
     inference: t.InferenceSection = Field(default_factory=t.InferenceSection)
     evaluation: t.EvaluationSection = Field(default_factory=t.EvaluationSection)
     thresholds: t.ThresholdsSection = Field(default_factory=t.ThresholdsSection)
+    server: t.ServerSection = Field(default_factory=t.ServerSection)
+    model: t.ModelSection = Field(default_factory=t.ModelSection)
     articles: s.ArticlesSection = Field(default_factory=s.ArticlesSection)
     context: s.ContextSection = Field(default_factory=s.ContextSection)
     embedder: s.EmbedderSection = Field(default_factory=s.EmbedderSection)

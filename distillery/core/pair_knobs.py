@@ -68,7 +68,7 @@ class TemperaturesSection(Section):
     answer: float = key(0.1, "result", "sampling temperature of answers", ge=0)
     variation: float = key(1.0, "result", "sampling temperature of rewordings", ge=0)
 
-# %% ../../nbs/core/07_pair_knobs.ipynb #4ffe6c21
+# %% ../../nbs/core/07_pair_knobs.ipynb #5e92566c
 class DatasetSection(Section):
     "How many pairs there are and how they are split."
     samples_per_category: int = key(1200, "result", "most pairs kept per category", ge=1)
@@ -86,6 +86,8 @@ class DatasetSection(Section):
     passage_share: float = key(0.25, "result", "share of training questions also asked with their passage", ge=0, le=1)
     train_split: float = key(0.9, "result", "share of the other documents that trains; the rest validates", gt=0, le=1)
     gold: str | None = key("builtin", "result", "reference questions: builtin, a JSONL file, or null")
+    hub_id: str | None = key(None, "execution", "owner/name on the hub to publish the dataset under")
+    licence: str | None = key(None, "execution", "licence of the dataset as the hub spells it, e.g. cc-by-4.0")
     seed: int = key(88, "result", "seed of slots, shuffles and splits")
     include_military: bool = key(True, "result", "resume pack: ask about military service")
     has_recommendations: bool = key(True, "result", "resume pack: ask about recommendations")

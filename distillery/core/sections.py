@@ -46,7 +46,7 @@ class EmbedderSection(Section):
     tune_steps: int = key(16, "result", "most steps of tuning; 0 tunes nothing", ge=0)
     tune_learning_rate: float = key(1e-4, "result", "peak learning rate of tuning; few steps want large ones", gt=0)
 
-# %% ../../nbs/core/08_sections.ipynb #031fd041
+# %% ../../nbs/core/08_sections.ipynb #7566994e
 MARGINS = {"exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05, "uniqueness": 0.05,
            "mean_absolute_error": 0.1, "ndcg": 0.02}
 
@@ -57,6 +57,8 @@ class DecisionsSection(Section):
     teacher_slots: int = key(150, "result", "slots on which teachers are compared", ge=1)
     teacher_levels: list[Literal["fp32", "int8", "uint8", "q4", "mlx", "mlx-8bit", "mlx-4bit"]] = key(
         ["fp32", "int8"], "result", "forms of the teacher to compare; the first is the reference")
+    train_shares: list[float] = key([], "result", "shares of the training documents to train a student on each; fewer than two ask nothing")
+    bases: list[str] = key([], "result", "bases of the student to compare, e.g. builtin:mini and builtin:tiny; fewer than two ask nothing")
     prompt_packs: list[str] = key([], "result", "prompt packs to compare; fewer than two ask nothing")
     prompt_slots: int = key(60, "result", "slots that are asked in the words of every pack", ge=1)
     questions_per_call: list[int] = key([], "result", "numbers of questions per request to compare; fewer than two ask nothing")
@@ -67,6 +69,9 @@ class DecisionsSection(Section):
     temperature_factor: Literal["answer", "question"] = key("answer", "result", "whose temperature varies")
     temperature_slots: int = key(120, "result", "slots that are asked at every temperature", ge=1)
     temperature_replicates: int = key(3, "result", "answers to a slot at each temperature, each with its own seed", ge=1)
+    distill_arms: list[Literal["base", "sft", "sequence", "logits", "context", "rag"]] = key(
+        [], "result", "ways to make a student answer, to compare; fewer than two ask nothing")
+    train_seeds: list[int] = key([88, 89, 90], "result", "seeds that every compared training is repeated with")
     confidence: float = key(0.95, "result", "coverage of the intervals", gt=0.5, lt=1)
     stated_correlation: float = key(0.0, "result", "correlation that the articles' own account calls reachable; 0: none", ge=0, le=1)
     resamples: int = key(10000, "result", "random sign flips of a permutation test", ge=99)

@@ -49,28 +49,34 @@ def load_optimizer(
     optimizer.load_state_dict({"state": slots, "param_groups": numbers["groups"]})
     scheduler.load_state_dict(numbers["scheduler"])
 
-# %% ../../nbs/student/08_checkpoints.ipynb #2ebbba3e
+# %% ../../nbs/student/08_checkpoints.ipynb #7deeb11f
+def _random(rank: int) -> str: return RANDOM if rank == 0 else f"{RANDOM}-{rank}"
+
+
 def save_random(
     folder: Path,  # The checkpoint
+    rank: int = 0,  # Which of several processes this is
 ) -> None:
     "Write the states of the three random generators."
+    Path(folder).mkdir(parents=True, exist_ok=True)
     np, torch = need("numpy", extra="train"), need("torch", extra="train")
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available(): tensors |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    need("safetensors.torch", extra="train").save_file(tensors, Path(folder, f"{RANDOM}.safetensors"))
+    need("safetensors.torch", extra="train").save_file(tensors, Path(folder, f"{_random(rank)}.safetensors"))
     kind, keys, *rest = np.random.get_state()
-    Path(folder, f"{RANDOM}.json").write_text(json.dumps({"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}))
+    Path(folder, f"{_random(rank)}.json").write_text(json.dumps({"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}))
 
 
 def load_random(
     folder: Path,  # The checkpoint
+    rank: int = 0,  # Which of several processes this is
 ) -> None:
     "Set the three random generators back."
     np, torch = need("numpy", extra="train"), need("torch", extra="train")
-    tensors = need("safetensors.torch", extra="train").load_file(Path(folder, f"{RANDOM}.safetensors"))
+    tensors = need("safetensors.torch", extra="train").load_file(Path(folder, f"{_random(rank)}.safetensors"))
     torch.set_rng_state(tensors.pop("cpu"))
     if tensors and torch.cuda.is_available(): torch.cuda.set_rng_state_all([tensors[f"cuda.{i}"] for i in range(len(tensors))])
-    saved = json.loads(Path(folder, f"{RANDOM}.json").read_text())
+    saved = json.loads(Path(folder, f"{_random(rank)}.json").read_text())
     version, internal, gauss = saved["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(saved["numpy"]))
@@ -102,7 +108,7 @@ class EpochOrder:
         grouped = need("transformers.trainer_pt_utils", extra="train").get_length_grouped_indices
         return iter(grouped(self.lengths, self.batch, generator=chance))
 
-# %% ../../nbs/student/08_checkpoints.ipynb #3a518849
+# %% ../../nbs/student/08_checkpoints.ipynb #0e4a3b52
 def _readable(file: Path) -> bool:
     try: return isinstance(json.loads(file.read_text()), dict)
     except (OSError, ValueError): return False
@@ -110,19 +116,22 @@ def _readable(file: Path) -> bool:
 
 def last_checkpoint(
     folder: Path,  # Where checkpoints are written
+    processes: int = 1,  # How many processes write into each
 ) -> Path | None:  # The newest complete one
     "Find the checkpoint to go on from, and remove broken ones."
     found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    for broken in [p for p in found if not _readable(p / STATE)]: shutil.rmtree(broken)
+    parts = [STATE, *(f"{_random(rank)}.json" for rank in range(1, processes))]
+    for broken in [p for p in found if not all(_readable(p / part) for part in parts)]: shutil.rmtree(broken)
     return next((p for p in reversed(found) if p.exists()), None)
 
-# %% ../../nbs/student/08_checkpoints.ipynb #f87ff968
+# %% ../../nbs/student/08_checkpoints.ipynb #e3025fd0
 def resumable(
     trainer: type,  # `transformers.Trainer` or a subclass, such as TRL's `SFTTrainer`
 ) -> type:  # The same trainer with safe, exact checkpoints
     "Replace the parts of a trainer that pickle or that depend on where a run was cut."
     class Resumable(trainer):  # type: ignore[misc, valid-type]
-        step_loss = 0.0
+        step_loss: Any = 0.0
+        order: EpochOrder | None = None
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             super()._save(output_dir, state_dict)
@@ -132,26 +141,32 @@ def resumable(
             "Checkpoints are not published."
 
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-            save_optimizer(Path(output_dir), self.optimizer, self.lr_scheduler)
+            if self.args.should_save: save_optimizer(Path(output_dir), self.optimizer, self.lr_scheduler)
 
         def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
             if checkpoint is not None: load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
 
         def _save_rng_state(self, output_dir: str) -> None:
-            save_random(Path(output_dir))
+            save_random(Path(output_dir), self.args.process_index)
 
         def _load_rng_state(self, checkpoint: str | None) -> None:
-            if checkpoint is not None: load_random(Path(checkpoint))
+            if checkpoint is not None: load_random(Path(checkpoint), self.args.process_index)
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
-            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            grouped = self.args.train_sampling_strategy == "group_by_length"
-            return EpochOrder([len(x) for x in rows["input_ids"]], batch, self.args.seed, grouped)
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            args = self.args  # transformers 4 has a switch where 5 has a strategy
+            grouped = getattr(args, "train_sampling_strategy", "") == "group_by_length" or getattr(args, "group_by_length", False)
+            self.order = EpochOrder([len(x) for x in rows["input_ids"]], batch, self.args.seed, grouped)
+            return self.order
+
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            if self.order: self.order.set_epoch(int((self.state.epoch or 0) + 1e-6))
+            return super().get_batch_samples(*args, **kwargs)
 
         def training_step(self, *args: Any, **kwargs: Any) -> "torch.Tensor":
             loss = super().training_step(*args, **kwargs)
-            self.step_loss += loss.item()
+            self.step_loss = self.step_loss + loss.detach()  # read once a step: reading it here would make an accelerator wait
             return loss
 
     return Resumable

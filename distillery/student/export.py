@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'ExportError', 'run_builder', 'variant_bytes', 'matrices', 'shrink_graph', 'share_vocabulary',
            'eight_bit_matrices', 'build_onnx']
 
-# %% ../../nbs/student/30_export.ipynb #7413aa93
+# %% ../../nbs/student/30_export.ipynb #c626d694
 import io
 import json
 import logging
@@ -22,8 +22,9 @@ import numpy as np
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.student_knobs import QuantizationSection
+from ..teachers.checkpoint import loadable
 
-# %% ../../nbs/student/30_export.ipynb #a5076ca3
+# %% ../../nbs/student/30_export.ipynb #35563206
 class ExportError(DistilleryError):
     "A model that cannot be exported, or an export that is not the model."
 
@@ -47,7 +48,7 @@ def run_builder(
     "Call onnxruntime-genai's model builder on a local folder."
     with _quiet(), tempfile.TemporaryDirectory() as cache:
         builder = need("onnxruntime_genai.models.builder", extra="onnx")
-        place = ("student", str(merged), str(out), "fp32", "cpu", cache)
+        place = ("student", str(loadable(merged)), str(out), "fp32", "cpu", cache)
         try: builder.create_model(*place, **builder.parse_extra_options(*place, list(options)))
         except (ValueError, NotImplementedError, KeyError) as e:
             raise ExportError(f"the model builder cannot export {Path(merged).name}: {e}",

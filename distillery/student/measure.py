@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KNOBS', 'memory_mb', 'answer_request', 'measure_variant', 'measure_variants']
 
-# %% ../../nbs/student/45_measure.ipynb #4bc70b6e
+# %% ../../nbs/student/45_measure.ipynb #0399b208
 import itertools
 import json
 import os
@@ -21,7 +21,7 @@ from ..core.errors import DistilleryError
 from ..core.files import atomic_write, digest_json, read_jsonl, write_jsonl
 from ..core.knobs import Config
 from ..core.records import Example
-from .evaluate import EvalRow, evaluate_variant
+from .evaluate import Case, EvalRow, evaluate_variant
 from .export import variant_bytes
 from ..teachers.local import model_identity
 from ..teachers.onnx import OnnxTeacher
@@ -37,7 +37,7 @@ def memory_mb() -> tuple[float, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     return peak, peak
 
-# %% ../../nbs/student/45_measure.ipynb #36a8ad37
+# %% ../../nbs/student/45_measure.ipynb #a87565a2
 KNOBS = ("evaluation.seed", "evaluation.max_new_tokens", "evaluation.refusal_markers", "generation_limits.max_answer_sentences",
          "generation_limits.max_answer_words")
 
@@ -47,7 +47,7 @@ def answer_request(
 ) -> None:
     "Load the variant, ask everything, write `rows.jsonl` and then `cost.json`."
     request = json.loads(Path(folder, "request.json").read_text())
-    examples, cfg = read_jsonl(Path(folder, "examples.jsonl"), Example), load_config(overrides=request["knobs"])
+    examples, cfg = read_jsonl(Path(folder, "examples.jsonl"), Case), load_config(overrides=request["knobs"])
     teacher, before, began = OnnxTeacher(request["onnx"]), memory_mb()[0], time.perf_counter()
     _ = teacher.decoder
     load_s, answered = time.perf_counter() - began, itertools.count(1)

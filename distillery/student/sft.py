@@ -6,7 +6,7 @@
 __all__ = ['LOG', 'base_folder', 'load_base', 'read_log', 'answers_only', 'make_trainer', 'TrainLog', 'claim',
            'training_identity', 'train_adapter']
 
-# %% ../../nbs/student/10_sft.ipynb #df9c7605
+# %% ../../nbs/student/10_sft.ipynb #137f61c0
 import json
 import shutil
 import time
@@ -22,12 +22,14 @@ from ..core.extras import need
 from ..core.knobs import Config
 from ..core.records import Example
 from ..core.files import digest_json
-from .arguments import chat_lengths, count_truncated, lora_arguments, sft_arguments, training_rows
+from .arguments import chat_lengths, count_truncated, lora_arguments, sft_arguments, spelled_here, training_rows
 from .checkpoints import last_checkpoint, resumable
+from .processes import run_processes
+from ..teachers.checkpoint import loadable
 from ..teachers.local import model_folder, model_identity
 from ..teachers.open import builtin_dir
 
-# %% ../../nbs/student/10_sft.ipynb #d7980683
+# %% ../../nbs/student/10_sft.ipynb #c8d50027
 def base_folder(
     base: str | Path,  # builtin:tiny | builtin:mini | a folder | a hub name
 ) -> Path:  # A folder with config, weights and tokenizer
@@ -42,13 +44,14 @@ def load_base(
     "Load weights and tokenizer, without asking any server."
     torch, transformers = need("torch", extra="train"), need("transformers", extra="train")
     transformers.utils.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    place = loadable(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise DistilleryError(f"base {folder.name} has no chat template", fix="choose an instruction-tuned base")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     return model, tokenizer
 
-# %% ../../nbs/student/10_sft.ipynb #066f8e38
+# %% ../../nbs/student/10_sft.ipynb #122dcd21
 LOG = "train_log.jsonl"
 
 
@@ -62,9 +65,10 @@ def read_log(
 
 
 def _log_callback(trainer: Any, folder: Path, progress: Callable[[int, int], object] | None) -> Any:
-    file = Path(folder, LOG).open("a")
+    file, first = Path(folder, LOG).open("a"), trainer.is_world_process_zero()
 
     def write(event: str, step: int, **values: Any) -> None:
+        if not first: return
         file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
         file.flush()
 
@@ -73,7 +77,8 @@ def _log_callback(trainer: Any, folder: Path, progress: Callable[[int, int], obj
             write("start", state.global_step, total=state.max_steps)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            write("step", state.global_step, loss=trainer.step_loss, learning_rate=trainer.lr_scheduler.get_last_lr()[0])
+            loss = trainer.accelerator.reduce(trainer.step_loss, "mean")
+            write("step", state.global_step, loss=loss.item(), learning_rate=trainer.lr_scheduler.get_last_lr()[0])
             trainer.step_loss = 0.0
             if progress: progress(state.global_step, state.max_steps)
 
@@ -85,7 +90,7 @@ def _log_callback(trainer: Any, folder: Path, progress: Callable[[int, int], obj
 
     return Log()
 
-# %% ../../nbs/student/10_sft.ipynb #e7822c22
+# %% ../../nbs/student/10_sft.ipynb #8aec18e3
 def answers_only(
     trainer: type,  # TRL's `SFTTrainer`
 ) -> type:  # The same trainer, faster on a CPU
@@ -100,11 +105,12 @@ def answers_only(
             logits = model(**rest, use_cache=False, logits_to_keep=learned).logits
             wanted = labels[:, learned + 1]
             items = (wanted != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum") / items
+            shared = 1 if num_items_in_batch is None else self.accelerator.num_processes  # gradients are averaged over processes
+            return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum") * shared / items
 
     return AnswersOnly
 
-# %% ../../nbs/student/10_sft.ipynb #a4887c6f
+# %% ../../nbs/student/10_sft.ipynb #7acb95f2
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
     shown = datasets.utils.logging.is_progress_bar_enabled()
@@ -121,6 +127,7 @@ def make_trainer(
     folder: Path,  # The base model
     cfg: Config,  # Read: lora.*, sft.*
     checkpoints: Path,  # Where checkpoints go
+    shape: Callable[[type], type] = answers_only,  # What is made of TRL's trainer; distillation has another loss
 ) -> Any:  # TRL's trainer with safe checkpoints
     "Prepare model, adapter and data."
     datasets, peft, transformers, trl = (need(m, extra="train") for m in ("datasets", "peft", "transformers", "trl"))
@@ -131,17 +138,18 @@ def make_trainer(
     transformers.set_seed(cfg.sft.seed)
     model, tokenizer = load_base(folder)
     with _quiet(datasets):
-        arguments = trl.SFTConfig(**sft_arguments(cfg, checkpoints))
+        arguments = trl.SFTConfig(**spelled_here(sft_arguments(cfg, checkpoints)))
         rows, held = (datasets.Dataset.from_list(training_rows(e)) if e else None for e in (train, validation))
-        trainer = resumable(answers_only(trl.SFTTrainer))(
+        trainer = resumable(shape(trl.SFTTrainer))(
             model=model, args=arguments, train_dataset=rows, eval_dataset=held if cfg.sft.eval_strategy != "no" else None,
             processing_class=tokenizer, peft_config=peft.LoraConfig(**lora_arguments(cfg)))
     if not len(trainer.train_dataset):
         raise DistilleryError(f"no example fits into {cfg.sft.max_length} tokens with its answer", fix="raise sft.max_length")
     trainer.remove_callback(transformers.PrinterCallback)
+    if cfg.sft.early_stopping_patience: trainer.add_callback(transformers.EarlyStoppingCallback(cfg.sft.early_stopping_patience))
     return trainer
 
-# %% ../../nbs/student/10_sft.ipynb #896c4392
+# %% ../../nbs/student/10_sft.ipynb #23fe28ea
 @dataclass(frozen=True)
 class TrainLog:
     "What a training did."
@@ -162,15 +170,16 @@ class TrainLog:
 def claim(
     checkpoints: Path,  # Folder of checkpoints
     identity: str,  # Digest of what is trained
+    processes: int = 1,  # How many write into them
 ) -> Path | None:  # The checkpoint to go on from
     "Keep checkpoints of this very training, clear away those of another."
     origin = Path(checkpoints, "origin.txt")
     if not origin.exists() or origin.read_text() != identity: shutil.rmtree(checkpoints, ignore_errors=True)
     Path(checkpoints).mkdir(parents=True, exist_ok=True)
     origin.write_text(identity)
-    return last_checkpoint(checkpoints)
+    return last_checkpoint(checkpoints, processes)
 
-# %% ../../nbs/student/10_sft.ipynb #2d8ef013
+# %% ../../nbs/student/10_sft.ipynb #992bcf22
 def training_identity(
     train: Sequence[Example],  # What is learnt
     folder: Path,  # The base model
@@ -179,7 +188,8 @@ def training_identity(
     "Name a training by everything that decides its weights."
     harmless = ("output_dir", "save_strategy", "save_total_limit", "save_steps", "dataloader_num_workers", "gradient_checkpointing")
     decisive = {k: v for k, v in sft_arguments(cfg, "").items() if k not in harmless}
-    return digest_json([training_rows(train), model_identity(folder)["digest"], lora_arguments(cfg), decisive])
+    return digest_json([training_rows(train), model_identity(folder)["digest"], lora_arguments(cfg), decisive,
+                        [cfg.sft.processes, cfg.sft.early_stopping_patience]])
 
 
 def _save_adapter(model: Any, out: Path, base: str) -> None:
@@ -199,7 +209,22 @@ def _summary(trainer: Any, base: str, lengths: Sequence[int], out: Path, resumed
         trainable=sum(n for n, learns in sizes if learns), final_loss=read_log(out)[-1]["loss"],
         eval_loss=held[-1] if held else None, resumed_from=resumed, seconds=round(seconds, 2))
 
-# %% ../../nbs/student/10_sft.ipynb #7546ea44
+# %% ../../nbs/student/10_sft.ipynb #3354e8b9
+def _train(train: Sequence[Example], validation: Sequence[Example], base: str, cfg: Config, out: Path, checkpoints: Path,
+           resume: Path | None, make: Callable[..., Any], progress: Callable[[int, int], object] | None = None) -> None:
+    began = time.perf_counter()
+    trainer = make(train, validation, base_folder(base), cfg, checkpoints)
+    trainer.add_callback(_log_callback(trainer, checkpoints, progress))
+    with warnings.catch_warnings(action="ignore"): trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if not trainer.is_world_process_zero(): return
+    name = Path(base).name if Path(base).is_dir() else base
+    _save_adapter(trainer.model, out, name)
+    shutil.copy(Path(checkpoints, LOG), out)
+    lengths = chat_lengths(train, trainer.processing_class)
+    log = _summary(trainer, name, lengths, out, int(resume.name.split("-")[1]) if resume else None, time.perf_counter() - began)
+    Path(out, "training.json").write_text(json.dumps(asdict(log), indent=2) + "\n")
+
+# %% ../../nbs/student/10_sft.ipynb #86e86947
 def train_adapter(
     train: Sequence[Example],  # What to learn
     validation: Sequence[Example],  # Measured when sft.eval_strategy says so
@@ -208,17 +233,20 @@ def train_adapter(
     out: Path,  # Gets the adapter, `train_log.jsonl` and `training.json`
     checkpoints: Path,  # Survives a kill; may be deleted afterwards
     progress: Callable[[int, int], object] | None = None,  # Told the step and the number of steps
+    make: Callable[..., Any] = make_trainer,  # Builds the trainer from the first five arguments of `make_trainer`
+    more: str = "",  # Digest of what else decides the weights, where `make` reads more
 ) -> TrainLog:  # What was done
     "Fine-tune an adapter, from the last checkpoint if there is one."
-    began, folder = time.perf_counter(), base_folder(base)
-    resume = claim(checkpoints, training_identity(train, folder, cfg))
-    trainer = make_trainer(train, validation, folder, cfg, checkpoints)
-    trainer.add_callback(_log_callback(trainer, checkpoints, progress))
-    with warnings.catch_warnings(action="ignore"): trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    name = Path(base).name if Path(base).is_dir() else str(base)
-    _save_adapter(trainer.model, Path(out), name)
-    shutil.copy(Path(checkpoints, LOG), out)
-    lengths = chat_lengths(train, trainer.processing_class)
-    log = _summary(trainer, name, lengths, Path(out), int(resume.name.split("-")[1]) if resume else None, time.perf_counter() - began)
-    Path(out, "training.json").write_text(json.dumps(asdict(log), indent=2) + "\n")
-    return log
+    folder, processes = base_folder(base), cfg.sft.processes
+    resume = claim(checkpoints, training_identity(train, folder, cfg) + more, processes)
+    work = (train, validation, str(base), cfg, Path(out), Path(checkpoints), resume, make)
+    if processes == 1: _train(*work, progress)
+    else:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        run_processes(_train, work, processes, lambda: _tell(checkpoints, progress))
+    return TrainLog(**json.loads(Path(out, "training.json").read_text()))
+
+
+def _tell(checkpoints: Path, progress: Callable[[int, int], object] | None) -> None:
+    steps, starts = read_log(checkpoints), read_log(checkpoints, "start")
+    if progress and steps: progress(steps[-1]["step"], starts[-1]["total"])

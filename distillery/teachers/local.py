@@ -6,12 +6,13 @@
 __all__ = ['MODEL_FILES', 'model_identity', 'model_folder', 'finish', 'Row', 'common', 'neighbours', 'roomy', 'read_beginnings',
            'generate_rows', 'too_long', 'answer_rows', 'TransformersTeacher']
 
-# %% ../../nbs/teachers/40_local.ipynb #d0e456f2
+# %% ../../nbs/teachers/40_local.ipynb #eba98928
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def neighbours(
         else: groups.append([row])
     return sorted(groups, key=lambda group: -max(len(row.prompt) for row in group))
 
-# %% ../../nbs/teachers/40_local.ipynb #114df7dd
+# %% ../../nbs/teachers/40_local.ipynb #7a102802
 def _padded(lines: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:
     import torch
     width = max(map(len, lines))
@@ -120,7 +121,8 @@ def roomy(
             self.keys, self.values = (whole[:, :, :end] for whole in self.room)
             return self.keys, self.values
     new = Roomy()
-    new.lazy_initialization(layer.keys, layer.values)
+    begin = new.lazy_initialization  # transformers 4 wants the keys alone
+    begin(*(layer.keys, layer.values)[: len(signature(begin).parameters)])
     new.room = [part.new_empty(*part.shape[:2], part.shape[2] + more, part.shape[3]) for part in (layer.keys, layer.values)]
     new.keys = new.values = new.room[0][:, :, :0]
     new.update(layer.keys, layer.values)

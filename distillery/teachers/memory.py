@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['out_of_memory', 'BatchSize', 'bits_config', 'load_model']
 
-# %% ../../nbs/teachers/35_memory.ipynb #0f099260
+# %% ../../nbs/teachers/35_memory.ipynb #b4e068d2
 from collections.abc import Sequence
 from importlib.util import find_spec
 from math import inf
@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
+from .checkpoint import loadable
 
 # %% ../../nbs/teachers/35_memory.ipynb #8f146acb
 def out_of_memory(
@@ -49,7 +50,7 @@ class BatchSize:
         elif self.calm % 8 == 0: self.broke = inf
         self.size = min(self.most, 2 * n) if went_well else max(1, n // 2)
 
-# %% ../../nbs/teachers/35_memory.ipynb #44a7288c
+# %% ../../nbs/teachers/35_memory.ipynb #d855d2a4
 def bits_config(
     bits: int,     # 4 or 8
     device: str,   # Where the model shall answer
@@ -74,6 +75,6 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     few = {"quantization_config": bits_config(bits, device), "device_map": {"": device}} if bits else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True, trust_remote_code=False, **few)
+        loadable(folder), dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True, trust_remote_code=False, **few)
     model.generation_config = transformers.GenerationConfig()
     return (model if bits else model.to(device)).eval()

@@ -28,7 +28,7 @@ from .results import Results, tell_story, warnings_of
 from .temperature import temperature_rows
 from .temperature_answers import temperature_metrics
 
-# %% ../../nbs/workbook/64_assemble.ipynb #a37d7989
+# %% ../../nbs/workbook/64_assemble.ipynb #cbb2de46
 def places(
     stage: str,  # Name of a stage
 ) -> str | None:  # Its folder in the run, "" for the top, or None
@@ -36,12 +36,14 @@ def places(
     fixed = {
         "documents": "", "generate": "", "judge": None, "select": "",
         "dataset": "dataset", "context": "context", "embedder": "embedder", "parallel": "parallel", "memory": "memory",
-        "grouping": "grouping", "logprobs": "logprobs",
+        "grouping": "grouping", "logprobs": "logprobs", "teach": "teach", "gguf": "gguf",
+        "reader": "student/reader", "mlx": "student/mlx",
         "sft": "student/adapter", "merge": "student/merged", "evaluate": "eval",
     }
     if stage in fixed: return fixed[stage]
     kind, _, variant = stage.partition("-")
-    folders = {"export": "onnx", "teacher": "teacher", "temperature": "temperature", "prompts": "prompts"}
+    folders = {"export": "onnx", "teacher": "teacher", "temperature": "temperature", "prompts": "prompts",
+               "sizes": "sizes", "curve": "curve", "arm": "arms"}
     return f"{folders[kind]}/{variant}" if kind in folders else None
 
 # %% ../../nbs/workbook/64_assemble.ipynb #9b981e50

@@ -6,7 +6,7 @@
 __all__ = ['app', 'runs_app', 'config_app', 'run', 'estimate', 'preview', 'why', 'ask', 'runs_list', 'runs_show', 'report',
            'config_show', 'config_explain', 'config_diff_command', 'init', 'doctor', 'main']
 
-# %% ../../nbs/workbook/90_cli.ipynb #c07d315f
+# %% ../../nbs/workbook/90_cli.ipynb #4a6dbbd6
 import importlib.metadata
 import logging
 import os
@@ -23,13 +23,17 @@ from ..teachers.budget import charged_to
 from . import experiment, machine
 from .calls import calls_app
 from .estimate import estimate as estimate_run
+from .evaluate import evaluate
 from .options import PLAIN, Articles, Docs, File, Pairs, Preset, Set, Teacher, console, overrides, settings
+from .package import package
 from .preview import preview_run
 from .prompts import prompts_app
+from .tune_command import runs_compare, tune
+from .serve import publish, serve
 from .watch import Watcher, facts_table, times_table
 from .within import design_for, read_minutes
 
-# %% ../../nbs/workbook/90_cli.ipynb #65f11758
+# %% ../../nbs/workbook/90_cli.ipynb #ca7d1903
 app = typer.Typer(**PLAIN, pretty_exceptions_enable=False, add_completion=False,
                   help="Turn a big model's knowledge into a small model, and know with error bars which choices were right for your "
                        "data.\n\nStart with `distillery run`: it needs no model, no key and no network.")
@@ -39,6 +43,10 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(config_app, name="config")
 app.add_typer(calls_app, name="calls")
 app.add_typer(prompts_app, name="prompts")
+app.command("tune")(tune)
+runs_app.command("compare")(runs_compare)
+for command in (evaluate, serve, publish): app.command()(command)
+app.command("package")(package)
 
 # %% ../../nbs/workbook/90_cli.ipynb #cc55d4ef
 @app.command()
@@ -219,15 +227,18 @@ def init(
                           | {f"{s.kind} at {s.url}": ", ".join(s.models) or "no model" for s in servers}))
     out.print(Text(f"Wrote distillery.yaml (teacher: {spec}). Next:\n  distillery run" + (f" --docs {_short(docs)}" if docs else "")))
 
-# %% ../../nbs/workbook/90_cli.ipynb #74b595ad
+# %% ../../nbs/workbook/90_cli.ipynb #dbdcd601
 @app.command()
 def doctor(config: File = None) -> None:
     "Check packages, weights, disk and settings; exit with 1 if something is missing."
+    from distillery.student.preflight import LENIENT, local_base, machine_speed, preflight
     from distillery.teachers.open import builtin_dir
 
     out = console()
     cfg = settings(config, None, None)
-    checks = [*machine.check_packages(), *machine.check_weights([builtin_dir("tiny"), builtin_dir("mini")]),
+    found = preflight(cfg.student.base, cfg, cfg.export.backend == "genai", None, machine_speed()) if local_base(cfg.student.base) else []
+    base = [machine.Check(f"base: {f.name}", f.ok or f.name in LENIENT, f.found if f.ok else f"{f.found}; {f.fix}", f.fix) for f in found]
+    checks = [*base, *machine.check_packages(), *machine.check_weights([builtin_dir("tiny"), builtin_dir("mini")]),
               machine.check_space(Path.cwd())]
     out.print(facts_table(machine.describe() | {"teacher": cfg.teacher.model, "student base": cfg.student.base}))
     for c in checks:

@@ -6,7 +6,7 @@
 __all__ = ['PAGES', 'Request', 'prepare', 'Finished', 'peak_gib', 'run_job', 'content_key', 'ask', 'list_finished', 'show',
            'rebuild']
 
-# %% ../../nbs/workbook/66_experiment.ipynb #5c731e46
+# %% ../../nbs/workbook/66_experiment.ipynb #a2d1b205
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,9 +20,11 @@ from ..teachers.budget import charged_to
 from .assemble import count_records, link_outputs, provenance, write_decisions, write_manifest, write_pages
 from .code import code_digests
 from .context_line import context_stages
+from .distill_line import distilled_stages
 from .embedder_line import embedder_stages
 from .grouping import grouping_stages
 from .kpis import Sampler, Series, prometheus_port
+from .learning_curve import curve_stages
 from .ledger import ledger
 from .load_line import load_stages
 from .logprobs_line import logprob_stages
@@ -32,12 +34,13 @@ from .prompts_line import prompts_stages
 from .questions import QUESTIONS
 from .report import template, templates
 from .results import Results
+from .sizes_line import sizes_stages
 from .student_line import student_stages
 from .teacher_line import teacher_stages
 from .temperature_line import temperature_stages
 from .watch import facts_table, times_table
 
-# %% ../../nbs/workbook/66_experiment.ipynb #47c70116
+# %% ../../nbs/workbook/66_experiment.ipynb #822092a6
 @dataclass(frozen=True)
 class Request:
     "A planned run."
@@ -56,10 +59,11 @@ def prepare(
     articles, cache = config.articles.file, Path(config.workbook.cache_dir)
     source, stages = open_source(docs, pairs, config.dataset.gold, articles), list[Stage]()
     if source.kind != "articles":
-        stages += [*pairs_stages(source, config, cache), *student_stages(config), *teacher_stages(source, config, cache),
+        stages += [*pairs_stages(source, config, cache), *distilled_stages(student_stages(config), source, config, cache),
+                   *sizes_stages(config), *teacher_stages(source, config, cache),
                    *temperature_stages(source, config, cache), *embedder_stages(source, config, cache),
                    *prompts_stages(source, config, cache), *load_stages(source, config, cache),
-                   *grouping_stages(source, config, cache), *logprob_stages(source, config, cache)]
+                   *grouping_stages(source, config, cache), *logprob_stages(source, config, cache), *curve_stages(config)]
     if articles or source.kind == "handbook": stages += context_stages(Path(articles) if articles else None, config, cache)
     return Request(source, config, Plan(stages, config, cache), run_digest(stages, config))
 
@@ -74,7 +78,7 @@ class Finished:
     sentences: list[str]  # One for each decision
     facts: dict[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #ece07d5e
+# %% ../../nbs/workbook/66_experiment.ipynb #1a86207c
 def peak_gib() -> float:
     "The most memory that this process or one of its children held, in GiB."
     import resource
@@ -89,8 +93,8 @@ PAGES = (
     "distillery.workbook.questions", "distillery.workbook.temperature", "distillery.workbook.temperature_answers",
     "distillery.workbook.context_line", "distillery.workbook.embedder", "distillery.workbook.embedder_answers",
     "distillery.workbook.prompt_choice", "distillery.workbook.parallel", "distillery.workbook.memory", "distillery.workbook.kpi_page",
-    "distillery.workbook.grouping",
-    "distillery.filters.choice", "distillery.filters.quality", "distillery.core.figures",
+    "distillery.workbook.grouping", "distillery.workbook.distillation", "distillery.workbook.sizes", "distillery.workbook.learning_curve",
+    "distillery.filters.choice", "distillery.filters.quality", "distillery.core.figures", "distillery.student.summary",
 )
 
 # %% ../../nbs/workbook/66_experiment.ipynb #3d4c30dc

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.records import Decision
 from .page import Html, card, footer, note, page, table
 
-# %% ../../nbs/workbook/62_index.ipynb #cd4c7583
+# %% ../../nbs/workbook/62_index.ipynb #7b68d8b5
 TAKEAWAYS = {
     "quantization": ("Which quantization should I ship?", "a run with at least two variants"),
     "temperature": ("Which temperature should the teacher write at?", "the same slots at three temperatures"),
@@ -23,6 +23,9 @@ TAKEAWAYS = {
     "memory": ("What does running near the memory limit cost?", "batch sizes of a local teacher to compare: decisions.memory_batches"),
     "parallel": ("Serial or parallel?", "the same work at two concurrencies: decisions.parallel"),
     "grouping": ("How many questions should one call ask for?", "the same slots at two numbers: decisions.questions_per_call"),
+    "learning_curve": ("Would more documents make a better student?", "a student for each share of the documents: decisions.train_shares"),
+    "sizes": ("Which size and kind of student?", "a second base or kind of student: decisions.bases, student.extractive, student.mlx"),
+    "distillation": ("What should a student learn from?", "two ways to make it answer: decisions.distill_arms"),
     "domain": ("Can domain scores replace gold questions?", "several trained students to correlate"),
     "selection": ("Which selection makes the better student?", "a student for each selection rule"),
 }

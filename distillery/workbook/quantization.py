@@ -7,9 +7,10 @@ __all__ = ['Rows', 'FORMS', 'primary_set', 'scores_of', 'ship', 'quantization_de
            'teacher_table', 'why_no_quantization', 'quantization_decisions', 'by_difficulty', 'interaction',
            'answer_takeaway', 'variant_table', 'contrast_table']
 
-# %% ../../nbs/workbook/44_quantization.ipynb #3853487a
+# %% ../../nbs/workbook/44_quantization.ipynb #c51bd34b
 from collections.abc import Mapping, Sequence
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..core.records import Contrast, Decision
 from ..core.stats import mean_interval
 from ..student.evaluate import EvalRow
 from .decide import Scores, compare, decide, level_verdicts
+from .ladder import Ladders, guessing, ladder_sentence, read_ladders
 from .results import Results, TeacherRow
 
 # %% ../../nbs/workbook/44_quantization.ipynb #a98b6979
@@ -44,14 +46,16 @@ def scores_of(
     pages = {r.id: r.doc_id for some in chosen.values() for r in some}
     return {v: {r.id: float(getattr(r, metric)) for r in some} for v, some in chosen.items()}, pages
 
-# %% ../../nbs/workbook/44_quantization.ipynb #30213a71
+# %% ../../nbs/workbook/44_quantization.ipynb #2be114d6
 def ship(
     decision: Decision,  # Levels against fp32
     sizes: Mapping[str, int],  # Bytes by variant
+    ladders: Ladders = MappingProxyType({}),  # How far each variant drifted
 ) -> str:  # The variant to ship
-    "The smallest variant shown to be as good as fp32, or better; fp32 itself if there is none."
+    "The smallest variant shown to be as good as fp32, or better, that does not just guess; fp32 itself if there is none."
     judged = level_verdicts(decision.contrasts, decision.margin, decision.metric, "pages")
     fit = [v for v, (word, _) in judged.items() if word.startswith("equivalent") or word == f"{v} better"]
+    fit = [v for v in fit if v not in guessing(ladders)]
     return min(["fp32", *fit], key=lambda v: (sizes.get(v, 10**18), v))
 
 
@@ -59,6 +63,7 @@ def quantization_decision(
     rows: Rows,  # Variant to its rows
     sizes: Mapping[str, int],  # Bytes by variant
     config: Config,  # For the decisions section
+    ladders: Ladders = MappingProxyType({}),  # How far each variant drifted
 ) -> Decision:  # With a sentence that says what to ship
     "Decide which variant of the student to ship."
     where = primary_set(rows)
@@ -66,15 +71,17 @@ def quantization_decision(
     unit = "facts" if where == "recall" else "questions"
     made = decide("quantization", "Which quantization should I ship?", "variant", scores, pages, "fp32", "exact_match",
                   (unit, "pages"), config, {"size": ", ".join(f"{v} {n / 1e6:.2f} MB" for v, n in sizes.items())})
-    best = ship(made, sizes)
-    return made.model_copy(update=dict(zip(("verdict", "sentence"), _wording(made, best, sizes), strict=True)))
+    best = ship(made, sizes, ladders)
+    word, sentence = _wording(made, best, sizes, guessing(ladders))
+    if best in guessing(ladders): word, sentence = "ship none", "Ship none of these."
+    return made.model_copy(update={"verdict": word, "sentence": f"{sentence} {ladder_sentence(ladders)}".strip()})
 
 
-def _wording(d: Decision, best: str, sizes: Mapping[str, int]) -> tuple[str, str]:
+def _wording(d: Decision, best: str, sizes: Mapping[str, int], barred: Sequence[str]) -> tuple[str, str]:
     mean = {e.level: e.mean for e in d.estimates}
     judged = level_verdicts(d.contrasts, d.margin, d.metric, "pages")
     if best == "fp32":
-        reasons = "; ".join(f"{v}: {word}" for v, (word, _) in judged.items())
+        reasons = "; ".join(f"{v}: {'alarm' if v in barred else word}" for v, (word, _) in judged.items())
         word = next((w for w, _ in judged.values() if w.startswith("undecided")), "fp32 better")
         return word, f"Ship fp32 for now: no smaller form is shown to be as good on {d.n_items} {d.unit} ({reasons})."
     c = next(c for c in d.contrasts if c.a == best)
@@ -131,7 +138,7 @@ def teacher_table(
                 "p50 ms": float(p50), "p95 ms": float(p95)}
     return [line(level, rows[level]) for level in asked_levels(rows, config)]
 
-# %% ../../nbs/workbook/44_quantization.ipynb #f9b2159d
+# %% ../../nbs/workbook/44_quantization.ipynb #06c5de76
 def why_no_quantization(
     results: Results,  # A finished run
 ) -> str | None:  # The reason, or None
@@ -149,7 +156,8 @@ def quantization_decisions(
     config: Config,  # For the decisions section
 ) -> list[Decision]:  # The student's, and the teacher's where there is one
     "Everything the quantization report decides."
-    made = [quantization_decision(results.rows(), _sizes(results), config), teacher_decision(results.teacher_rows(), config)]
+    student = quantization_decision(results.rows(), _sizes(results), config, read_ladders(results.path))
+    made = [student, teacher_decision(results.teacher_rows(), config)]
     return [d for d in made if d]
 
 # %% ../../nbs/workbook/44_quantization.ipynb #2ee51fef
@@ -179,14 +187,15 @@ def interaction(
     half = float(t.ppf(0.975, max(1.0, min(one.df, other.df)))) * se
     return gap, gap - half, gap + half
 
-# %% ../../nbs/workbook/44_quantization.ipynb #0adf32c3
+# %% ../../nbs/workbook/44_quantization.ipynb #060d453f
 def answer_takeaway(
     results: Results,  # A finished run
     config: Config,  # For the decisions section
 ) -> list[dict[str, str]]:  # Question and answer, three of them
     "The questions of takeaway 1, each in a sentence."
     rows, where = results.rows(), primary_set(results.rows())
-    made, teacher = quantization_decision(rows, _sizes(results), config), teacher_decision(results.teacher_rows(), config)
+    made = quantization_decision(rows, _sizes(results), config, ladders := read_ladders(results.path))
+    teacher = teacher_decision(results.teacher_rows(), config)
     scores, pages = scores_of(rows, "bert_f1", where)
     drops = [f"{c.a} {c.diff:+.4f} [{c.ci_low:+.4f}, {c.ci_high:+.4f}]" for c in compare(scores, pages, "fp32", config)[1]]
     shrunk = "; ".join(f"{c.a} − {c.b}: {_span(c)}" for c in teacher.contrasts) if teacher else ""
@@ -196,7 +205,7 @@ def answer_takeaway(
          "answer": f"{of_teacher}For the student against fp32, n = {made.n_items} {made.unit}: {'; '.join(drops)}."},
         {"question": "Does it affect certain difficulty levels more than others?",
          "answer": _difficulty_answer(by_difficulty(rows, where, config))},
-        {"question": "Is the memory saving worth the quality trade-off?", "answer": _memory_answer(results, made)},
+        {"question": "Is the memory saving worth the quality trade-off?", "answer": _memory_answer(results, made, ladders)},
     ]
 
 
@@ -221,8 +230,8 @@ def _difficulty_answer(losses: Sequence[tuple[str, Contrast]]) -> str:
     return "Loss of exact match against fp32. " + "; ".join(said) + "."
 
 
-def _memory_answer(results: Results, made: Decision) -> str:
-    cost, best = {v: results.metrics(v)["cost"] for v in results.variants()}, ship(made, _sizes(results))
+def _memory_answer(results: Results, made: Decision, ladders: Ladders) -> str:
+    cost, best = {v: results.metrics(v)["cost"] for v in results.variants()}, ship(made, _sizes(results), ladders)
     memory = ", ".join(f"{v} {c['peak_rss_mb']:.0f} MiB" for v, c in cost.items())
     saved = 1 - cost[best]["bytes"] / cost["fp32"]["bytes"]
     verdict = f"Yes: {best} saves {saved:.0%} of the bytes and is {made.verdict}" if best != "fp32" else f"Not shown: {made.verdict}"

@@ -5,23 +5,26 @@
 # %% auto #0
 __all__ = ['QUESTIONS', 'Question', 'reasons', 'answers']
 
-# %% ../../nbs/workbook/61_questions.ipynb #384d686f
+# %% ../../nbs/workbook/61_questions.ipynb #32a0ef48
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.config import Config
 from ..core.records import Decision
 from .context_line import context_decisions, why_no_context
+from .distillation import distillation_decisions, why_no_distillation
 from .embedder import embedder_decisions, why_no_embedder
 from .grouping import grouping_decisions, why_no_grouping
+from .learning_curve import curve_decisions, why_no_curve
 from .memory import memory_decisions, why_no_memory
 from .parallel import parallel_decisions, why_no_parallel
 from .prompt_choice import prompts_decisions, why_no_prompts
 from .quantization import quantization_decisions, why_no_quantization
 from .results import Results
+from .sizes import sizes_decisions, why_no_sizes
 from .temperature import temperature_decisions, why_no_temperature
 
-# %% ../../nbs/workbook/61_questions.ipynb #8c0834bc
+# %% ../../nbs/workbook/61_questions.ipynb #e1a075fe
 @dataclass(frozen=True)
 class Question:
     "How a run answers one question."
@@ -36,6 +39,9 @@ QUESTIONS: dict[str, Question] = {
     "parallel": Question(why_no_parallel, parallel_decisions),
     "memory": Question(why_no_memory, memory_decisions),
     "grouping": Question(why_no_grouping, grouping_decisions),
+    "distillation": Question(why_no_distillation, distillation_decisions),
+    "sizes": Question(why_no_sizes, sizes_decisions),
+    "learning_curve": Question(why_no_curve, curve_decisions),
 }
 
 

@@ -1,0 +1,366 @@
+"Distillation: its loss against the online one, lessons and odds, refusals by name, kills in every trainer, seeds in the uncertainty."
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distillery.core.config import load_config
+from distillery.core.errors import DistilleryError
+from distillery.core.files import write_jsonl
+from distillery.core.records import ChatTurn, Chunk, Contrast
+from distillery.student.distill import lessons_of, make_distiller, train_student
+from distillery.student.distill_data import (
+    Target, Taught, check_aligned, keep_taught, lesson_key, missing_mass, read_taught, row_of, row_targets, sequence_examples,
+    teaching_requests,
+)
+from distillery.student.distill_loss import dense_kl, sparse_kl
+from distillery.student.sft import load_base, read_log
+from distillery.student.toy import toy_base, toy_examples
+from distillery.teachers.local import TransformersTeacher
+from distillery.teachers.logprobs import read_logprobs, record_of, tokenizer_digest, write_logprobs
+from distillery.teachers.open import builtin_dir
+from distillery.teachers.protocol import ChatResult, TopLogprobs, ask_all
+from distillery.workbook.distill_line import ArmRow, distilled_stages
+from distillery.workbook.distillation import arm_rows, arms_decision, distillation_decisions, odds_table, of_set, with_seeds
+from distillery.workbook.pairs_line import open_source
+from distillery.workbook.plan import Plan, Stage
+from distillery.workbook.results import Results
+from distillery.workbook.student_line import student_stages
+
+torch = pytest.importorskip("torch")
+SMALL = {"sft.epochs": 6, "sft.batch_size": 8, "sft.gradient_accumulation": 1, "sft.learning_rate": 5e-3, "sft.dataloader_num_workers": 0,
+         "sft.save_strategy": "epoch", "sft.logging_steps": 4, "sft.packing": False, "lora.r": 8, "lora.alpha": 16,
+         "generation_limits.answer_max_tokens": 8, "distill.steps": 18}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    place = tmp_path_factory.mktemp("bases")
+    return toy_base(place / "student"), toy_base(place / "teacher", hidden=96)
+
+
+def odds_of(teacher, tokenizer, rows):
+    "All odds of a model at the answers of rows, taken with the answers before it."
+    found = {}
+    for e in rows:
+        start, row = row_of(e, tokenizer)
+        end = len(row) - 1  # the line end after the stop token is the template's, not the teacher's
+        with torch.no_grad(): logits = teacher(torch.tensor([row])).logits[0, start - 1: end - 1].double()
+        told = torch.log_softmax(logits, -1).sort(descending=True)
+        found[row] = Target(start, told.indices.numpy(), told.values.numpy(), np.zeros(end - start, np.float32))
+    return found
+
+
+def test_offline_with_the_whole_vocabulary_has_the_gradient_of_online(bases, tmp_path):
+    (_, tokenizer), (teacher, _) = load_base(bases[0]), load_base(bases[1])
+    train, cfg = toy_examples(8), load_config(overrides={**SMALL, "lora.dropout": 0.0})
+    targets = odds_of(teacher, tokenizer, train)
+    for weight, temperature in ((1.0, 1.0), (0.5, 2.0)):
+        trainer = make_distiller(train, [], bases[0], cfg, tmp_path, targets=targets, weight=weight, temperature=temperature)
+        model, batch = trainer.model.train(), next(iter(trainer.get_train_dataloader()))
+        learns = [p for p in model.parameters() if p.requires_grad]
+        offline = torch.autograd.grad(trainer.compute_loss(model, dict(batch)), learns)
+        labels, ids = batch["labels"], batch["input_ids"]
+        with torch.no_grad(): told = teacher(ids, attention_mask=batch["attention_mask"]).logits
+        said = model(ids, attention_mask=batch["attention_mask"]).logits
+        wanted = labels[:, 1:]
+        ce = torch.nn.functional.cross_entropy(said[:, :-1].flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
+        kl = dense_kl(said[:, :-1].flatten(0, 1), told[:, :-1].flatten(0, 1), temperature).view_as(wanted)
+        end = torch.tensor([int((line != -100).nonzero().max()) for line in labels])
+        odds = (wanted != -100) & (torch.arange(wanted.shape[1]) + 1 < end[:, None])
+        loss = torch.where(odds, (1 - weight) * ce + weight * kl, ce).sum() / (wanted != -100).sum()
+        online = torch.autograd.grad(loss, learns)
+        assert max(g.abs().max() for g in online) > 1e-3
+        apart = max((a - b).abs().max().item() for a, b in zip(offline, online, strict=True))
+        assert apart < 1e-6
+
+
+def test_the_gradient_survives_storage_in_half_precision_to_its_precision(tmp_path):
+    chance = torch.Generator().manual_seed(5)
+    student, teacher = (3 * torch.randn(64, 200, generator=chance, dtype=torch.float64) for _ in range(2))
+    told, student = torch.log_softmax(teacher, -1).sort(descending=True), student.requires_grad_()
+    record = record_of(TopLogprobs((), tuple(map(tuple, told.values.tolist())), tuple(map(tuple, told.indices.tolist()))), "t")
+    write_logprobs(tmp_path / "odds.safetensors", {"all": ("text", record)})
+    kept = read_logprobs(tmp_path / "odds.safetensors")
+    ids, narrow = torch.tensor(kept.ids.astype(np.int64)), torch.tensor(kept.logprobs.astype(np.float64))
+    tail = torch.tensor(kept.tail_mass)
+    gradient = lambda loss: torch.autograd.grad(loss.sum(), student)[0]
+    online = gradient(dense_kl(student, teacher))
+    exact = (gradient(sparse_kl(student, told.indices, told.values, torch.zeros(64))) - online).abs().max().item()
+    stored = (gradient(sparse_kl(student, ids, narrow, tail)) - online).abs().max().item()
+    assert exact < 1e-6
+    assert 1e-6 < stored < 2e-3  # float16 keeps eleven bits: this is what storage costs, and more than rounding in the loss
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("tail", [0.0, 0.3])
+def test_the_sparse_loss_is_finite_nonnegative_and_zero_for_a_student_that_agrees(temperature, tail):
+    ids = torch.tensor([[4, 1]])
+    kept = torch.log(torch.tensor([[0.6, 0.4]]) * (1 - tail))
+    strange = sparse_kl(torch.tensor([[9.0, -9, 3, 2, -30, 0]]), ids, kept, torch.tensor([tail]), temperature)
+    assert torch.isfinite(strange).all()
+    assert strange > 0
+    q = torch.full((1, 6), max(tail, 1e-12) / 4).log()
+    q[0, [4, 1]] = kept[0]
+    assert sparse_kl(q, ids, kept, torch.tensor([tail]), temperature).abs() < 1e-5
+
+
+def test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned(tmp_path):
+    said = r"builtin:tiny \(tokenizer \w+\) and the student builtin:mini .* number their tokens differently"
+    with pytest.raises(DistilleryError, match=said):
+        check_aligned(builtin_dir("tiny"), builtin_dir("mini"), ("builtin:tiny", "builtin:mini"))
+    source = open_source(None, None, None)
+    plan = lambda **more: distilled_stages(student_stages(cfg := load_config(preset="handbook", overrides=more)), source, cfg, tmp_path)
+    for more in ({"distill.method": "logits"}, {"distill.method": "on_policy"}, {"distill.method": "context"},
+                 {"decisions.distill_arms": ["sft", "logits"]}):
+        with pytest.raises(DistilleryError, match="number their tokens differently"): plan(**more)
+    assert {s.name for s in plan(**{"distill.method": "sequence"})} >= {"teach", "sft"}
+    assert {s.name for s in plan(**{"distill.method": "context", "distill.top_k": 0})} >= {"teach", "sft"}
+    with pytest.raises(DistilleryError, match="no weights here"):
+        plan(**{"distill.method": "logits", "distill.teacher": "http://h:1/v1#big"})
+
+
+def test_packed_rows_are_refused_by_name(bases, tmp_path):
+    cfg = load_config(overrides={**SMALL, "sft.packing": True})
+    with pytest.raises(DistilleryError, match="packing joins rows"):
+        make_distiller(toy_examples(8), [], bases[0], cfg, tmp_path, targets={}, weight=1, temperature=1)
+
+
+def test_fifty_of_the_vocabulary_report_their_missing_mass(bases, tmp_path):
+    train, cfg = toy_examples(12), load_config(overrides={**SMALL, "distill.method": "logits", "sft.epochs": 1})
+    results = {r.key: r for r in ask_all(TransformersTeacher(bases[1]), teaching_requests(train, {}, cfg, 50))}
+    taught = keep_taught(results, tokenizer_digest(bases[1]), tmp_path)
+    lessons = sequence_examples(train, taught.answers)
+    train_student(lessons, [], bases[0], cfg, tmp_path / "out", tmp_path / "kept", taught)
+    told = json.loads((tmp_path / "out/training.json").read_text())["distillation"]
+    tails = [1 - np.exp(np.asarray(row, np.float16).astype(float)).sum() for r in results.values() for row in r.logprobs.logprobs]
+    assert (told["k"], told["positions"]) == (50, len(tails))
+    assert told["missing_mean"] == pytest.approx(np.mean(tails), abs=1e-4)
+    assert told["missing_max"] == pytest.approx(np.max(tails), abs=1e-4)
+    assert 0 < told["rows_with_odds"] <= told["rows"] == 12
+
+
+def test_odds_lie_on_the_answer_that_the_teacher_wrote_and_on_no_other(bases):
+    tokenizer, train = load_base(bases[0])[1], toy_examples(6)
+    def taught_with(change):
+        found = {}
+        for e in train:
+            start, row = row_of(e, tokenizer)
+            tokens = change(list(row[start: len(row) - 1]))
+            top = TopLogprobs((), ((-0.1, -3.0),) * len(tokens), tuple((t, 0) for t in tokens))
+            found[lesson_key(e)] = ChatResult(lesson_key(e), e.answer, "stop", logprobs=top)
+        return found
+    def targets(change, place):
+        place.mkdir()
+        return row_targets(train, keep_taught(taught_with(change), "t", place).odds, tokenizer)
+    import tempfile
+    with tempfile.TemporaryDirectory() as work:
+        same = targets(lambda t: t, Path(work, "a"))
+        assert len(same) == 6
+        for row, t in same.items(): assert row[t.start: t.start + len(t.tail)] == tuple(t.ids[:, 0])
+        assert targets(lambda t: [t[0] + 1, *t[1:]], Path(work, "b")) == {}
+        assert targets(lambda t: [*t, *([9] * 90)], Path(work, "c")) == {}
+
+
+def test_each_method_has_its_own_rows(tmp_path):
+    train = [e.model_copy(update={"passage": "Room A10." if i % 2 else None}) for i, e in enumerate(toy_examples(4))]
+    refusal = train[0].model_copy(update={"id": "r", "kind": "refusal", "question": "Who?", "passage": "Room A10."})
+    rows, cfg = [*train, train[1].model_copy(update={"id": "again", "passage": None}), refusal], load_config()
+    answers = {lesson_key(e): f"said {i}" for i, e in enumerate([*train, refusal])}
+    answers[lesson_key(train[3])] = "The passage does not tell."
+    taught, passages = Taught(answers, None), {"c0": "Room A10.", "c1": "Room B11."}
+    lessons = {m: lessons_of(m, rows, taught, passages, cfg) for m in ("sft", "sequence", "logits", "context", "on_policy")}
+    assert lessons["sft"] == lessons["logits"] == rows
+    assert [e.answer for e in lessons["sequence"]] == ["said 0", "said 1", "said 2", "The passage does not tell.", "said 1", "said 4"]
+    assert [(e.passage, e.answer) for e in lessons["context"]] == [(None, "said 0"), (None, "said 1"), (None, "said 2")]
+    assert all(e.messages[0].content.startswith("Room") for e in lessons["on_policy"])
+    chat = [ChatTurn(role="user", content=train[1].question), ChatTurn(role="assistant", content="said 1")]
+    assert lessons["context"][1].messages == chat
+    requests = teaching_requests(rows, passages, cfg, 3)
+    assert [(r.temperature, r.logprobs) for r in requests] == [(0.0, 3)] * 5
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from distillery.core.config import load_config
+from distillery.student.distill import train_student
+from distillery.student.distill_data import read_taught
+from distillery.core.files import read_jsonl
+from distillery.core.records import Example
+place, base, teacher, knobs = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
+die = lambda step, total: os.kill(os.getpid(), signal.SIGKILL) if step == 8 else None
+train_student(read_jsonl(place / "lessons.jsonl", Example), [], base, load_config(overrides=knobs), place / "out", place / "kept",
+              read_taught(place), teacher, die)
+"""
+
+
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("sequence", "context")]  # the trainers of sft and of logits
+
+
+@pytest.mark.parametrize("method", ["logits", "on_policy", *SLOW])
+def test_kill_9_and_resume_ends_where_an_uninterrupted_training_does(bases, tmp_path, method):
+    knobs = {**SMALL, "distill.method": method, **({"sft.save_strategy": "steps", "sft.logging_steps": 3} if method == "on_policy" else {})}
+    cfg, train = load_config(overrides=knobs), toy_examples(24)
+    results = {r.key: r for r in ask_all(TransformersTeacher(bases[1]), teaching_requests(train, {}, cfg, 20))}
+    taught = keep_taught(results, tokenizer_digest(bases[1]), tmp_path)
+    lessons = lessons_of(method, sequence_examples(train, taught.answers) if method == "logits" else train, taught, {}, cfg)
+    write_jsonl(tmp_path / "lessons.jsonl", lessons)
+    whole = train_student(lessons, [], bases[0], cfg, tmp_path / "whole", tmp_path / "other", taught, bases[1])
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(bases[0]), str(bases[1]), json.dumps(knobs)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    again = train_student(lessons, [], bases[0], cfg, tmp_path / "out", tmp_path / "kept", read_taught(tmp_path), bases[1])
+    steps = [row["step"] for row in read_log(tmp_path / "out")]
+    assert again.resumed_from == 6
+    assert again.final_loss == pytest.approx(whole.final_loss, abs=1e-4)
+    assert len(steps) - len(set(steps)) <= 8 - 6
+    assert set(steps) == set(range(1, whole.steps + 1))
+    load = pytest.importorskip("safetensors.torch").load_file
+    a, b = (load(tmp_path / place / "adapter_model.safetensors") for place in ("whole", "out"))
+    assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-4
+
+
+def test_checkpoints_of_other_odds_are_not_continued(bases, tmp_path):
+    train, cfg = toy_examples(16), load_config(overrides={**SMALL, "distill.method": "context", "sft.epochs": 1})
+    results = {r.key: r for r in ask_all(TransformersTeacher(bases[1]), teaching_requests(train, {}, cfg, 20))}
+    (tmp_path / "a").mkdir()
+    taught = keep_taught(results, tokenizer_digest(bases[1]), tmp_path / "a")
+    lessons = lessons_of("context", train, taught, {}, cfg)
+    train_student(lessons, [], bases[0], cfg, tmp_path / "one", tmp_path / "kept", taught)
+    taught.odds.logprobs[:] = taught.odds.logprobs - 0.25
+    assert train_student(lessons, [], bases[0], cfg, tmp_path / "two", tmp_path / "kept", taught).resumed_from is None
+
+
+def test_a_student_on_policy_learns_from_another_and_nothing_from_itself(bases, tmp_path):
+    more = {"distill.method": "on_policy", "distill.steps": 24, "distill.beta": 0.0, "sft.learning_rate": 1e-2}
+    cfg = load_config(overrides={**SMALL, **more})
+    train = toy_examples(24)
+    own = train_student(train, [], bases[0], cfg, tmp_path / "own", tmp_path / "k1", teacher=bases[0])
+    assert own.final_loss < 1e-5
+    other = train_student(train, [], bases[0], cfg, tmp_path / "other", tmp_path / "k2", teacher=bases[1])
+    losses = [row["loss"] for row in read_log(tmp_path / "other")]
+    assert other.steps == 24
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+def contrast(diff=0.02, se=0.01, df=19.0):
+    return Contrast(a="logits", b="sft", diff=diff, ci_low=diff - 2 * se, ci_high=diff + 2 * se, ci_naive_low=0, ci_naive_high=0.1, p=0.01,
+                    mde=0.03, se=se, df=df, n_items=40, n_clusters=20)
+
+
+def test_seeds_widen_an_interval_by_their_own_spread():
+    from scipy.stats import t
+    c, seeds = contrast(), [0.05, 0.02, -0.01]
+    wide, luck = with_seeds(c, seeds), np.var(seeds, ddof=1) / 3
+    half = ((t.ppf(0.975, 19) * c.se) ** 2 + t.ppf(0.975, 2) ** 2 * luck) ** 0.5
+    assert wide.se == pytest.approx((c.se**2 + luck) ** 0.5)
+    assert 2 < wide.df < 19
+    assert wide.ci_high - wide.diff == pytest.approx(half) == pytest.approx(t.ppf(0.975, wide.df) * wide.se)
+    assert wide.p == pytest.approx(2 * t.sf(0.02 / wide.se, wide.df))
+    assert wide.p > c.p
+    assert with_seeds(contrast(se=0.0), seeds).df == 2
+    assert (wide.ci_naive_low, wide.diff) == (c.ci_naive_low, c.diff)
+    assert with_seeds(c, [0.02]) == c == with_seeds(c, [0.02, 0.02, 0.02])
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.03, 0.1, 0.3])
+def test_questions_and_seeds_together_are_wrong_in_one_of_twenty_trials_at_most(luck):
+    from scipy.stats import t
+    chance, wrong, trials = np.random.default_rng(7), 0, 1500
+    for _ in range(trials):
+        d = chance.normal(0, 0.28, (3, 20, 2)) + chance.normal(0, luck * 2**0.5, (3, 1, 1))
+        pages, seeds = d.mean((0, 2)), d.mean((1, 2))
+        se = pages.std(ddof=1) / 20**0.5
+        c, half = contrast(float(d.mean()), se), t.ppf(0.975, 19) * se
+        wide = with_seeds(c.model_copy(update={"ci_low": c.diff - half, "ci_high": c.diff + half}), list(seeds))
+        wrong += not wide.ci_low <= 0 <= wide.ci_high
+    assert wrong / trials < 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
+
+
+@pytest.mark.slow
+def test_arms_from_the_teacher_to_the_card(bases, tmp_path):
+    def documents(job):
+        told = [f"{e.question[15:-7]} stands {e.answer[:-1].lower()}." for e in toy_examples(24)]
+        texts = [f"Page {i}. {' '.join(told[3 * i: 3 * i + 3])}" for i in range(8)]
+        write_jsonl(job.out / "chunks.jsonl", [Chunk(chunk_id=f"c{i}", doc_id=f"d{i}", heading="", text=t, start=0, end=len(t), category="")
+                                               for i, t in enumerate(texts)])
+    def dataset(job):
+        for name in ("train", "recall", "test"): write_jsonl(job.out / f"{name}.jsonl", toy_examples(24, name))
+    arms = ["base", "sft", "context", "rag"]
+    config = load_config(overrides={**SMALL, "decisions.distill_arms": arms, "decisions.train_seeds": [1, 2], "student.base": str(bases[0]),
+                                    "distill.teacher": f"local:{bases[1]}", "evaluation.max_new_tokens": 8, "decisions.resamples": 99,
+                                    "distill.method": "logits"})
+    source, cache = open_source(None, None, None), tmp_path / "cache"
+    stages = distilled_stages(student_stages(config), source, config, cache)
+    wanted = [s for s in stages if s.name in ("teach", "sft") or s.name.startswith("arm-")]
+    done = Plan([Stage("documents", documents), Stage("dataset", dataset), *wanted], config, cache).run(lambda event: None)
+    assert [n for n in done if n.startswith("arm-")] == [f"arm-{a}-1" for a in arms] + [f"arm-{a}-2" for a in arms[1:3]]
+    run = tmp_path / "run"
+    for name, d in done.items():
+        place = f"arms/{name[4:]}" if name.startswith("arm-") else "student/adapter" if name == "sft" else name
+        (run / place).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(d.path, run / place)
+    results = Results(run)
+    rows = arm_rows(results)
+    assert {arm: len(by) for arm, by in rows.items()} == {"base": 1, "sft": 2, "context": 2, "rag": 1}
+    assert {frozenset(r.id for r in some) for by in rows.values() for some in by.values()} == {frozenset(r.id for r in rows["sft"]["1"])}
+    asked = {arm: np.mean([r.prompt_tokens for r in by["1"]]) for arm, by in rows.items()}
+    assert asked["base"] == asked["context"] < asked["rag"] / 2
+    tokens = {arm: results.json(f"arms/{arm}-1/arm.json")["tokens"] for arm in arms[1:3]}
+    assert max(tokens.values()) < 1.2 * min(tokens.values())
+    cards = distillation_decisions(results, config)
+    assert [c.name for c in cards] == ["distillation", "distillation_test"]
+    assert [c.a for c in cards[0].contrasts] == ["base", "context", "rag"]
+    assert {row["training"] for row in odds_table(results)} == {"the student", "arm context"}
+    assert all(len(arms_decision(of_set(rows, name), config, name).contrasts) == 3 for name in ("recall", "test"))
+    assert "2 seeds a training" in cards[0].sentence
+
+
+def test_missing_mass_of_nothing_missing():
+    from distillery.teachers.logprobs import LogprobFile
+    whole = LogprobFile("t", ("a",), ("x",), np.array([0, 2]), np.array([[1, 0], [0, 1]], np.int32),
+                        np.log(np.array([[.5, .5], [.5, .5]], np.float16)), np.zeros(2, np.float32))
+    assert missing_mass(whole) == {"k": 2, "answers": 1, "positions": 2, "missing_mean": 0.0, "missing_max": 0.0}
+
+
+def made_arms(run, seeds=3):
+    "Arms with made-up answers: sequence a little better than sft, base far worse."
+    chance = np.random.default_rng(11)
+    for arm, level in {"base": 0.1, "sft": 0.6, "sequence": 0.62, "logits": 0.6, "rag": 0.7}.items():
+        for seed in range(88, 88 + (1 if arm in ("base", "rag") else seeds)):
+            folder = run / "arms" / f"{arm}-{seed}"
+            folder.mkdir(parents=True)
+            write_jsonl(folder / "rows.jsonl", [ArmRow(
+                id=f"{name}{i}", set=name, doc_id=f"d{i // 4}", difficulty="easy", kind="answer", question="Who <b>leads</b>?", gold="x",
+                prediction="y", exact_match=float(chance.random() < level), token_f1=float(np.clip(chance.normal(level, 0.2), 0, 1)),
+                prompt_tokens=90 if arm == "rag" else 12, completion_tokens=4, latency_ms=9.0)
+                for name in ("recall", "test") for i in range(48)])
+            kept = {"k": 50, "positions": 900, "missing_mean": 0.0012, "missing_max": 0.25, "rows": 200, "rows_with_odds": 180,
+                    "weight": 0.5, "temperature": 1.0}
+            odds = {"method": arm, **(kept if arm == "logits" else {})}
+            trained = arm not in ("base", "rag")
+            (folder / "arm.json").write_text(json.dumps({"arm": arm, "seed": seed, "tokens": 9000 * trained, "seconds": 30.0 * trained,
+                                                         "bytes": 1, **({"distillation": odds} if trained else {})}))
+
+
+def test_the_page_shows_every_arm_its_cost_and_what_was_not_kept(tmp_path):
+    import shutil
+
+    from distillery.workbook.report import build_report
+
+    shutil.copytree(Path(__file__).parent / "data/run", tmp_path / "run")
+    made_arms(tmp_path / "run")
+    config = load_config(overrides=Results(tmp_path / "run").json("config.json"))
+    recall, test = distillation_decisions(Results(tmp_path / "run"), config)
+    assert [c.a for c in recall.contrasts] == ["base", "sequence", "logits", "rag"]
+    assert {c.b for c in recall.contrasts} == {"sft"}
+    assert recall.contrasts[0].p_holm < 0.05
+    text = build_report("distillation", tmp_path / "out", {"run_dir": str(tmp_path / "run")}).read_text("utf-8")
+    for said in (recall.sentence, test.sentence): assert said.replace("'", "&#x27;") in text
+    for said in ("0.001200", "0.2500", "180", "prompt tokens", "3 seeds a training", "94.0", "training tokens"): assert said in text
+    assert "<b>leads" not in text

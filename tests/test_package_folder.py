@@ -1,0 +1,136 @@
+"A packed variant: whole, described, the same each time, and it answers."
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from distillery.core.errors import DistilleryError
+from distillery.student.export import build_onnx, variant_bytes
+from distillery.student.package import model_card, size_table, verify_package
+from distillery.student.toy import toy_base
+from distillery.teachers.chat import ChatTokenizer
+from distillery.teachers.onnx import OnnxTeacher
+from distillery.teachers.protocol import Message, ask_all, user_request
+from distillery.workbook.cli import app
+from distillery.workbook.package import licence_of, story_of
+
+KEPT = Path(__file__).parent / "data" / "run"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    "A folder with one finished run: the kept one's figures, a toy's weights."
+    place = tmp_path_factory.mktemp("place")
+    run = place / "runs" / "abcdef0123"
+    shutil.copytree(KEPT, run)
+    toy_base(run / "student" / "merged")
+    build_onnx(run / "student" / "merged", run / "onnx" / "q4", "q4")
+    (run / "manifest.json").write_text("{}")
+    (run / "onnx/q4/check.json").write_text(json.dumps({"same_top1": 0.999, "n_positions": 2003}))
+    (run / "dataset").mkdir()
+    (run / "dataset/recall.jsonl").write_text("")
+    (place / "runs" / "latest").symlink_to("abcdef0123")
+    return place
+
+
+def packed(place: Path, monkeypatch, *more: str) -> Path:
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(app, ["package", "q4", *more])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    return place / (more[more.index("--out") + 1] if "--out" in more else "package-q4")
+
+
+def test_it_holds_what_somebody_needs(place, monkeypatch):
+    folder = packed(place, monkeypatch)
+    here = {p.name for p in folder.iterdir()}
+    assert {"model.onnx", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "genai_config.json",
+            "LICENSE", "README.md", "SHA256SUMS"} <= here
+    assert "generation %}" not in (folder / "chat_template.jinja").read_text()
+    assert "Apache License" in (folder / "LICENSE").read_text()
+    text = "\n".join(p.read_text("utf-8", "replace") for p in folder.rglob("*") if p.suffix in (".md", ".json", ".jinja"))
+    assert str(place) not in text
+    assert "/tmp" not in text
+
+
+def test_it_answers_as_the_variant_does(place, monkeypatch):
+    folder, source = packed(place, monkeypatch), place / "runs/latest/onnx/q4"
+    asked = [user_request("1", "Where does the Raven 10 stand?", max_tokens=12)]
+    ask = lambda where: [r.text for r in ask_all(OnnxTeacher(where, threads=1), asked)]
+    assert ask(folder) == ask(source)
+    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    assert ChatTokenizer(folder).render(turns) == ChatTokenizer(source).render(turns)
+
+
+def test_the_card_tells_figures_with_intervals_and_n(place, monkeypatch):
+    card = (packed(place, monkeypatch) / "README.md").read_text()
+    m = json.loads((KEPT / "eval/q4/metrics.json").read_text())["sets"]["recall"]["exact_match"]
+    assert f"| recall | exact_match | {m['mean']:.3f} ({m['ci_low']:.3f} to {m['ci_high']:.3f}), n = {m['n']} |" in card
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert "not measured: no question without an answer" in card
+    assert "0.9990 of 2003 answer positions" in card
+    assert "builtin:mini" in card
+    assert "## Limits" in card
+
+
+def test_made_twice_it_is_the_same(place, monkeypatch):
+    one, two = packed(place, monkeypatch, "--out", "one"), packed(place, monkeypatch, "--out", "two")
+    same = [p.relative_to(one) for p in one.rglob("*") if p.is_file()]
+    assert all((one / p).read_bytes() == (two / p).read_bytes() for p in same)
+    assert (one / "SHA256SUMS").read_text() == (two / "SHA256SUMS").read_text()
+
+
+def test_a_changed_file_is_named(place, monkeypatch):
+    folder = packed(place, monkeypatch, "--out", "changed")
+    assert verify_package(folder) == []
+    if shutil.which("sha256sum"): assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder).returncode == 0
+    data = bytearray((folder / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(data)
+    (folder / "LICENSE").unlink()
+    (folder / "extra.txt").write_text("x")
+    assert sorted(verify_package(folder)) == ["LICENSE is missing", "extra.txt was added", "model.onnx was changed"]
+    with pytest.raises(DistilleryError, match="is no package"): verify_package(place)
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(place, monkeypatch):
+    (place / "mine").mkdir()
+    (place / "mine" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(app, ["package", "q4", "--out", "mine"])
+    assert done.exit_code != 0
+    assert [p.name for p in (place / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_gguf_comes_with_a_modelfile(place, monkeypatch):
+    pytest.importorskip("gguf")
+    recall = place / "runs/latest/dataset/recall.jsonl"
+    from distillery.student.toy import toy_examples
+    recall.write_text("".join(e.model_dump_json(by_alias=True) + "\n" for e in toy_examples(12, "recall")))
+    folder = packed(place, monkeypatch, "--gguf", "q8_0", "--out", "both")
+    assert (folder / "gguf/student-q8_0.gguf").read_bytes()[:4] == b"GGUF"
+    assert (folder / "gguf/Modelfile").read_text().startswith("FROM ./student-q8_0.gguf\n")
+    assert verify_package(folder) == []
+    assert "ollama create" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8", "uint8", "q4"])
+def test_sizes_agree_with_theory(place, tmp_path, variant):
+    folder = build_onnx(place / "runs/latest/student/merged", tmp_path / variant, variant)
+    rows = {r.part: r for r in size_table(folder)}
+    assert sum(r.file for r in rows.values()) == variant_bytes(folder)
+    assert all(r.file == r.theory for r in rows.values() if r.weights)
+    expected = {"fp32": {}, "int8": {9.0}, "uint8": {9.25}, "q4": {5.125, 9.25}}[variant]
+    assert {r.bits for part, r in rows.items() if "blocks" in part} <= set(expected) or variant == "fp32"
+    assert any("blocks" in part for part in rows) == (variant != "fp32")
+    assert "| all |" in model_card("student", folder, story_of(KEPT, "q4"))
+
+
+def test_a_licence_is_never_guessed(tmp_path):
+    assert licence_of(str(tmp_path))[0] == "other"
+    assert "states no licence" in licence_of(str(tmp_path))[1]
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
+    (tmp_path / "LICENSE.txt").write_text("MIT License")
+    assert licence_of(str(tmp_path)) == ("mit", "MIT License")
