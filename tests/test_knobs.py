@@ -30,7 +30,7 @@ USED = {
     if p.relative_to(ROOT).as_posix() not in DECLARED and p.name != "_modidx.py"
 }
 BEFORE = flatten(load_config(preset="handbook"))
-PLAN = prepare(None, None, load_config(preset="handbook", overrides={"student.extractive": True})).plan
+PLAN = prepare(None, None, load_config(preset="handbook", overrides={"student.extractive": True, "export.gguf": ["f16"]})).plan
 
 
 @pytest.mark.parametrize("knob", knobs(), ids=lambda k: k.name)

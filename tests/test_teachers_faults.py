@@ -123,7 +123,7 @@ from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import user_request
 Journal(Path(sys.argv[2])).ask(OpenAITeacher(sys.argv[1], "m", concurrency=4), [user_request(str(i), f"p{i}") for i in range(100)])
 """
-    with Server(delay=0.02) as server:
+    with Server(delay=0.1) as server:
         run = lambda: subprocess.Popen([sys.executable, "-c", worker, server.url, str(tmp_path / "calls.sqlite")], stderr=subprocess.PIPE)
         first = run()
         while len(server.bodies) < 30 and first.poll() is None: time.sleep(0.01)
