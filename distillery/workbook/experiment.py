@@ -78,7 +78,7 @@ class Finished:
     sentences: list[str]  # One for each decision
     facts: dict[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #1a86207c
+# %% ../../nbs/workbook/66_experiment.ipynb #af70d1b8
 def peak_gib() -> float:
     "The most memory that this process or one of its children held, in GiB."
     import resource
@@ -94,6 +94,7 @@ PAGES = (
     "distillery.workbook.context_line", "distillery.workbook.embedder", "distillery.workbook.embedder_answers",
     "distillery.workbook.prompt_choice", "distillery.workbook.parallel", "distillery.workbook.memory", "distillery.workbook.kpi_page",
     "distillery.workbook.grouping", "distillery.workbook.distillation", "distillery.workbook.sizes", "distillery.workbook.learning_curve",
+    "distillery.workbook.ladder",
     "distillery.filters.choice", "distillery.filters.quality", "distillery.core.figures", "distillery.student.summary",
 )
 

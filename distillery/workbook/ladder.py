@@ -84,22 +84,24 @@ def ladder_gates(
     return [{"limit": g.name, "variant": g.variant, "value": f"{g.value:.3g}", "bound": f"{g.bound:.3g}", "threshold": f"{g.threshold:g}",
              "state": g.state, "positions needed": g.cases_needed} for f in ladders.values() for g in f.gates]
 
-# %% ../../nbs/workbook/31_ladder.ipynb #95a98e83
+# %% ../../nbs/workbook/31_ladder.ipynb #1b17c354
 def ladder_plot(
     ladders: Ladders,  # Of a run
 ) -> "Figure":
     "KL divergence with its 95 % interval, by variant and difficulty, on a logarithmic axis."
     lines = [(v if part == "all answers" else "", part, r) for v, f in ladders.items()
              for part, r in (("all answers", f.answers), *f.difficulty.items())]
-    floor = min(max(r.kl.mean, 1e-14) for *_, r in lines) / 30
+    floor = 1e-7  # less is nothing, and would only push the rest together
     with need("matplotlib", extra="reports").rc_context(STYLE):
         figure = need("matplotlib.figure", extra="reports").Figure(figsize=(WIDTH, 0.9 + 0.28 * len(lines)), layout="constrained")
         axes = figure.add_subplot()
         for y, (name, _, r) in enumerate(lines):
             colour = PALETTE[0] if name else PALETTE[5]
             axes.plot([max(floor, r.kl.ci_low), max(floor, r.kl.ci_high)], [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")
-            axes.plot(max(floor, r.kl.mean), y, "o", color=colour, markersize=5)
+            axes.plot(max(floor, r.kl.mean), y, "o", color=colour, markersize=5, clip_on=False)
         axes.set_yticks(range(len(lines)), [f"{name}  {part}  (n = {r.n})".strip() for name, part, r in lines])
-        axes.set_xscale("log"); axes.set_xlim(left=floor); axes.set_ylim(len(lines) - 0.5, -0.6); axes.grid(axis="y", visible=False)
+        axes.set_xscale("log"); axes.set_xlim(left=floor)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.set_ylim(len(lines) - 0.5, -0.6); axes.grid(axis="y", visible=False)
         axes.set_xlabel("mean KL divergence from the student, nats a token")
     return figure
