@@ -40,7 +40,8 @@ class Reader(Server):
         turns = tuple(Message(m["role"], m["content"]) for m in body["messages"])
         wanted = ChatRequest("r", turns, max_tokens=48, temperature=body.get("temperature", 0.0), seed=body.get("seed", 0))
         async with self.turn: said = await asyncio.to_thread(ask_all, self.model, [wanted])
-        return web.json_response(whole(said[0].text.strip()))
+        usage = {"prompt_tokens": said[0].prompt_tokens, "completion_tokens": said[0].completion_tokens}
+        return web.json_response(whole(said[0].text.strip()) | {"usage": usage})
 
 
 def start(server: Reader, docs: Path, cwd: Path) -> subprocess.Popen:
