@@ -73,6 +73,15 @@ def test_every_evidence_span_is_in_its_page(finished):
     assert all(texts[d][e["start"]:e["end"]] == e["text"] for d, e in spans)
 
 
+def test_the_first_pages_are_those_that_are_built_again(finished):
+    "Nothing that a page reads is written after it."
+    folder = (finished[0] / "runs/latest").resolve() / "reports"
+    pages = lambda: {p.name: p.read_bytes() for p in folder.glob("*.html")}
+    first = pages()
+    assert distillery("report", "all", cwd=finished[0]).returncode == 0
+    assert [name for name, page in pages().items() if page != first[name]] == []
+
+
 def test_again_nothing_runs(finished):
     cwd, _ = finished
     again = distillery("run", "--docs", "docs", *QUICK, cwd=cwd)

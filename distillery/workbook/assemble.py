@@ -6,14 +6,14 @@
 __all__ = ['PACKAGES', 'places', 'count_records', 'versions', 'provenance', 'takeaway_metrics', 'link_outputs', 'write_decisions',
            'write_pages', 'write_manifest']
 
-# %% ../../nbs/workbook/64_assemble.ipynb #60626b88
+# %% ../../nbs/workbook/64_assemble.ipynb #bc6cbbc3
 import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.config import Config, flatten
+from ..core.config import Config
 from ..core.files import atomic_write, digest_json, file_entries
 from ..core.store import RunFolder
 from .embedder_answers import embedder_metrics
@@ -190,15 +190,13 @@ def _skipped(results: Results) -> dict[str, list[dict[str, Any]]]:
     rows = [{"file": s["path"], "why it was skipped": s["reason"]} for s in results.json("skipped.json", [])]
     return {"Inputs that were skipped": rows} if rows else {}
 
-# %% ../../nbs/workbook/64_assemble.ipynb #ec6ffb7b
+# %% ../../nbs/workbook/64_assemble.ipynb #36c55d70
 def write_manifest(
     run: RunFolder,  # Complete but for the manifest
     done: Mapping[str, Done],  # From the plan
-    config: Config,  # All settings
     clock: Mapping[str, Any],  # When it began and ended, and the name given
 ) -> None:
-    "Write config.json and manifest.json: digest and size of everything, times, settings."
-    run.write_json("config.json", flatten(config))
+    "Write manifest.json: digest and size of everything, and times."
     entries = {k: v for k, v in file_entries(run.path).items() if k != "manifest.json"}
     stages = {n: {"digest": d.digest, "seconds": d.seconds, "cached": d.cached} for n, d in done.items()}
     run.write_json("manifest.json", {"files": entries, "stages": stages, **clock})

@@ -6,14 +6,14 @@
 __all__ = ['PAGES', 'Request', 'prepare', 'Finished', 'peak_gib', 'run_job', 'content_key', 'ask', 'list_finished', 'show',
            'rebuild']
 
-# %% ../../nbs/workbook/66_experiment.ipynb #a2d1b205
+# %% ../../nbs/workbook/66_experiment.ipynb #59f19ae0
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.config import Config
+from ..core.config import Config, flatten
 from ..core.errors import DistilleryError
 from ..core.store import RunFolder, list_runs, open_run
 from ..teachers.budget import charged_to
@@ -98,7 +98,7 @@ PAGES = (
     "distillery.filters.choice", "distillery.filters.quality", "distillery.core.figures", "distillery.student.summary",
 )
 
-# %% ../../nbs/workbook/66_experiment.ipynb #3d4c30dc
+# %% ../../nbs/workbook/66_experiment.ipynb #012b4a04
 def run_job(
     request: Request,  # From `prepare`
     watch: Callable[[Event], None] = lambda event: None,  # Hears of stages
@@ -115,7 +115,7 @@ def run_job(
         watch(Event("report", "start", "writing pages"))
         started = time.perf_counter()
         _write(request, run, done)
-        write_manifest(run, done, request.config,
+        write_manifest(run, done,
                        {"began": began, "ended": time.time(), "name": name or request.config.workbook.name, "pages": key})
         done["report"] = Done("report", run.path / "reports", key, False, round(time.perf_counter() - started, 3))
         watch(Event("report", "done", seconds=done["report"].seconds))
@@ -129,7 +129,7 @@ def run_job(
              "peak memory": f"{peak_gib():.1f} GiB resident, the largest process"}
     return Finished(run.path, run.path / "reports/index.html", done, skipped, [d.sentence for d in results.decisions()], facts)
 
-# %% ../../nbs/workbook/66_experiment.ipynb #98bfa36d
+# %% ../../nbs/workbook/66_experiment.ipynb #11433e0f
 def content_key(
     stage: Stage,  # With inputs
     done: dict[str, Done],  # Finished stages
@@ -153,6 +153,7 @@ def _run_watched(request: Request, watch: Callable[[Event], None], place: Path) 
 
 def _write(request: Request, run: RunFolder, done: dict[str, Done]) -> None:
     link_outputs(run, done)
+    run.write_json("config.json", flatten(request.config))
     run.write_json("counts.json", count_records(run.path))
     facts = provenance(request.run_id, request.plan.stages, request.config, request.source.kind, request.source.gold is not None)
     run.write_json("provenance.json", facts)
