@@ -482,6 +482,7 @@ def test_presets_plan_what_they_say(preset, stages, tmp_path):
     assert [s.name for s in context_stages(file_of(tmp_path / "a.jsonl", boxes(4)), config, tmp_path)] == stages
 
 
+@pytest.mark.slow
 def test_the_decoder_preset_runs_to_its_card_with_a_built_in_base(tmp_path):
     long = [a.model_copy(update={"text": f"{a.text} " + "It stayed there. " * (60 if i % 2 else 700)}) for i, a in enumerate(boxes(20))]
     config = load_config(preset="articles-decoder", overrides={"context.embedder": "builtin:mini", "context.tune_steps": 1})
