@@ -311,6 +311,18 @@ def test_exit_codes(runs):
     assert all(f.startswith("smoke-") for f in folders)
 
 
+def test_an_export_that_only_guesses_fails_a_merge_whatever_the_thresholds(runs, tmp_path, exported):
+    toy_run(tmp_path / "runs/aaaa", exported)
+    (tmp_path / "runs/latest").write_text("aaaa\n")
+    ask = "evaluate", "--suite", "smoke", "--variant", "q4", "--fail-on-threshold", *EASY
+    ladder = json.loads(Path(__file__).with_name("data").joinpath("run/onnx/q4/fidelity.json").read_text())
+    place = tmp_path / "runs/aaaa/onnx/q4/fidelity.json"
+    place.write_text(json.dumps(ladder))
+    assert "PASS q4 kl_max" in distillery(*ask, cwd=tmp_path, code=0)
+    place.write_text(json.dumps({**ladder, "alarms": ["its likeliest token is anybody's guess"], "state": "FAIL"}))
+    assert "FAIL q4 near_chance" in distillery(*ask, cwd=tmp_path, code=4)
+
+
 def test_the_same_evaluation_is_the_same_folder_and_asks_nothing_again(runs, tmp_path):
     results = Results(runs / "runs/bbbb")
     cfg = settings_of(results, {"evaluation.report_output": str(tmp_path)})

@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 from distillery.core.errors import DistilleryError
 from distillery.student.export import build_onnx, variant_bytes
 from distillery.student.package import model_card, size_table, verify_package
+from distillery.student.preflight import licence_of
 from distillery.student.toy import toy_base
 from distillery.teachers.chat import ChatTokenizer
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.protocol import Message, ask_all, user_request
 from distillery.workbook.cli import app
-from distillery.workbook.package import licence_of, story_of
+from distillery.workbook.package import licence_file, story_of
 
 KEPT = Path(__file__).parent / "data" / "run"
 
@@ -129,8 +130,10 @@ def test_sizes_agree_with_theory(place, tmp_path, variant):
 
 
 def test_a_licence_is_never_guessed(tmp_path):
-    assert licence_of(str(tmp_path))[0] == "other"
-    assert "states no licence" in licence_of(str(tmp_path))[1]
+    assert licence_of(tmp_path) == (None, None)
+    assert "states no licence" in licence_file(str(tmp_path))
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
     (tmp_path / "LICENSE.txt").write_text("MIT License")
-    assert licence_of(str(tmp_path)) == ("mit", "MIT License")
+    assert licence_of(tmp_path) == ("mit", licence_file(str(tmp_path))) == ("mit", "MIT License")
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")  # not YAML
+    assert licence_of(tmp_path).name is None

@@ -11,7 +11,8 @@ import pytest
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.student.evaluate import score_answer
-from distillery.student.hub_card import front_matter, hub_card, public_name
+from distillery.student.hub_card import hub_card, public_name
+from distillery.student.preflight import front_matter
 from distillery.student.publish import _holds, find_leaks, parts_of, publish, repo_names, staged
 from distillery.student.summary import METRICS, write_evaluation
 from distillery.student.toy import toy_examples

@@ -11,7 +11,6 @@ from distillery.student.preflight import (
     EXPORTABLE,
     Base,
     adapter_size,
-    licence_of,
     local_base,
     memory_gib,
     preflight,
@@ -100,9 +99,10 @@ def test_tiers_are_the_guides(parameters, tier):
 
 
 def test_a_licence_file_counts_too(tmp_path):
-    assert licence_of(tmp_path) is None
+    base = toy_base(tmp_path)
+    assert said(base)["licence"].found == "no card or licence file says"
     (tmp_path / "LICENSE").write_text("MIT License\n\nCopyright")
-    assert licence_of(tmp_path) == "MIT License"
+    assert said(base)["licence"].found == "MIT License"
 
 
 def test_a_base_that_is_not_here_is_not_fetched():

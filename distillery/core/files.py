@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['M', 'StoreError', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'files_below', 'file_entries',
            'digest_tree', 'disk_errors', 'sync_dir', 'replacing', 'atomic_write', 'read_text', 'read_jsonl',
-           'json_line', 'write_jsonl']
+           'json_line', 'write_jsonl', 'write_json']
 
 # %% ../../nbs/core/25_files.ipynb #50c6025d
 import errno
@@ -133,7 +133,7 @@ def read_text(
         line = raw[: e.start].count(b"\n") + 1
         raise StoreError(f"{path}, line {line}: not UTF-8 (byte {e.start})", fix=f"save it as UTF-8: iconv -t UTF-8 {path.name}") from e
 
-# %% ../../nbs/core/25_files.ipynb #6cf1c601
+# %% ../../nbs/core/25_files.ipynb #e3f5849a
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -174,3 +174,11 @@ def write_jsonl(
     "Write records, one line each, all or nothing."
     with replacing(path) as f: f.writelines(map(json_line, rows))
     return Path(path)
+
+
+def write_json(
+    path: Path,  # Where the file shall be
+    value: Any,  # Mappings, lists, texts, finite numbers
+) -> Path:  # `path`
+    "Write one JSON value for people and programs: indented, keys sorted, all or nothing."
+    return atomic_write(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LISTING', 'ArtifactReader', 'Artifacts', 'link_file', 'RunFolder', 'list_runs', 'open_run', 'StoreError',
            'atomic_write', 'digest_bytes', 'digest_file', 'digest_json', 'digest_text', 'digest_tree', 'file_entries',
-           'read_jsonl', 'write_jsonl']
+           'read_jsonl', 'write_json', 'write_jsonl']
 
-# %% ../../nbs/core/30_store.ipynb #539a1a9b
+# %% ../../nbs/core/30_store.ipynb #9c002be0
 import errno
 import json
 import os
@@ -23,13 +23,13 @@ import psutil
 
 from distillery.core.files import (
     StoreError, atomic_write, digest_bytes, digest_file, digest_json, digest_text, digest_tree, disk_errors, file_entries,
-    read_jsonl, sync_dir, write_jsonl,
+    read_jsonl, sync_dir, write_json, write_jsonl,
 )
 
-# %% ../../nbs/core/30_store.ipynb #71419a19
+# %% ../../nbs/core/30_store.ipynb #cc6656b2
 _all_ = [
     "StoreError", "atomic_write", "digest_bytes", "digest_file", "digest_json", "digest_text", "digest_tree", "file_entries",
-    "read_jsonl", "write_jsonl",
+    "read_jsonl", "write_json", "write_jsonl",
 ]
 
 # %% ../../nbs/core/30_store.ipynb #76ce3b7c
@@ -132,7 +132,7 @@ def link_file(source: Path, target: Path) -> None:
             os.replace(temporary, target)
         finally: temporary.unlink(missing_ok=True)
 
-# %% ../../nbs/core/30_store.ipynb #7be803fd
+# %% ../../nbs/core/30_store.ipynb #c1ef869f
 class RunFolder:
     "The folder of one run: links to outputs, and a manifest of them."
 
@@ -159,7 +159,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         "Write one JSON file of the run."
-        return atomic_write(self.path / name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+        return write_json(self.path / name, value)
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 __all__ = ['LONG', 'base_digest', 'is_sentence_model', 'base_config', 'reads_forward', 'Segmenter', 'pack_texts',
            'build_regressor', 'to_batch']
 
-# %% ../../nbs/filters/34_bases.ipynb #47857b18
+# %% ../../nbs/filters/34_bases.ipynb #7e45c9f7
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +18,7 @@ import numpy as np
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from .views import base_dir
+from ..teachers.checkpoint import loadable
 
 # %% ../../nbs/filters/34_bases.ipynb #26b4c3bb
 def base_digest(
@@ -89,13 +90,14 @@ def pack_texts(
         else: packs.append([i]); tokens = n
     return packs
 
-# %% ../../nbs/filters/34_bases.ipynb #9d1b7b7b
+# %% ../../nbs/filters/34_bases.ipynb #d5901b75
 def _backbone(folder: Path, rank: int, long: bool) -> Any:
     torch, transformers = need("torch", extra="train"), need("transformers", extra="train")
     transformers.utils.logging.disable_progress_bar()
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # a decoder's language head is left out, which is as it should be
-    try: model = transformers.AutoModel.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    where, how = loadable(folder), {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    try: model = transformers.AutoModel.from_pretrained(where, **how)
     except (OSError, ValueError) as e:
         raise DistilleryError(f"cannot load {folder.name}: {str(e).splitlines()[0]}", fix="name a folder with safetensors") from e
     finally: transformers.utils.logging.set_verbosity(level)

@@ -70,7 +70,7 @@ It knows the language of invented print-shop handbooks and nothing else: no othe
 passage of more than about 500 tokens. It does not know when it is wrong.
 """
 
-# %% ../../nbs/models/95_card.ipynb #446ad67a
+# %% ../../nbs/models/95_card.ipynb #8a7f844f
 app = typer.Typer(add_completion=False)
 @app.command()
 def write_card(
@@ -78,8 +78,10 @@ def write_card(
     checkpoints: Annotated[Path | None, typer.Option(help="Folder of the training run; build/NAME if not given.")] = None,
     n: Annotated[int, typer.Option(help="Answerable questions in each set.")] = 300,
     history: Annotated[str, typer.Option(help="How these weights differ from what the recipe gives, if they do.")] = "",
+    show: Annotated[bool, typer.Option("--show", help="Print the figures and write nothing; asks for no training folder.")] = False,
 ) -> None:
     "Put a trained model to the reading test and write the card beside its weights."
+    if show: return typer.echo(figure_rows(evaluate_tiny(folder, n)))
     state = json.loads(((checkpoints or Path("build") / folder.name) / "state.json").read_text(encoding="utf-8"))
     card = model_card(folder.name, RECIPES[folder.name], state, evaluate_tiny(folder, n), history)
     (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")

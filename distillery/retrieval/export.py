@@ -6,41 +6,26 @@
 __all__ = ['VARIANTS', 'CLOSE', 'PROBES', 'BLOCK', 'EmbedderExportError', 'trace_graph', 'narrowing', 'quantize_graph',
            'least_cosine', 'check_export', 'export_embedder']
 
-# %% ../../nbs/retrieval/15_export.ipynb #adea5505
+# %% ../../nbs/retrieval/15_export.ipynb #06ac960e
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import DistilleryError
-from ..core.extras import need
+from ..core.extras import need, silenced
 from ..core.files import atomic_write
 from .embed import compute_vectors, load_model, model_digest
 from .encoder import FACTS, OnnxEncoder
 
-# %% ../../nbs/retrieval/15_export.ipynb #01b372df
+# %% ../../nbs/retrieval/15_export.ipynb #d29f0159
 class EmbedderExportError(DistilleryError):
     "An embedder that cannot be exported, or an export that is not the embedder."
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally: logging.disable(level)
-
-# %% ../../nbs/retrieval/15_export.ipynb #703bedf5
+# %% ../../nbs/retrieval/15_export.ipynb #c9e7a20e
 def trace_graph(
     model: Any,  # A SentenceTransformer
     file: Path,  # Gets the graph
@@ -62,11 +47,11 @@ def trace_graph(
     most = model.get_max_seq_length() or 512
     shape = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("tokens", min=2, max=most)}
     whole = Whole(model, names).eval()
-    with _quiet():
+    with silenced():
         torch.onnx.export(whole, tuple(sample[n] for n in names), str(file), dynamo=True, dynamic_shapes=((shape,) * len(names),),
                           input_names=names, output_names=["sentence_embedding"], verbose=False, external_data=False)
 
-# %% ../../nbs/retrieval/15_export.ipynb #c3224070
+# %% ../../nbs/retrieval/15_export.ipynb #1130e81c
 VARIANTS = ("fp32", "int8")
 CLOSE = {"fp32": 0.9999, "int8": 0.97}  # Least cosine of an export to its model
 PROBES = ("How fast is the press?", "The press prints 7,200 sheets an hour.", "Lunch is at noon.", "x", "paper " * 400,
@@ -95,7 +80,7 @@ def quantize_graph(
     blocks = need("onnxruntime.quantization.matmul_nbits_quantizer", extra="onnx")
     model = need("onnx", extra="onnx").load(source)
     config = blocks.DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
-    with _quiet():
+    with silenced():
         quantizer = blocks.MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=narrowing(model)[1])
         quantizer.process()
         quantizer.model.save_model_to_file(str(out), False)

@@ -6,38 +6,24 @@
 __all__ = ['FORMS', 'ExportError', 'run_builder', 'variant_bytes', 'matrices', 'shrink_graph', 'share_vocabulary',
            'eight_bit_matrices', 'build_onnx']
 
-# %% ../../nbs/student/30_export.ipynb #c626d694
-import io
+# %% ../../nbs/student/30_export.ipynb #f95eb48e
 import json
-import logging
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import DistilleryError
-from ..core.extras import need
+from ..core.extras import need, silenced
 from ..core.student_knobs import QuantizationSection
 from ..teachers.checkpoint import loadable
 
-# %% ../../nbs/student/30_export.ipynb #35563206
+# %% ../../nbs/student/30_export.ipynb #dd46491e
 class ExportError(DistilleryError):
     "A model that cannot be exported, or an export that is not the model."
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    level, root = logging.root.manager.disable, list(logging.root.handlers)
-    logging.disable(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): yield
-    finally:
-        logging.disable(level)
-        logging.root.handlers[:] = root
 
 
 def run_builder(
@@ -46,7 +32,7 @@ def run_builder(
     *options: str,  # Of the builder, as KEY=VALUE
 ) -> None:
     "Call onnxruntime-genai's model builder on a local folder."
-    with _quiet(), tempfile.TemporaryDirectory() as cache:
+    with silenced(), tempfile.TemporaryDirectory() as cache:
         builder = need("onnxruntime_genai.models.builder", extra="onnx")
         place = ("student", str(loadable(merged)), str(out), "fp32", "cpu", cache)
         try: builder.create_model(*place, **builder.parse_extra_options(*place, list(options)))
@@ -61,7 +47,7 @@ def variant_bytes(
     "Size of an exported variant."
     return sum(p.stat().st_size for pattern in ("*.onnx", "*.onnx.data") for p in Path(folder).glob(pattern))
 
-# %% ../../nbs/student/30_export.ipynb #cd064d08
+# %% ../../nbs/student/30_export.ipynb #2b0a3f42
 def matrices(
     file: Path,  # A graph in full precision
 ) -> dict[str, int]:  # Name of each weight matrix that can shrink to its number of weights, in the order of the graph
@@ -86,7 +72,7 @@ def shrink_graph(
                           fix="lower quantization.block_size")
     both = {"block_size": how.block_size, "is_symmetric": symmetric, "accuracy_level": how.accuracy_level,
             "op_types_to_quantize": ("MatMul",)}
-    with _quiet():
+    with silenced():
         for bits, chosen in ((4, {"nodes_to_exclude": list(eight)}), (8, {"nodes_to_include": list(eight)})):
             if bits == 8 and not eight: break
             quantizer = blocks.MatMulNBitsQuantizer(model, bits=bits, **both, **chosen)

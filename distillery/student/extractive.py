@@ -6,18 +6,15 @@
 __all__ = ['LIMITS', 'reader_arguments', 'make_reader_trainer', 'ReaderLog', 'reader_identity', 'train_reader',
            'ReaderExportError', 'shrink_reader', 'check_reader', 'export_reader', 'main']
 
-# %% ../../nbs/student/80_extractive.ipynb #03579092
+# %% ../../nbs/student/80_extractive.ipynb #a69d4996
 import argparse
 import json
-import logging
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ import numpy as np
 
 from ..core.config import Config, load_config
 from ..core.errors import DistilleryError
-from ..core.extras import need
+from ..core.extras import need, silenced
 from ..core.files import atomic_write, digest_json
 from ..retrieval.answering import draw, read_squad, split_articles
 from ..retrieval.embed import model_digest, model_dir
@@ -133,18 +130,9 @@ def train_reader(
     atomic_write(Path(out, "training.json"), json.dumps(asdict(log), indent=2) + "\n")
     return log
 
-# %% ../../nbs/student/80_extractive.ipynb #895ade12
+# %% ../../nbs/student/80_extractive.ipynb #d4a7b745
 class ReaderExportError(DistilleryError):
     "A reader that cannot be exported, or an export that is not the reader."
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()), redirect_stderr(StringIO()): yield
-    finally: logging.disable(level)
 
 
 def _trace(model: Any, names: Sequence[str], file: Path) -> None:
@@ -162,7 +150,7 @@ def _trace(model: Any, names: Sequence[str], file: Path) -> None:
 
     shape = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("tokens", min=2, max=512)}
     sample = tuple(torch.ones((2, 16), dtype=torch.int64) for _ in names)
-    with _quiet():
+    with silenced():
         torch.onnx.export(Whole(model).eval(), sample, str(file), dynamo=True, dynamic_shapes=((shape,) * len(names),),
                           input_names=list(names), output_names=["starts", "ends"], verbose=False, external_data=False)
 
@@ -174,7 +162,7 @@ def shrink_reader(
     "Store matrices in blocks of signed bytes, and the vocabulary in bytes."
     blocks, quantization = (need(f"onnxruntime.quantization{part}", extra="onnx") for part in (".matmul_nbits_quantizer", ""))
     config = blocks.DefaultWeightOnlyQuantConfig(block_size=128, is_symmetric=True, accuracy_level=4, bits=8)
-    with _quiet():
+    with silenced():
         quantizer = blocks.MatMulNBitsQuantizer(need("onnx", extra="onnx").load(source), algo_config=config)
         quantizer.process()
         quantizer.model.save_model_to_file(str(out), False)

@@ -5,34 +5,19 @@
 # %% auto #0
 __all__ = ['trace_graph', 'quantize_8bit', 'quantize_4bit', 'float_matrices', 'build_optimum']
 
-# %% ../../nbs/student/31_optimum.ipynb #e8760bcc
-import contextlib
-import io
+# %% ../../nbs/student/31_optimum.ipynb #997affba
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.extras import need
+from ..core.extras import need, silenced
 from ..core.student_knobs import QuantizationSection
 from .export import FORMS, ExportError, variant_bytes
 from ..teachers.chat import read_json
 from ..teachers.checkpoint import loadable
 
-# %% ../../nbs/student/31_optimum.ipynb #8c59e067
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            yield
-    finally: logging.disable(level)
-
-
+# %% ../../nbs/student/31_optimum.ipynb #86d4c626
 def trace_graph(
     merged: Path,  # A merged model
     out: Path,  # Gets `model.onnx`, tokenizer and configuration
@@ -40,12 +25,12 @@ def trace_graph(
 ) -> Path:  # The graph
     "Let Optimum draw a causal language model with its cache."
     exporters = need("optimum.exporters.onnx", extra="optimum")
-    with _quiet():
+    with silenced():
         exporters.main_export(str(loadable(merged)), str(out), task="text-generation-with-past", opset=18, device="cpu",
                               do_validation=False, no_post_process=untied)
     return Path(out, "model.onnx")
 
-# %% ../../nbs/student/31_optimum.ipynb #c97aff94
+# %% ../../nbs/student/31_optimum.ipynb #395a903c
 def quantize_8bit(
     source: Path,  # A graph in full precision
     target: Path,  # Gets the small one
@@ -54,9 +39,9 @@ def quantize_8bit(
     "Shrink matrices and embedding to eight bits, a scale for each column."
     tools = need("onnxruntime.quantization", extra="onnx")
     kind = tools.QuantType.QInt8 if signed else tools.QuantType.QUInt8
-    with _quiet(): tools.quantize_dynamic(source, target, weight_type=kind, per_channel=True, op_types_to_quantize=["MatMul", "Gather"])
+    with silenced(): tools.quantize_dynamic(source, target, weight_type=kind, per_channel=True, op_types_to_quantize=["MatMul", "Gather"])
 
-# %% ../../nbs/student/31_optimum.ipynb #dfd4abaf
+# %% ../../nbs/student/31_optimum.ipynb #cb5a840c
 def quantize_4bit(
     source: Path,  # A graph in full precision, with constant matrices
     target: Path,  # Gets the small one
@@ -66,7 +51,7 @@ def quantize_4bit(
 ) -> None:
     "Shrink matrices and embedding to blocks of four bits."
     onnx, tools = need("onnx", extra="onnx"), need("onnxruntime.quantization.matmul_nbits_quantizer", extra="onnx")
-    with _quiet():
+    with silenced():
         shrink = tools.MatMulNBitsQuantizer(
             onnx.load(source), block_size=block_size, is_symmetric=symmetric, accuracy_level=accuracy_level or None,
             op_types_to_quantize=("MatMul", "Gather"), quant_axes=(("MatMul", 0), ("Gather", 1)))

@@ -177,13 +177,13 @@ def write_evaluation(
     atomic_write(Path(out, "summary.md"), render_summary(variant, metrics, failures))
     return metrics
 
-# %% ../../nbs/student/42_summary.ipynb #17e763fd
+# %% ../../nbs/student/42_summary.ipynb #c0c13d71
 def gate_line(
     g: Gate,  # Decided
 ) -> str:  # With bound and n; for an open one the cases that would most likely settle it
     "A gate in a sentence."
     ahead = f"; {g.cases_needed} cases in all would settle it four times in five" if g.cases_needed else ""
-    return f"{g.state} {g.variant} {g.name}: {g.value:.3f} against {g.threshold:g} (bound {g.bound:.3f}, n = {g.n}{ahead})"
+    return f"{g.state} {g.variant} {g.name}: {g.value:.3g} against {g.threshold:g} (bound {g.bound:.3g}, n = {g.n}{ahead})"
 
 
 def render_overview(

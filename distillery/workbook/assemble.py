@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'places', 'count_records', 'versions', 'provenance', 'takeaway_metrics', 'link_outputs', 'write_decisions',
            'write_pages', 'write_manifest']
 
-# %% ../../nbs/workbook/64_assemble.ipynb #bc6cbbc3
+# %% ../../nbs/workbook/64_assemble.ipynb #0645486f
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from ..core.store import RunFolder
 from .embedder_answers import embedder_metrics
 from .index import TAKEAWAYS, index_page
 from .kpi_page import kpi_page
+from .ladder import read_ladders
 from .ledger import ledger_rows
 from .plan import Done, Stage, key_parts
 from .page import footer, note, page
@@ -102,7 +103,7 @@ def _gpu() -> bool:
     import shutil
     return shutil.which("nvidia-smi") is not None
 
-# %% ../../nbs/workbook/64_assemble.ipynb #a6d71299
+# %% ../../nbs/workbook/64_assemble.ipynb #61005874
 def takeaway_metrics(
     results: Results,  # A finished run
 ) -> dict[str, Any]:  # Written as metrics.json
@@ -124,6 +125,8 @@ def takeaway_metrics(
             **({"embedding_model_comparison": unasked.get("embedder") or no_embedder} if no_embedder else {}),
         },
         "students": {v: results.metrics(v) for v in results.variants()},
+        "fidelity": {v: f.model_dump(include={"n_texts", "answers", "everywhere", "alarms", "state"})
+                     for v, f in read_ladders(results.path).items()},
     }
 
 # %% ../../nbs/workbook/64_assemble.ipynb #96218739

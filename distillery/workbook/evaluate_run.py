@@ -6,7 +6,7 @@
 __all__ = ['LATER', 'Progress', 'settings_of', 'cases_of', 'variants_of', 'Evaluation', 'ask_variants', 'evaluate_run',
            'write_overview', 'verdict_of', 'gate_lines']
 
-# %% ../../nbs/workbook/67_evaluate_run.ipynb #38d84539
+# %% ../../nbs/workbook/67_evaluate_run.ipynb #162cd0fb
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from ..student.own_sets import read_own_sets, without_overlaps
 from ..student.summary import gate_line, latency_table, md_table, render_overview, worst_cases, write_evaluation
 from ..teachers.local import model_identity
 from ..teachers.onnx import OnnxTeacher
+from .ladder import drift_gates, read_ladders
 from .page import finding, note, page, table
 from .pairs_line import examples_of
 from .results import Results
@@ -114,7 +115,7 @@ def ask_variants(
     measured = measure_variants(variants, cases, out, config, progress)
     return _scored({v: rows for v, (rows, _) in measured.items()}, config), {v: cost for v, (_, cost) in measured.items()}
 
-# %% ../../nbs/workbook/67_evaluate_run.ipynb #3f2027d0
+# %% ../../nbs/workbook/67_evaluate_run.ipynb #6e85da5e
 def evaluate_run(
     results: Results,  # A finished run
     config: Config,  # From `settings_of`
@@ -130,7 +131,8 @@ def evaluate_run(
     name = digest_json([[c.model_dump() for c in cases], incumbent.path.resolve().name if incumbent else None])[:8]
     out = Path(config.evaluation.report_output) / results.path.resolve().name / f"{config.evaluation.suite}-{name}"
     rows, costs = ask_variants(asked, cases, out / "measured", config, lambda i, n: progress("asking", i, n))
-    gates, differences = student_gates(rows, config), list[dict[str, Any]]()
+    drift = drift_gates({v: f for v, f in read_ladders(results.path).items() if v in asked})
+    gates, differences = student_gates(rows, config) + drift, list[dict[str, Any]]()
     if incumbent:
         there = variants_of(incumbent)
         needed = {v: there[v] for v in dict.fromkeys(opponents(asked, there).values())}
@@ -149,7 +151,7 @@ def _about(config: Config, cases: Sequence[Case], incumbent: Results | None) -> 
     hub = config.evaluation.hub
     return said + [f"{what} on the hub: {name}" for what, name in (("model", hub.model_id), ("dataset", hub.dataset_id)) if name]
 
-# %% ../../nbs/workbook/67_evaluate_run.ipynb #674c0382
+# %% ../../nbs/workbook/67_evaluate_run.ipynb #013eb15a
 def write_overview(
     made: Evaluation,  # From `evaluate_run`
     config: Config,  # Read: thresholds.case_*, decisions.confidence
@@ -175,7 +177,7 @@ def verdict_of(
     "How the gates ended."
     by = {s: [g for g in gates if g.state == s] for s in ("FAIL", "INCONCLUSIVE", "PASS")}
     said = f"{len(by['PASS'])} gates PASS, {len(by['FAIL'])} FAIL, {len(by['INCONCLUSIVE'])} INCONCLUSIVE"
-    needed = [g.cases_needed for g in by["INCONCLUSIVE"] if g.cases_needed]
+    needed = [g.cases_needed for g in by["INCONCLUSIVE"] if g.cases_needed and "." in g.name]  # a ladder counts positions, not cases
     return said + (f"; {max(needed)} cases a set would most likely settle all that cases can settle" if needed else "") + "."
 
 

@@ -183,7 +183,7 @@ def ask(
     if answer.error: raise DistilleryError(f"the student failed: {answer.error}", "run `distillery doctor`")
     return answer.text.strip()
 
-# %% ../../nbs/workbook/66_experiment.ipynb #e29de7c2
+# %% ../../nbs/workbook/66_experiment.ipynb #e478322d
 def list_finished(
     config: Config,  # For workbook.runs_dir
 ) -> list[dict[str, Any]]:  # One a run, newest first
@@ -206,7 +206,7 @@ def show(
     results, stages = Results(found.path), found.manifest.get("stages", {})
     done = {n: Done(n, found.path, s["digest"], s["cached"], s["seconds"]) for n, s in stages.items()}
     gates = {
-        f"{g.variant} {g.name}": f"{g.state}  {g.value:.3f} against {g.threshold:g} (bound {g.bound:.3f}, n = {g.n}"
+        f"{g.variant} {g.name}": f"{g.state}  {g.value:.3g} against {g.threshold:g} (bound {g.bound:.3g}, n = {g.n}"
         + (f", {g.cases_needed} cases would settle it)" if g.cases_needed else ")")
         for g in results.gates()
     }

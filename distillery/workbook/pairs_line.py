@@ -6,8 +6,7 @@
 __all__ = ['ASKING', 'Source', 'shipped', 'open_source', 'GoldRow', 'read_gold', 'gold_coverage', 'examples_of', 'content_digest',
            'teacher_digest', 'prompts_digest', 'pairs_stages']
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #3a3b399a
-import json
+# %% ../../nbs/workbook/30_pairs_line.ipynb #737a801a
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from ..core.errors import DistilleryError
 from ..core.files import json_line, replacing
 from ..core.knobs import ConfigError
 from ..core.records import Chunk, Example, Pair
-from ..core.store import atomic_write, digest_file, digest_text, digest_tree, read_jsonl, write_jsonl
+from ..core.store import digest_file, digest_text, digest_tree, read_jsonl, write_json, write_jsonl
 from .plan import Job, Stage
 
 # %% ../../nbs/workbook/30_pairs_line.ipynb #82d08cd8
@@ -60,7 +59,7 @@ def open_source(
         raise ConfigError(f"dataset.gold: {answers} is not a file", "name a JSONL file of gold pairs, or null")
     return Source("pairs" if pairs else "handbook" if own else "documents", path, answers)
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #b24bc57f
+# %% ../../nbs/workbook/30_pairs_line.ipynb #2cc9cb03
 def _documents(job: Job, source: Source) -> None:
     from distillery.pairs.chunk import chunk_documents
     from distillery.pairs.documents import Skipped, refuse_empty, stream_documents
@@ -74,7 +73,7 @@ def _documents(job: Job, source: Source) -> None:
             read += 1
             job.say("documents", read)
         if not read: raise refuse_empty(source.path, skipped)
-    _json(job.out / "skipped.json", [asdict(s) for s in skipped])
+    write_json(job.out / "skipped.json", [asdict(s) for s in skipped])
 
 
 def _imported(job: Job, source: Source) -> None:
@@ -84,13 +83,9 @@ def _imported(job: Job, source: Source) -> None:
     write_jsonl(job.out / "documents.jsonl", found.documents)
     write_jsonl(job.out / "chunks.jsonl", found.chunks)
     write_jsonl(job.out / "pairs.jsonl", found.pairs)
-    _json(job.out / "skipped.json", [])
+    write_json(job.out / "skipped.json", [])
 
-
-def _json(path: Path, value: Any) -> None:
-    atomic_write(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
-
-# %% ../../nbs/workbook/30_pairs_line.ipynb #60042edd
+# %% ../../nbs/workbook/30_pairs_line.ipynb #96a09e10
 def _generate(job: Job, cache: Path) -> None:
     from distillery.pairs.augment import augment_pairs
     from distillery.pairs.generate import generate_pairs
@@ -104,9 +99,9 @@ def _generate(job: Job, cache: Path) -> None:
             else generate_pairs(chunks, teacher, journal, job.config, job.say))
     write_jsonl(job.out / "pairs.jsonl", made.pairs)
     write_jsonl(job.out / "rejected.jsonl", [r._asdict() for r in made.rejected])
-    _json(job.out / "counts.json", made.counts)
+    write_json(job.out / "counts.json", made.counts)
 
-# %% ../../nbs/workbook/30_pairs_line.ipynb #7421a25b
+# %% ../../nbs/workbook/30_pairs_line.ipynb #38a85d20
 def _judge(job: Job, cache: Path) -> None:
     from distillery.pairs.judge import score_pairs
     from distillery.retrieval.embed import Embedder
@@ -134,7 +129,7 @@ def _dataset(job: Job, source: Source) -> None:
     splits = build_dataset(read_jsonl(job.needs["select"] / "selected.jsonl", Pair), chunks, job.config, gold)
     if leaks := check_leaks(splits): raise DistilleryError(f"the splits leak: {leaks[0]}", "report this as a bug: a split must never leak")
     for name, examples in splits.items(): write_jsonl(job.out / f"{name}.jsonl", examples)
-    if gold: _json(job.out / "coverage.json", gold_coverage(gold, chunks, splits))
+    if gold: write_json(job.out / "coverage.json", gold_coverage(gold, chunks, splits))
 
 # %% ../../nbs/workbook/30_pairs_line.ipynb #13e7b7a0
 class GoldRow(BaseModel):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READER', 'MLX', 'base_levels', 'sizes_stages']
 
-# %% ../../nbs/workbook/56_sizes_line.ipynb #e768de92
+# %% ../../nbs/workbook/56_sizes_line.ipynb #7d4f705d
 import json
 import re
 import shutil
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.config import Config
-from ..core.files import atomic_write, read_jsonl, write_jsonl
+from ..core.files import read_jsonl, write_json, write_jsonl
 from ..core.records import Chunk, Example, Pair
 from ..student.evaluate import EvalRow
 from .pairs_line import examples_of
@@ -39,11 +39,7 @@ def base_levels(
         found[name] = spec
     return found
 
-# %% ../../nbs/workbook/56_sizes_line.ipynb #0fe35051
-def _json(path: Path, value: Any) -> None:
-    atomic_write(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
-
-
+# %% ../../nbs/workbook/56_sizes_line.ipynb #2330ead9
 def _questions(job: Job, own: str) -> list[Example]:
     asked = {r.id for r in read_jsonl(job.needs[own] / "rows.jsonl", EvalRow)}
     return [e for e in examples_of(job.needs["dataset"], ["recall", "test"]) if e.id in asked]
@@ -53,7 +49,7 @@ def _trained(folder: Path) -> dict[str, Any]:
     log = json.loads((folder / "training.json").read_text("utf-8"))
     return {"train_seconds": log["seconds"], "parameters": log.get("parameters")}
 
-# %% ../../nbs/workbook/56_sizes_line.ipynb #f01a30da
+# %% ../../nbs/workbook/56_sizes_line.ipynb #47cc4928
 def _base(job: Job, spec: str, variant: str) -> None:
     from distillery.student.export import build_onnx
     from distillery.student.merge import merge_adapter
@@ -73,7 +69,7 @@ def _base(job: Job, spec: str, variant: str) -> None:
 def _own_size(job: Job, variant: str) -> None:
     shutil.copy(job.needs[f"measure-{variant}"] / "rows.jsonl", job.out)
     cost = json.loads((job.needs[f"measure-{variant}"] / "cost.json").read_text("utf-8"))
-    _json(job.out / "facts.json", {"kind": "language model", "order": 0, "bytes": cost["bytes"], **_trained(job.needs["sft"])})
+    write_json(job.out / "facts.json", {"kind": "language model", "order": 0, "bytes": cost["bytes"], **_trained(job.needs["sft"])})
 
 
 def _base_size(job: Job, level: str, variant: str, order: int) -> None:
@@ -83,7 +79,7 @@ def _base_size(job: Job, level: str, variant: str, order: int) -> None:
     rows, cost = measure_variant(variant, made / "onnx", _questions(job, f"measure-{variant}"), job.scratch, job.config,
                                  lambda done, total: job.say(level, done, total))
     write_jsonl(job.out / "rows.jsonl", rows)
-    _json(job.out / "facts.json", {"kind": "language model", "order": order, "bytes": cost["bytes"], **_trained(made)})
+    write_json(job.out / "facts.json", {"kind": "language model", "order": order, "bytes": cost["bytes"], **_trained(made)})
 
 # %% ../../nbs/workbook/56_sizes_line.ipynb #50749658
 def _reader(job: Job) -> None:
@@ -98,7 +94,7 @@ def _reader(job: Job) -> None:
     export_reader(job.scratch / "model", job.out, items[:: max(1, len(items) // 60)])
     for name in ("training.json", "train_log.jsonl"): shutil.copy(job.scratch / "model" / name, job.out)
 
-# %% ../../nbs/workbook/56_sizes_line.ipynb #4e51d786
+# %% ../../nbs/workbook/56_sizes_line.ipynb #fa335eff
 def _reader_size(job: Job, level: str, own: str, order: int) -> None:
     from distillery.retrieval.search import Bm25Searcher
     from distillery.student.evaluate import evaluate_variant
@@ -109,11 +105,11 @@ def _reader_size(job: Job, level: str, own: str, order: int) -> None:
     teacher = SpanTeacher(folder, find=lambda q: [texts[n] for n in search.rank([q], 3).names(0)])
     job.say("asking the reader")
     write_jsonl(job.out / "rows.jsonl", evaluate_variant(teacher, _questions(job, own), job.config, level))
-    _json(job.out / "facts.json", {
+    write_json(job.out / "facts.json", {
         "kind": "reader", "order": order, "bytes": teacher.reader.facts["bytes"], **_trained(job.needs["reader"]),
         "notes": ["recall: with the best 3 passages of a word search, not from memory"]})
 
-# %% ../../nbs/workbook/56_sizes_line.ipynb #4ca5aa31
+# %% ../../nbs/workbook/56_sizes_line.ipynb #99147766
 def _mlx(job: Job) -> None:
     from distillery.student.mlx_train import fuse_mlx, train_mlx
     from distillery.teachers.mlx import convert_mlx
@@ -137,7 +133,7 @@ def _mlx_size(job: Job, level: str, own: str, order: int) -> None:
     write_jsonl(job.out / "rows.jsonl", evaluate_variant(MlxTeacher(folder), _questions(job, own), job.config, level))
     told = json.loads((job.needs["mlx"] / "training.json").read_text("utf-8"))
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    _json(job.out / "facts.json", {"kind": "language model in MLX", "order": order, "bytes": size, "train_seconds": told["seconds"],
+    write_json(job.out / "facts.json", {"kind": "language model in MLX", "order": order, "bytes": size, "train_seconds": told["seconds"],
                                    "parameters": None, "notes": told["differences"]})
 
 # %% ../../nbs/workbook/56_sizes_line.ipynb #523ad456

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['MEASURED', 'CHECKED', 'base_digest', 'student_stages']
 
-# %% ../../nbs/workbook/32_student_line.ipynb #bf50aae4
+# %% ../../nbs/workbook/32_student_line.ipynb #1239529f
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
-from ..core.files import atomic_write, digest_json, digest_text, digest_tree, read_jsonl, write_jsonl
+from ..core.files import atomic_write, digest_json, digest_text, digest_tree, read_jsonl, write_json, write_jsonl
 from .pairs_line import examples_of
 from .plan import Job, Stage
 
@@ -56,7 +55,7 @@ def _gguf(job: Job) -> None:
 
     export_gguf(job.needs["merge"], job.out, job.config.export.gguf, evaluation_texts(examples_of(job.needs["dataset"])), job.config)
 
-# %% ../../nbs/workbook/32_student_line.ipynb #37fbc3da
+# %% ../../nbs/workbook/32_student_line.ipynb #3f0e6031
 def _measure(job: Job, variant: str) -> None:
     from distillery.student.evaluate import draw_suite
     from distillery.student.latency import measure_latency
@@ -73,35 +72,34 @@ def _measure(job: Job, variant: str) -> None:
     rows, cost = measure_variant(variant, onnx, examples, job.scratch, job.config, lambda done, total: job.say(variant, done, total))
     write_jsonl(job.out / "rows.jsonl", rows)
     write_jsonl(job.out / "overlaps.jsonl", overlaps)
-    _json(job.out / "cost.json", cost)
-    _json(job.out / "latency.json", measure_latency(OnnxTeacher(onnx), examples, job.config))
+    write_json(job.out / "cost.json", cost)
+    write_json(job.out / "latency.json", measure_latency(OnnxTeacher(onnx), examples, job.config))
 
-# %% ../../nbs/workbook/32_student_line.ipynb #890c22e8
+# %% ../../nbs/workbook/32_student_line.ipynb #42c9b766
 def _evaluate(job: Job) -> None:
     from distillery.core.bert_score import BertScorer
     from distillery.retrieval.embed import embedder_dir
     from distillery.student.evaluate import EvalRow, add_bert_scores, align_rows
+    from distillery.student.fidelity import Fidelity
     from distillery.student.gates import student_gates
     from distillery.student.own_sets import Overlap
     from distillery.student.summary import render_overview, write_evaluation
+    from distillery.workbook.ladder import drift_gates
 
-    judge, folders = job.config.judge, {n.removeprefix("measure-"): p for n, p in job.needs.items()}
+    judge, folders = job.config.judge, {n.removeprefix("measure-"): p for n, p in job.needs.items() if n.startswith("measure-")}
     job.say("comparing answers")
     rows = align_rows({v: read_jsonl(p / "rows.jsonl", EvalRow) for v, p in folders.items()})
     rows = add_bert_scores(rows, BertScorer(embedder_dir(judge.bert_score_model), judge.bert_score_layers))
     told = lambda v, name: json.loads((folders[v] / name).read_text("utf-8"))
     for v, some in rows.items(): write_evaluation(job.out / v, v, some, told(v, "cost.json"), job.config, told(v, "latency.json"))
-    gates = student_gates(rows, job.config)
+    ladders = {v: Fidelity.model_validate_json((job.needs[f"export-{v}"] / "fidelity.json").read_text("utf-8")) for v in folders}
+    gates = student_gates(rows, job.config) + drift_gates(ladders)
     write_jsonl(job.out / "gates.jsonl", gates)
     left_out = read_jsonl(next(iter(folders.values())) / "overlaps.jsonl", Overlap, allow_empty=True)
     notes = [f"left out of {o.set}, since training asked it: {o.question}" for o in left_out]
     atomic_write(job.out / "summary.md", render_overview(rows, gates, {v: told(v, "latency.json") for v in rows}, job.config, notes))
 
-
-def _json(path: Path, value: Any) -> None:
-    atomic_write(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
-
-# %% ../../nbs/workbook/32_student_line.ipynb #7156d1bc
+# %% ../../nbs/workbook/32_student_line.ipynb #b13270d1
 def base_digest(
     spec: str,  # builtin:mini, a folder, or a hub name
 ) -> str:  # Of the weights where they lie here, else of the name
@@ -147,5 +145,6 @@ def student_stages(
     reads = ("export.variants", "judge", "thresholds", "decisions.confidence", "decisions.margins", "decisions.seed")
     return [
         *stages,
-        Stage("evaluate", _evaluate, reads, tuple(f"measure-{v}" for v in variants), (m + "summary", m + "gates"), about="scoring"),
+        Stage("evaluate", _evaluate, reads, tuple(f"{part}-{v}" for part in ("measure", "export") for v in variants),
+              (m + "summary", m + "gates"), about="scoring"),
     ]
