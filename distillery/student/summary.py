@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'REASONS', 'metric_values', 'summarise_rows', 'speed_of', 'find_failures', 'worst_cases', 'cell',
-           'latency_table', 'code', 'md_table', 'render_summary', 'write_evaluation', 'gate_line', 'render_overview']
+           'latency_table', 'difficulty_table', 'code', 'md_table', 'render_summary', 'write_evaluation', 'gate_line',
+           'render_overview']
 
 # %% ../../nbs/student/42_summary.ipynb #537ba52e
 import json
@@ -104,7 +105,7 @@ def worst_cases(
     return [{"set": name[0], "question": first(name).question, "right": first(name).gold, "failed": f"{failed[name]} of {len(mine(name))}",
              **{v: r.prediction for v, r in mine(name).items()}} for name in order]
 
-# %% ../../nbs/student/42_summary.ipynb #f8dcddae
+# %% ../../nbs/student/42_summary.ipynb #c76c498b
 def cell(
     estimate: Mapping[str, Any],  # {mean, ci_low, ci_high, n}, or {mean: null, reason}
 ) -> str:  # With its interval and n
@@ -122,6 +123,15 @@ def latency_table(
              "answers per second": x["answers_per_second"]} for v, levels in latency.items() for x in levels]
 
 
+def difficulty_table(
+    told: Mapping[str, Mapping[str, Any]],  # Variant to what `write_evaluation` stores
+) -> list[dict[str, Any]]:  # One row a set, difficulty and variant
+    "Accuracy by difficulty."
+    found = [(name, level, v, x) for v, m in told.items() for name, s in m["sets"].items() for level, x in s["difficulty"].items()]
+    return [{"set": name, "difficulty": level, "variant": v, "exact match": cell(x["exact_match"]), "token F1": cell(x["token_f1"])}
+            for name, level, v, x in sorted(found, key=lambda f: f[:2])]
+
+# %% ../../nbs/student/42_summary.ipynb #f041f18f
 def code(
     text: Any,  # What a person or a model wrote
 ) -> str:  # In backticks, on one line, with no bar that would end a table cell
@@ -139,7 +149,7 @@ def md_table(
     lines = [line(show(r.get(c, "–")) for c in columns) for r in rows]
     return [line(columns), "|" + "---|" * len(columns), *lines] if rows else ["None."]
 
-# %% ../../nbs/student/42_summary.ipynb #6dc4b1c9
+# %% ../../nbs/student/42_summary.ipynb #86fe092c
 def render_summary(
     variant: str,  # Its name
     metrics: Mapping[str, Any],  # What `write_evaluation` stores
@@ -150,6 +160,7 @@ def render_summary(
     for name, values in metrics["sets"].items():
         lines += ["", f"## {name}: {values['n']} questions", "", "| metric | value |", "|---|---|"]
         lines += [f"| {m} | {cell(values[m])} |" for m in METRICS]
+    lines += ["", "## By difficulty", "", *md_table(difficulty_table({variant: metrics}))]
     lines += ["", "## Cost", "", "| measure | value |", "|---|---|"] + [f"| {k} | {v} |" for k, v in metrics["cost"].items()]
     if metrics.get("latency"): lines += ["", "## Latency", "", *md_table(latency_table({variant: metrics["latency"]}))]
     lines += ["", f"## {len(failures)} cases to look at, the first {min(10, len(failures))}", ""]

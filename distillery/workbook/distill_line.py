@@ -227,7 +227,7 @@ def _arm(job: Job, arm: str, seed: int, cache: Path) -> None:
         completion_tokens=r.completion_tokens or 0, latency_ms=r.latency_ms + search_ms) for r, n in zip(rows, asked, strict=True)])
     atomic_write(job.out / "arm.json", json.dumps({"arm": arm, "seed": seed, **facts, "bytes": cost["bytes"]}, indent=1) + "\n")
 
-# %% ../../nbs/workbook/57_distill_line.ipynb #340d002c
+# %% ../../nbs/workbook/57_distill_line.ipynb #4a6c923a
 def arm_stages(
     source: Source,  # What the run works on
     config: Config,  # All settings
@@ -253,7 +253,7 @@ def distilled_stages(
     "Let the training learn from the teacher where the settings say so, and add the arms."
     method, m, kept = config.distill.method, "distillery.student.", [s for s in stages if s.name != "sft"]
     sft, arms = next(s for s in stages if s.name == "sft"), arm_stages(source, config, cache)
-    if method == "sft": sft = replace(sft, reads=(*sft.reads, "distill"))
+    if method == "sft": sft = replace(sft, reads=(*sft.reads, "distill.method"))
     else:
         inputs = {**sft.inputs, **({"teacher": teacher_digest(teacher_of(config), cache)} if method == "on_policy" else {})}
         needs = ("documents", "dataset", *(("teach",) if method != "on_policy" else ()))

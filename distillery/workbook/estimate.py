@@ -123,7 +123,7 @@ def take_sample(
     pace = getattr(who, "pace", None)  # a teacher without one is as busy with a sample as with a run
     return replace(shared(heard, slots, config), overlap=overlap, limit=overlap if pace is None else max(pace.fixed or inf, overlap))
 
-# %% ../../nbs/workbook/68_estimate.ipynb #cc93fb8f
+# %% ../../nbs/workbook/68_estimate.ipynb #a1b49d5f
 CONFIDENCE = 0.9
 
 
@@ -148,7 +148,7 @@ def extend(
     half = float(stdtrit(s.df, (1 + CONFIDENCE) / 2)) * max(s.se, mean / (m + 1)) * sqrt(rest)
     return whole.model_copy(update={"ci_low": max(sum(sums), (mean - half) * total), "ci_high": (mean + half) * total})
 
-
+# %% ../../nbs/workbook/68_estimate.ipynb #438d87dc
 NOISE = 0.15
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'FORMS', 'primary_set', 'scores_of', 'ship', 'quantization_decision', 'asked_levels', 'teacher_decision',
            'teacher_table', 'why_no_quantization', 'quantization_decisions', 'by_difficulty', 'interaction',
-           'answer_takeaway', 'variant_table', 'accuracy_table', 'contrast_table']
+           'answer_takeaway', 'variant_table', 'contrast_table']
 
 # %% ../../nbs/workbook/44_quantization.ipynb #c51bd34b
 from collections.abc import Mapping, Sequence
@@ -237,7 +237,7 @@ def _memory_answer(results: Results, made: Decision, ladders: Ladders) -> str:
     verdict = f"Yes: {best} saves {saved:.0%} of the bytes and is {made.verdict}" if best != "fp32" else f"Not shown: {made.verdict}"
     return f"{verdict}. Peak resident memory of a process that answers: {memory}. GPU memory was not measured: the students ran on the CPU."
 
-# %% ../../nbs/workbook/44_quantization.ipynb #0fa7349b
+# %% ../../nbs/workbook/44_quantization.ipynb #10591fff
 def variant_table(
     results: Results,  # A finished run
     set_name: str,  # Which set
@@ -253,24 +253,6 @@ def variant_table(
                      "peak MiB": cost["peak_rss_mb"], "p50 ms": cost["p50_latency_ms"], "p95 ms": cost["p95_latency_ms"],
                      "tokens/s": cost["tokens_per_second"]})
     return rows
-
-
-def accuracy_table(
-    rows: Rows,  # Variant to its rows
-    config: Config,  # For decisions.confidence
-) -> list[dict[str, Any]]:  # One row a set, difficulty and variant
-    "Accuracy by set and difficulty, with intervals that take pages as clusters."
-    kinds = sorted({(r.set, r.difficulty) for some in rows.values() for r in some})
-    found = []
-    for name, level in kinds:
-        for v, some in rows.items():
-            mine = [r for r in some if (r.set, r.difficulty) == (name, level)]
-            cell = {}
-            for metric, title in (("exact_match", "exact match"), ("token_f1", "token F1")):
-                e = mean_interval([float(getattr(r, metric)) for r in mine], [r.doc_id for r in mine], config.decisions.confidence)
-                cell[title] = f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]"
-            found.append({"set": name, "difficulty": level, "variant": v, "n": len(mine), "pages": len({r.doc_id for r in mine}), **cell})
-    return found
 
 
 def contrast_table(
