@@ -127,7 +127,7 @@ class GenerationLimitsSection(Section):
     max_answer_sentences: int = key(2, "result", "longer answers are rejected, and count as too long in evaluation", ge=1)
     max_answer_words: int = key(50, "result", "longer answers are rejected, and count as too long in evaluation", ge=1)
 
-# %% ../../nbs/core/07_pair_knobs.ipynb #1dead3b2
+# %% ../../nbs/core/07_pair_knobs.ipynb #6ed639fb
 class ValidationSection(Section):
     "What deserves a warning."
     context_token_warn: int = key(2000, "presentation", "warn when a passage given to the teacher is longer, tokens", ge=1)
@@ -151,6 +151,6 @@ class JudgeSection(Section):
 class SelectionSection(Section):
     "Which pairs train."
     min_evidence: float = key(1.0, "result", "least evidence score; 1 is an answer that stands in its chunk", ge=0, le=1)
-    min_relevance: float = key(0.15, "result", "least cosine of question and chunk", ge=-1, le=1)
+    min_relevance: float = key(0.15, "result", "least cosine of a question and the sentences that answer it", ge=-1, le=1)
     near_duplicate: float = key(0.9, "result", "questions at least this similar are one question", gt=0, le=1)
     max_pairs: int | None = key(None, "result", "most pairs kept; null keeps all", ge=1)

@@ -25,7 +25,7 @@ from .onnx import OnnxTeacher
 from .openai import OpenAITeacher, model_digest
 from .protocol import Teacher, run_async
 
-# %% ../../nbs/teachers/70_open.ipynb #b61c343a
+# %% ../../nbs/teachers/70_open.ipynb #680a9467
 def builtin_dir(
     name: str,  # "tiny" or "mini"
 ) -> Path:      # Its model folder inside the package
@@ -33,7 +33,7 @@ def builtin_dir(
     folder = Path(__file__).resolve().parent.parent / "weights" / name
     if name not in ("tiny", "mini"): raise DistilleryError(f"there is no built-in model {name!r}", "use tiny or mini")
     if not (folder / "config.json").is_file():
-        raise DistilleryError(f"the weights of {name!r} are missing", f"reinstall the package, or train them with: make {name}")
+        raise DistilleryError(f"the weights of {name!r} are missing", "reinstall the package, or train them: make tiny")
     return folder
 
 # %% ../../nbs/teachers/70_open.ipynb #623eb5f3

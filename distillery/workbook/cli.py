@@ -139,10 +139,10 @@ def why(
     for name in family or [stage]:
         for reason in plan.why(name) or ["would not run again"]: out.print(Text(f"{name}: {reason}"))
 
-# %% ../../nbs/workbook/90_cli.ipynb #3ccdbc59
+# %% ../../nbs/workbook/90_cli.ipynb #bcd12ac0
 @app.command()
 def ask(
-    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8 or q4")],
+    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
     question: Annotated[str, typer.Argument(help="What to ask")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run; the latest by default.")] = "latest",
     config: File = None,
@@ -169,12 +169,12 @@ def runs_show(
     "Show one run: its stages, gates and decisions."
     for block in experiment.show(settings(config, None, None), run): console().print(block)
 
-# %% ../../nbs/workbook/90_cli.ipynb #f50b9878
+# %% ../../nbs/workbook/90_cli.ipynb #f138a3e3
 @app.command()
 def report(
     name: Annotated[str, typer.Argument(help="A report, e.g. quantization, or all")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest")] = "latest",
-    sets: Annotated[list[str] | None, typer.Option("--set", "-s", help="A parameter of the report, e.g. --set confidence=0.9")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", "-s", help="A parameter of the report, e.g. --set worst=20")] = None,
     config: File = None,
 ) -> None:
     """Build a report of a finished run again.

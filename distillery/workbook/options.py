@@ -17,12 +17,14 @@ from rich.console import Console
 from ..core.config import Config, load_config, preset_names
 from ..core.knobs import ConfigError
 
-# %% ../../nbs/workbook/83_options.ipynb #d0b62e6d
+# %% ../../nbs/workbook/83_options.ipynb #99339de5
 PLAIN: dict[str, Any] = {"no_args_is_help": True, "context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": None}
 Docs = Annotated[Path | None, typer.Option("--docs", help="A folder of documents (md, txt, html, pdf, docx), or one document.")]
 Pairs = Annotated[Path | None, typer.Option("--pairs", help="A JSONL or CSV file of pairs: question, answer, perhaps context.")]
 Articles = Annotated[Path | None, typer.Option("--articles", help="A JSONL file of scored articles: text and scores, perhaps a cluster.")]
-Teacher = Annotated[str | None, typer.Option("--teacher", help="builtin:tiny, builtin:extractive, http://HOST:PORT/v1#MODEL, local:DIR.")]
+Teacher = Annotated[str | None, typer.Option(
+    "--teacher",
+    help="builtin:tiny, builtin:mini, builtin:extractive, http://HOST:PORT/v1#MODEL, local:DIR, onnx:DIR, mlx:DIR or batch:DIR#MODEL.")]
 File = Annotated[Path | None, typer.Option("--config", "-c", help="A settings file; ./distillery.yaml is read when it exists.")]
 Preset = Annotated[str | None, typer.Option("--preset", "-p", help=f"One of {', '.join(preset_names())}.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="One setting, e.g. --set lora.r=32; may be repeated.")]

@@ -84,9 +84,9 @@ def package_run(
             extras["demo.html"] = write_demo(folder, made / "demo.html", Path(config.workbook.cache_dir) / "web", facts)
         return package_variant(folder, merged, out, story, licence_file(base), extras)
 
-# %% ../../nbs/workbook/87_package.ipynb #cb226e08
+# %% ../../nbs/workbook/87_package.ipynb #8ee707af
 def package(
-    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8 or q4")],
+    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run; the latest by default.")] = "latest",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder; by default package-VARIANT.")] = None,
     gguf: Annotated[list[str] | None, typer.Option("--gguf", help="Add a GGUF file, f16 or q8_0; may be repeated.")] = None,

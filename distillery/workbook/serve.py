@@ -20,7 +20,7 @@ from .options import File, Set, console, overrides, settings
 from .results import Results
 from .watch import facts_table
 
-# %% ../../nbs/workbook/88_serve.ipynb #321a18ec
+# %% ../../nbs/workbook/88_serve.ipynb #3258d03c
 def served_folder(
     results: Results,  # A finished run
     variant: str,  # fp32, int8, uint8 or q4
@@ -32,10 +32,10 @@ def served_folder(
 
 
 def serve(
-    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8 or q4")],
+    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
     host: Annotated[str | None, typer.Option("--host", help="Where to listen; beyond 127.0.0.1 others get in, without a password.")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="server.port by default; 0 takes a free one.")] = None,
     config: File = None, sets: Set = None,
 ) -> None:
     """Serve a student over OpenAI's chat protocol until Ctrl-C; what is being answered then is finished.
