@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distillery.core.stats import Spread, paired_contrast, spread, wilson
-from distillery.core.verdicts import SURE, cases_to_settle, gate, noninferiority_gate, quantile_gate
+from distillery.core.verdicts import cases_to_settle, gate, noninferiority_gate, quantile_gate
 
 AWAY = (-0.15, -0.10, -0.05, 0.05, 0.10)  # true rates, from the threshold
 LONGEST = 30_000  # longer looks are cut: they could only settle more
@@ -58,12 +58,12 @@ def test_the_forecast_settles_most_of_what_was_open(threshold, n):
 
 
 @pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), (0.35, 100), (0.92, 150)])
-def test_over_all_truths_it_settles_what_it_says(threshold, n):
+def test_over_all_truths_it_settles_four_in_five(threshold, n):
     "Truths from everywhere, those beside the threshold included, which hardly any number of cases settles."
     rng = np.random.default_rng(6)
-    found, open_ones = settled(*look_twice(rng.uniform(max(0, threshold - 0.4), min(1, threshold + 0.4), 12_000), n, threshold, rng))
-    assert open_ones > 1000
-    assert found >= SURE - 2 * sqrt(SURE * (1 - SURE) / open_ones)
+    found, open_ones = settled(*look_twice(rng.uniform(max(0, threshold - 0.4), min(1, threshold + 0.4), 36_000), n, threshold, rng))
+    assert open_ones > 3000
+    assert found >= 0.80
 
 
 def test_taking_the_mean_for_the_truth_would_settle_every_second_one():
@@ -78,10 +78,10 @@ def test_taking_the_mean_for_the_truth_would_settle_every_second_one():
 
 @pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), (0.35, 100), (0.92, 150), (0.90, 60)])
 def test_a_false_pass_is_rare(threshold, n):
-    "Just below the threshold, where it is likeliest: at the first look, and after a second one as well."
+    "Just below the threshold, where it is likeliest. Whoever looks twice spends the error twice, and a little more where Wilson's interval is short."
     first, second = look_twice(np.full(8000, threshold - 1e-9), n, threshold, np.random.default_rng(8))
-    assert (first == "PASS").mean() <= 0.05
-    assert (second == "PASS").mean() <= 0.05 + 2 * sqrt(0.05 * 0.95 / 8000)
+    assert (first == "PASS").mean() <= 0.03
+    assert (second == "PASS").mean() <= 0.06
 
 
 def pages(rate, n, rng, likeness=0.2, size=6, first=0):

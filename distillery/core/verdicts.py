@@ -65,8 +65,8 @@ def not_asked(
     "The verdict on a question that this run did not put."
     return "not asked", f"Not asked: it needs {needs} and costs {costs}."
 
-# %% ../../nbs/core/45_verdicts.ipynb #1445ea91
-SURE = 0.8
+# %% ../../nbs/core/45_verdicts.ipynb #bdb058e8
+SURE = 0.83
 MOST = 10_000_000
 CHANCES = (np.arange(201) + 0.5) / 201
 
