@@ -78,7 +78,7 @@ def test_taking_the_mean_for_the_truth_would_settle_every_second_one():
 
 @pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), (0.35, 100), (0.92, 150), (0.90, 60)])
 def test_a_false_pass_is_rare(threshold, n):
-    "Just below the threshold, where it is likeliest. Whoever looks twice spends the error twice, and a little more where Wilson's interval is short."
+    "Just below the threshold, where it is likeliest. Who looks twice spends the error twice, and more where Wilson's interval is short."
     first, second = look_twice(np.full(8000, threshold - 1e-9), n, threshold, np.random.default_rng(8))
     assert (first == "PASS").mean() <= 0.03
     assert (second == "PASS").mean() <= 0.06
