@@ -1,6 +1,7 @@
 "Distillation: its loss against the online one, lessons and odds, refusals by name, kills in every trainer, seeds in the uncertainty."
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from distillery.teachers.logprobs import read_logprobs, record_of, tokenizer_dig
 from distillery.teachers.open import builtin_dir
 from distillery.teachers.protocol import ChatResult, TopLogprobs, ask_all
 from distillery.workbook.distill_line import ArmRow, distilled_stages
-from distillery.workbook.distillation import arm_rows, arms_decision, distillation_decisions, odds_table, of_set, with_seeds
+from distillery.workbook.distillation import arm_rows, arms_decision, distillation_decisions, level_table, odds_table, of_set, with_seeds
 from distillery.workbook.pairs_line import open_source
 from distillery.workbook.plan import Plan, Stage
 from distillery.workbook.results import Results
@@ -364,3 +365,27 @@ def test_the_page_shows_every_arm_its_cost_and_what_was_not_kept(tmp_path):
     for said in (recall.sentence, test.sentence): assert said.replace("'", "&#x27;") in text
     for said in ("0.001200", "0.2500", "180", "prompt tokens", "3 seeds a training", "94.0", "training tokens"): assert said in text
     assert "<b>leads" not in text
+    assert "learned from odds" not in text
+    for folder in (tmp_path / "run/arms").glob("logits-*"): shutil.rmtree(folder)  # the arms that the page suggests
+    fewer = build_report("distillation", tmp_path / "fewer", {"run_dir": str(tmp_path / "run")}).read_text("utf-8")
+    assert "No training of this run learned from odds" in fewer
+    assert "No rows." not in fewer
+
+
+def test_exact_match_has_an_interval_of_pages_and_seeds(tmp_path):
+    made_arms(tmp_path)
+    rows = of_set(arm_rows(Results(tmp_path)), "recall")
+    scattered = {s: [r.model_copy(update={"exact_match": float(i % 4 < n)}) for i, r in enumerate(some)]  # seeds apart, pages alike
+                 for n, (s, some) in enumerate(rows["sft"].items(), start=1)}
+    def sft(part, confidence):
+        config = load_config(overrides={"decisions.confidence": confidence, "decisions.resamples": 99})
+        cell = next(row["exact match"] for row in level_table(part, arms_decision(part, config, "recall")) if row["arm"] == "sft")
+        return [float(x) for x in re.findall(r"[-\d.]+", cell)]
+    mean, low, high = sft(rows, 0.95)
+    assert mean == pytest.approx(np.mean([r.exact_match for some in rows["sft"].values() for r in some]), abs=5e-4)
+    _, lower, higher = sft(rows, 0.8)
+    assert low < lower < mean < higher < high
+    mean, low, high = sft({**rows, "sft": scattered}, 0.95)
+    half = 4.303 * 0.25 / 3 ** 0.5  # Student's t of two degrees of freedom over means of 0.25, 0.5 and 0.75
+    assert mean == 0.5
+    assert half < high - mean < 1.1 * half  # the questions add a little

@@ -304,7 +304,7 @@ def test_the_page_answers_first_is_the_same_twice_and_shows_hostile_text_as_text
     assert re.search(r"Use tuned .*95 % interval", text[first:first + 500])
     assert "all-mpnet-base-v2: not asked: needs weights" in text
     headings = [re.sub("<.*?>", "", h) for h in re.findall(r"<h2[^>]*>(.*?)</h2>", text)]
-    assert headings == ["The embedders", "Accuracy and speed", "The differences", "By shared words", "What the takeaway asked",
+    assert headings == ["The embedders", "Accuracy and speed", "The differences", "By shared words", "The questions this began with",
                         "Questions on which they differ", "Method"]
     assert text.count("<img alt=") == 2
     assert "&lt;script&gt;document.title" in text

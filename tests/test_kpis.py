@@ -257,6 +257,7 @@ def test_figures_lie_beside_the_results_and_change_none_of_them(job):
 def test_a_second_run_adds_nothing_and_a_page_rebuilt_is_the_same(job):
     first = experiment.run_job(job())
     series, page = (first.run / "kpis.jsonl").read_bytes(), (first.run / "reports/kpis.html").read_bytes()
+    assert f"<dt>run</dt><dd>{first.run.name}</dd>".encode() in page.split(b'class="footer"')[1]
     manifest = (first.run / "manifest.json").read_bytes()
     again = experiment.run_job(job())
     assert (again.run / "kpis.jsonl").read_bytes() == series

@@ -11,9 +11,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from distillery.core.errors import DistilleryError
-from distillery.workbook.index import index_page
+from distillery.workbook.index import index_page, open_cards
 from distillery.workbook.page import card, finding, note, page, table
+from distillery.workbook.questions import QUESTIONS, reasons
 from distillery.workbook.report import build_report, check_parameters, parameters
+from distillery.workbook.results import open_results, tell_story
 
 ATTACKS = [
     "<script>document.title='owned'</script>",
@@ -53,6 +55,35 @@ def test_the_policy_stops_what_escaping_would_miss(tmp_path):
     assert "<title>fine</title>" in browser.dom(tmp_path / "hole.html")
     (tmp_path / "open.html").write_text("<title>fine</title><script>document.title='owned'</script>")
     assert "<title>owned</title>" in browser.dom(tmp_path / "open.html"), "the browser must run scripts, or this test shows nothing"
+
+
+# the index of the kept run
+
+KEPT = Path(__file__).parent / "data/run"
+
+
+def test_the_story_accounts_for_every_pair_that_was_written():
+    results = open_results(KEPT)
+    story, counts = tell_story(results), results.json("counts.json")
+    assert sum(row["pairs"] for row in story["Why written pairs were not kept"]) == counts["pairs_written"] - counts["pairs_kept"] > 0
+    rejected = story["Why candidates were rejected"]
+    assert sum(row["count"] for row in rejected) == len((KEPT / "rejected.jsonl").read_text("utf-8").splitlines())
+    assert sum(row["share of rejections"] for row in rejected) == pytest.approx(1)
+
+
+def test_the_index_shows_choices_by_their_questions_and_says_what_cannot_be_asked():
+    results = open_results(KEPT)
+    none, context = reasons(results), next(d for d in results.decisions() if d.name == "context_length")
+    assert any(c.a == "length alone" for c in context.contrasts)
+    text = index_page("A run", results.decisions(), {name: f"{name}.html" for name in ("kpis", *QUESTIONS)}, {}, {}, [], {}, none)
+    assert "length alone" not in text
+    assert "context_length</a>" not in text
+    listed, empty = text[text.index("<h2>Reports"):].split("</ul>")
+    assert "How the run went</a>" in listed
+    assert [name for name in QUESTIONS if f'href="{name}.html"' in empty] == [name for name in QUESTIONS if name in none]
+    assert not any(f'href="{name}.html"' in listed for name in none)
+    states = {row["question"]: row["state"] for row in open_cards([], none)}
+    assert states["Is a faster index as good?"] == "distillery cannot ask this yet: it would need a second index over the same vectors"
 
 
 def toy(path: Path, body: str, params: str = 'run_dir: str = "toy"  # where') -> Path:

@@ -15,7 +15,8 @@ from distillery.student.export import build_onnx
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
 from distillery.workbook.decide import level_verdicts
-from distillery.workbook.quantization import quantization_decision
+from distillery.workbook.quantization import contrast_table, quantization_decision, scores_of, variant_table
+from distillery.workbook.questions import QUESTIONS
 from distillery.workbook.report import build_report
 from distillery.workbook.results import open_results
 
@@ -34,7 +35,7 @@ def test_the_page_answers_first_and_explains_after(page):
     text = page.read_text("utf-8")
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
     assert [re.sub("<.*?>", "", h) for h in headings] == [
-        "The variants", "Latency", "The differences", "By difficulty", "Size against quality", "What the takeaway asked",
+        "The variants", "Latency", "The differences", "By difficulty", "Size against quality", "The questions this began with",
         "Are the exports the model?", "Gates", "Cases that changed", "The worst cases", "Method"]
     first = text.index('class="finding"')
     assert first < text.index("<h2")
@@ -110,6 +111,33 @@ def test_a_graph_with_one_layer_of_scales_zeroed_is_worse_and_the_sound_one_is_n
     assert judged["uint8"][0] == "fp32 better"
     assert judged["int8"][0].startswith("equivalent")
     assert made.sentence.startswith("Ship int8")
+
+
+@pytest.mark.parametrize("name", ["quantization", "temperature", "embedder"])
+def test_a_sentence_and_its_table_say_the_confidence_of_their_interval(name):
+    kept, results = next(d for d in open_results(KEPT).decisions() if d.name == name), open_results(KEPT)
+    usual, narrow = (QUESTIONS[name].decisions(results, load_config(preset="handbook", overrides={"decisions.confidence": c}))[0]
+                     for c in (0.95, 0.8))
+    assert usual.sentence == kept.sentence
+    assert "95 % interval" in usual.sentence
+    assert "80 % interval" in narrow.sentence
+    assert "95 %" not in narrow.sentence
+    for made, column in ((usual, "95 % interval"), (narrow, "80 % interval")):
+        assert [row[column] for row in contrast_table(made.contrasts)] == [f"[{c.ci_low:+.3f}, {c.ci_high:+.3f}]" for c in made.contrasts]
+
+
+def test_a_decision_on_the_test_set_counts_questions_with_an_answer_as_the_gates_do():
+    results = open_results(KEPT)
+    asked = {v: [r for r in some if r.set == "test"] for v, some in results.rows().items()}
+    refusals = sum(r.kind == "refusal" for r in asked["fp32"])
+    assert refusals > 0
+    made, mean = quantization_decision(asked, {v: 10 - i for i, v in enumerate(asked)}, load_config()), results.metrics("fp32")
+    known = mean["sets"]["test"]["exact_match"]
+    assert made.n_items == known["n"] == len(asked["fp32"]) - refusals
+    assert next(e for e in made.estimates if e.level == "fp32").mean == pytest.approx(known["mean"])
+    assert len(scores_of(asked, "behaviour_accuracy", "test")[0]["fp32"]) == len(asked["fp32"])
+    row = variant_table(results, "test")[0]
+    assert (row["questions"], row["with an answer"]) == (len(asked["fp32"]), known["n"])
 
 
 def test_the_card_of_the_built_in_run_could_have_seen_a_small_difference():

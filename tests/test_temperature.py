@@ -288,7 +288,7 @@ def test_the_page_answers_first_is_the_same_twice_and_shows_hostile_text_as_text
     assert re.search(r"Choose 0\.3.*95 % interval", text[first:first + 500])
     headings = [re.sub("<.*?>", "", h) for h in re.findall(r"<h2[^>]*>(.*?)</h2>", text)]
     assert headings == ["The temperatures", "The differences", "With other seeds", "By difficulty", "RAG improvement and uniqueness",
-                        "What the takeaway asked", "Answers that changed", "Method"]
+                        "The questions this began with", "Answers that changed", "Method"]
     assert "naive interval" in text
     assert text.count("<img alt=") == 5
     assert "&lt;script&gt;document.title" in text

@@ -94,7 +94,7 @@ def interval_plot(
         if axes.get_legend_handles_labels()[0]: axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     return figure
 
-# %% ../../nbs/core/60_figures.ipynb #af4c2e94
+# %% ../../nbs/core/60_figures.ipynb #2ab32af5
 @dataclass(frozen=True)
 class Point:
     "One level in a trade-off figure."
@@ -108,7 +108,7 @@ class Point:
 def dominated(
     points: Sequence[Point],  # Small x and large y are good
 ) -> list[bool]:  # Whether another point is at least as good on both axes and better on one
-    "Which levels are never the right choice."
+    "Which levels another is at least as good as on both axes, by the means."
     return [any(q.x <= p.x and q.y >= p.y and (q.x, q.y) != (p.x, p.y) for q in points) for p in points]
 
 

@@ -15,7 +15,7 @@ from ..core.verdicts import verdict
 from .context import RIVALS, ContextCost, ContextRow, best_on_validation
 from .quality import level_contrasts, level_estimates, means, resampled
 
-# %% ../../nbs/filters/60_choice.ipynb #581e6ce6
+# %% ../../nbs/filters/60_choice.ipynb #e068bd03
 INT8 = "int8"  # As level names say it
 
 
@@ -28,16 +28,17 @@ def judge_levels(
 
 
 def cheapest(
+    rows: Sequence[ContextRow],  # From `run_context`
     contrasts: Sequence[Contrast],  # Each level minus the best
-    costs: Sequence[ContextCost],  # Of all levels
     best: str,  # The level they were compared with
     margin: float,  # Points
 ) -> str:  # The best itself, if nothing cheaper is shown to be as good
-    "The level that reads fewest tokens among those shown to be as good."
-    read = {c.level: c.tokens_read for c in costs}
+    "The level with the smallest budget among those shown to be as good; of its views the one with the least error on validation."
     good = [a for a, (word, _) in judge_levels(contrasts, margin).items()
             if a not in RIVALS and (word.startswith("equivalent") or word == f"{a} better")]
-    return min([best, *good], key=lambda level: (read[level], level))
+    some = [r for r in rows if r.level in (best, *good)]
+    least = min(r.budget for r in some)
+    return best_on_validation([r for r in some if r.budget == least])
 
 
 def difference_table(
@@ -106,21 +107,21 @@ def int8_sentence(
     if (c := eight_bits(rows)) is None: return ""
     return "In 8 bits: " + verdict(c, margin, higher_is_better=False, metric="mean absolute error", unit="topics")[1]
 
-# %% ../../nbs/filters/60_choice.ipynb #8062781a
+# %% ../../nbs/filters/60_choice.ipynb #b4f34bbd
 def _wording(contrasts: Sequence[Contrast], estimates: Sequence[Estimate], costs: Sequence[ContextCost], best: str, chosen: str,
              margin: float) -> tuple[str, str]:
     judged, mean, n = judge_levels(contrasts, margin), {e.level: e.mean for e in estimates}, estimates[0].n
     if chosen == best:
         open_ones = [word for level, (word, _) in judged.items() if level not in RIVALS and word.startswith("undecided")]
         return (open_ones[0] if open_ones else f"{best} better",
-                f"Use {best}: mean absolute error {mean[best]:.2f} points on {n} articles; nothing that reads less is shown to be as good.")
+                f"Use {best}: mean absolute error {mean[best]:.2f} points on {n} articles; no smaller budget is shown to be as good.")
     c, read = next(c for c in contrasts if c.a == chosen), {cost.level: cost.tokens_read for cost in costs}
     return judged[chosen][0], (
         f"Use {chosen}: mean absolute error {mean[chosen]:.2f} points against {mean[best]:.2f} of {best} on {n} articles "
         f"(difference {c.diff:+.2f}, 95 % interval {c.ci_low:+.2f} to {c.ci_high:+.2f}), "
         f"reading {read[chosen] / read[best]:.0%} of the tokens.")
 
-# %% ../../nbs/filters/60_choice.ipynb #6b3f8418
+# %% ../../nbs/filters/60_choice.ipynb #6cea1c64
 def context_decision(
     rows: Sequence[ContextRow],  # From `run_context`
     costs: Sequence[ContextCost],  # From `run_context`, with times
@@ -130,7 +131,7 @@ def context_decision(
     lengths, small = [r for r in rows if r.encoder != INT8], eight_bits(rows)
     best = best_on_validation([r for r in lengths if r.level not in RIVALS])
     contrasts, estimates = level_contrasts(lengths, best), level_estimates(rows)
-    chosen = cheapest(contrasts, costs, best, margin)
+    chosen = cheapest(lengths, contrasts, best, margin)
     word, sentence = _wording(contrasts, estimates, costs, best, chosen, margin)
     if any(c.ci_high >= 0 for c in beats_rivals(lengths, chosen).values()):
         word, sentence = "undecided: no scorer beats its rivals", noise_sentence(rows, chosen)

@@ -149,14 +149,14 @@ def md_table(
     lines = [line(show(r.get(c, "–")) for c in columns) for r in rows]
     return [line(columns), "|" + "---|" * len(columns), *lines] if rows else ["None."]
 
-# %% ../../nbs/student/42_summary.ipynb #86fe092c
+# %% ../../nbs/student/42_summary.ipynb #05cb31f8
 def render_summary(
     variant: str,  # Its name
     metrics: Mapping[str, Any],  # What `write_evaluation` stores
     failures: Sequence[Mapping[str, Any]],  # From `find_failures`
 ) -> str:  # Markdown
     "Write one variant's evaluation as a page."
-    lines = [f"# Evaluation of {variant}", "", "Means with 95 % intervals over documents."]
+    lines = [f"# Evaluation of {variant}", "", "Means with intervals over documents."]
     for name, values in metrics["sets"].items():
         lines += ["", f"## {name}: {values['n']} questions", "", "| metric | value |", "|---|---|"]
         lines += [f"| {m} | {cell(values[m])} |" for m in METRICS]

@@ -153,7 +153,7 @@ def write_decisions(
         atomic_write(run.path / "decisions" / f"{d.name}.json", text + "\n")
     run.write_json("metrics.json", takeaway_metrics(results))
 
-# %% ../../nbs/workbook/64_assemble.ipynb #4ca6577f
+# %% ../../nbs/workbook/64_assemble.ipynb #69f33ffc
 def write_pages(
     run: RunFolder,  # With its links and decisions
     reports: Mapping[str, Mapping[str, Any]],  # Report name to its parameters, besides run_dir
@@ -171,7 +171,7 @@ def write_pages(
     titles = {"handbook": "The built-in handbook", "documents": "Your documents", "pairs": "Your pairs", "articles": "Your articles"}
     title = titles.get(str(facts.get("source")), "A run")
     of = {d.name: links.get(d.name.split("-")[0]) for d in results.decisions()}
-    story = tell_story(results) | _rejected(results) | _skipped(results)
+    story = tell_story(results) | _skipped(results)
     return atomic_write(folder / "index.html", index_page(title, results.decisions(), links, of, story, warnings_of(results), facts, none))
 
 
@@ -180,15 +180,7 @@ def _no_answer(name: str, reason: str, results: Results) -> str:
     said = note(f"This run cannot tell: {reason}.", "warning")
     return page(question, f"<h1>{question}</h1>{said}{footer(results.json('provenance.json', {}))}")
 
-# %% ../../nbs/workbook/64_assemble.ipynb #e3cfd78e
-def _rejected(results: Results) -> dict[str, list[dict[str, Any]]]:
-    from distillery.pairs.account import rejection_table
-
-    path = results.path / "rejected.jsonl"
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
-    return {"Why candidates were rejected": [r.model_dump() for r in rejection_table(rows)]} if rows else {}
-
-
+# %% ../../nbs/workbook/64_assemble.ipynb #94d33bfd
 def _skipped(results: Results) -> dict[str, list[dict[str, Any]]]:
     rows = [{"file": s["path"], "why it was skipped": s["reason"]} for s in results.json("skipped.json", [])]
     return {"Inputs that were skipped": rows} if rows else {}

@@ -22,7 +22,7 @@ from .distill_line import ArmRow
 from .results import Results
 from .temperature import span
 
-# %% ../../nbs/workbook/58_distillation.ipynb #39121295
+# %% ../../nbs/workbook/58_distillation.ipynb #9aa25940
 ASK = "it was not asked; `distillery run --set 'decisions.distill_arms=[base, sft, sequence, rag]'` asks it"
 ORDER = ("base", "sft", "sequence", "logits", "context", "rag")
 SETS = {"recall": "distillation", "test": "distillation_test"}
@@ -43,9 +43,9 @@ def arm_rows(
 def of_set(
     rows: Arms,  # From `arm_rows`
     name: str,   # recall or test
-) -> dict[str, dict[str, list[ArmRow]]]:  # Only the questions of that set
+) -> dict[str, dict[str, list[ArmRow]]]:  # Only its questions with an answer
     "One set of questions."
-    return {arm: {seed: [r for r in some if r.set == name] for seed, some in by.items()} for arm, by in rows.items()}
+    return {arm: {seed: [r for r in some if r.set == name and r.kind == "answer"] for seed, some in by.items()} for arm, by in rows.items()}
 
 
 def why_no_distillation(
@@ -99,11 +99,23 @@ def estimate_with_seeds(
     low, high = (sqrt((estimate.mean - end) ** 2 + luck**2) for end in (estimate.ci_low, estimate.ci_high))
     return estimate.model_copy(update={"ci_low": estimate.mean - low, "ci_high": estimate.mean + high})
 
-# %% ../../nbs/workbook/58_distillation.ipynb #4b06896b
+# %% ../../nbs/workbook/58_distillation.ipynb #1cab7b99
 def _by_seed(a: Mapping[str, float], b: Mapping[str, float]) -> list[float]:
     "Differences seed by seed; an arm without a training is the same with each."
     at = lambda means, seed: means.get(seed, fmean(means.values()))
     return [at(a, seed) - at(b, seed) for seed in {**a, **b}]
+
+
+def _question_means(rows: Arms, metric: str) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    "Arm to each question's mean over the seeds, and the page of each question."
+    scores, pages = dict[str, dict[str, float]](), dict[str, str]()
+    for arm, by in rows.items():
+        told = dict[str, list[float]]()
+        for some in by.values():
+            for r in some: told.setdefault(r.id, []).append(getattr(r, metric))
+            pages |= {r.id: r.doc_id for r in some}
+        scores[arm] = {i: fmean(v) for i, v in told.items()}
+    return scores, pages
 
 
 def arms_decision(
@@ -113,13 +125,7 @@ def arms_decision(
 ) -> Decision:       # Every arm against plain fine-tuning, or against the first
     "Compare the arms on one set, with questions and seeds in the uncertainty."
     metric, base = "token_f1", "sft" if "sft" in rows else next(iter(rows))
-    scores, pages = dict[str, dict[str, float]](), dict[str, str]()
-    for arm, by in rows.items():
-        told = dict[str, list[float]]()
-        for some in by.values():
-            for r in some: told.setdefault(r.id, []).append(getattr(r, metric))
-            pages |= {r.id: r.doc_id for r in some}
-        scores[arm] = {i: fmean(v) for i, v in told.items()}
+    scores, pages = _question_means(rows, metric)
     question = f"What should a student learn from? ({name})"
     made = decide(SETS[name], question, "training", scores, pages, base, metric, ("questions", "pages"), config)
     means = {arm: seed_means(by, metric) for arm, by in rows.items()}
@@ -166,17 +172,18 @@ def distillation_decisions(
         cards.append(made.model_copy(update={"verdict": word, "sentence": sentence, "cost": cost}))
     return cards
 
-# %% ../../nbs/workbook/58_distillation.ipynb #95dcffea
+# %% ../../nbs/workbook/58_distillation.ipynb #afc14564
 def level_table(
     rows: Arms,          # Of one set
     decision: Decision,  # Of the same set
 ) -> list[dict[str, Any]]:  # One row an arm
     "Scores of every arm, and how much its seeds differ."
-    at = {e.level: e for e in decision.estimates}
-    exact, f1 = ({arm: list(seed_means(by, m).values()) for arm, by in rows.items()} for m in ("exact_match", "token_f1"))
-    return [{"arm": arm, "questions": at[arm].n, "pages": at[arm].n_clusters,
-             "token F1": f"{at[arm].mean:.3f} [{at[arm].ci_low:.3f}, {at[arm].ci_high:.3f}]",
-             "exact match": fmean(exact[arm]), "token F1 by seed": ", ".join(f"{m:.3f}" for m in f1[arm])} for arm in rows]
+    at, p, (told, page) = {e.level: e for e in decision.estimates}, decision.contrasts[0].confidence, _question_means(rows, "exact_match")
+    exact = {arm: estimate_with_seeds(mean_interval(list(by.values()), [page[i] for i in by], p),
+                                      list(seed_means(rows[arm], "exact_match").values()), p) for arm, by in told.items()}
+    cell = lambda e: f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]"
+    return [{"arm": arm, "questions": at[arm].n, "pages": at[arm].n_clusters, "token F1": cell(at[arm]), "exact match": cell(exact[arm]),
+             "token F1 by seed": ", ".join(f"{m:.3f}" for m in seed_means(by, "token_f1").values())} for arm, by in rows.items()]
 
 
 def cost_table(

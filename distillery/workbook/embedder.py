@@ -95,7 +95,7 @@ def confirm_pick(
     best = pick_level(part(True), config.decisions.margins["ndcg"], ms)
     return best, next((c for c in part(False) if c.a == best), None)
 
-# %% ../../nbs/workbook/47_embedder.ipynb #b714da14
+# %% ../../nbs/workbook/47_embedder.ipynb #f8e910cd
 def _wording(d: Decision, best: str, costs: Mapping[str, EmbedderCost]) -> tuple[str, str]:
     judged, mean = level_verdicts(d.contrasts, d.margin, "nDCG@10", "documents"), {e.level: e.mean for e in d.estimates}
     words, ms = {v: word for v, (word, _) in judged.items()}, lambda v: f"{milliseconds(costs[v].ms_per_query)} ms a question"
@@ -103,7 +103,8 @@ def _wording(d: Decision, best: str, costs: Mapping[str, EmbedderCost]) -> tuple
         c = next(c for c in d.contrasts if c.a == best)
         why = "shown better than" if words[best] == f"{best} better" else "the fastest of those shown equivalent to"
         return words[best], (f"Use {best} ({costs[best].what}), {why} the base: nDCG@10 {mean[best]:.3f} against {mean['base']:.3f} "
-                             f"on {d.n_items} questions (difference {span(c)}, 95 % interval), {ms(best)} against {ms('base')}.")
+                             f"on {d.n_items} questions (difference {span(c)}, {100 * c.confidence:g} % interval), "
+                             f"{ms(best)} against {ms('base')}.")
     open_ = [c for c in d.contrasts if words[c.a].startswith("undecided")]
     most = max(open_ or d.contrasts, key=lambda c: more_needed(c, d.margin) if open_ else abs(c.diff))
     return words[most.a], (f"Keep the base ({costs['base'].what}): nDCG@10 {mean['base']:.3f} on {d.n_items} questions at {ms('base')}; "

@@ -72,7 +72,7 @@ def why_no_grouping(
     if not rows: return ASK
     return None if len({r.doc_id for r in rows}) > 1 else "all its slots lie on one page; a difference needs two pages, better twenty"
 
-# %% ../../nbs/workbook/56_grouping.ipynb #3d948932
+# %% ../../nbs/workbook/56_grouping.ipynb #fa92b8db
 def grouping_decision(
     rows: list[Any],  # `GroupedRow`s
     config: Config,  # For the decisions section
@@ -91,7 +91,8 @@ def grouping_decision(
     start = (f"Ask {best.a} questions per call: {saved:.0%} fewer requests" if fine
              else f"Keep {base}: no larger number is shown to cost less than {made.margin:g} of the slots")
     return made.model_copy(update={"verdict": judged[best.a][0], "sentence":
-        f"{start}; {best.a} − {base} = {span(best)} of {made.n_items} slots with a pair, 95 % interval: {judged[best.a][0]}."})
+        f"{start}; {best.a} − {base} = {span(best)} of {made.n_items} slots with a pair, "
+        f"{100 * best.confidence:g} % interval: {judged[best.a][0]}."})
 
 
 def grouping_decisions(

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['TAKEAWAYS', 'UNASKED', 'decision_card', 'in_order', 'open_cards', 'index_page']
 
-# %% ../../nbs/workbook/62_index.ipynb #2c132fbb
+# %% ../../nbs/workbook/62_index.ipynb #56b6c90e
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..core.records import Decision
+from ..core.records import Contrast, Decision
+from ..filters.context import RIVALS
 from .page import Html, card, footer, note, page, table
+from .questions import QUESTIONS
 
-# %% ../../nbs/workbook/62_index.ipynb #7b68d8b5
+# %% ../../nbs/workbook/62_index.ipynb #8cce73f0
 TAKEAWAYS = {
     "quantization": ("Which quantization should I ship?", "a run with at least two variants"),
     "temperature": ("Which temperature should the teacher write at?", "the same slots at three temperatures"),
@@ -31,8 +33,8 @@ TAKEAWAYS = {
 }
 
 
-def _interval(d: Decision) -> str:
-    widest = max(d.contrasts, key=lambda c: abs(c.diff), default=None)
+def _interval(contrasts: Sequence[Contrast]) -> str:
+    widest = max(contrasts, key=lambda c: abs(c.diff), default=None)
     return f"{widest.a} − {widest.b}: {widest.diff:+.3f} [{widest.ci_low:+.3f}, {widest.ci_high:+.3f}]" if widest else "–"
 
 
@@ -41,16 +43,17 @@ def decision_card(
     href: str | None,  # Its report
 ) -> Html:  # A card
     "Show a decision as a card: what it rests on, the largest effect, what it could have seen, what it cost."
+    asked = [c for c in d.contrasts if c.a not in RIVALS]
     facts = {
         "rests on": f"{d.n_items} {d.unit} in {d.n_clusters} clusters",
-        "largest effect": _interval(d),
-        "detectable": max((c.mde for c in d.contrasts), default=None),
+        "largest effect": _interval(asked),
+        "detectable": max((c.mde for c in asked), default=None),
         "margin": f"±{d.margin:g} {d.metric}",
         **d.cost,
     }
     return card(d.question, d.verdict, d.sentence, facts, href)
 
-# %% ../../nbs/workbook/62_index.ipynb #ea519e81
+# %% ../../nbs/workbook/62_index.ipynb #cee30da5
 def in_order(
     decisions: Iterable[Decision],  # Of one run
 ) -> list[Decision]:  # The takeaways in their order, then what was asked besides
@@ -68,13 +71,23 @@ def open_cards(
 ) -> list[dict[str, str]]:  # One row a question
     "The questions this run did not ask or could not answer, and what it would take."
     def state(name: str, needs: str) -> str:
+        if name not in QUESTIONS: return f"distillery cannot ask this yet: it would need {needs}"
         if name not in none: return f"not asked: needs {needs}"
         unasked = none[name].startswith(UNASKED)
         return f"not asked: {none[name].removeprefix(UNASKED).strip('; ')}" if unasked else f"no answer: {none[name]}"
 
     return [{"question": q, "state": state(name, needs)} for name, (q, needs) in TAKEAWAYS.items() if name not in asked]
 
-# %% ../../nbs/workbook/62_index.ipynb #30926507
+# %% ../../nbs/workbook/62_index.ipynb #6014788a
+def _links(links: Mapping[str, str], none: Mapping[str, str]) -> list[str]:
+    titles = {name: question for name, (question, _) in TAKEAWAYS.items()} | {"kpis": "How the run went"}
+    link = {name: f'<a href="{_text(href)}">{_text(titles.get(name, name))}</a>' for name, href in links.items()}
+    order = [*(name for name in titles if name in link), *sorted(link.keys() - titles.keys())]
+    empty = [link[name] for name in order if name in none]
+    return ["<h2>Reports</h2><ul>", *(f"<li>{link[name]}</li>" for name in order if name not in none), "</ul>",
+            *([f'<p class="note">Pages that only say why this run cannot tell: {", ".join(empty)}</p>'] if empty else [])]
+
+
 def index_page(
     title: str,  # Of the run
     decisions: Sequence[Decision],  # Made in this run
@@ -91,8 +104,7 @@ def index_page(
     parts.append('<div class="cards">' + "".join(decision_card(d, behind.get(d.name)) for d in in_order(decisions)) + "</div>")
     for heading, rows in story.items(): parts += [f"<h2>{_text(heading)}</h2>", table(rows)]
     parts += ["<h2>Not answered yet</h2>", table(open_cards([d.name for d in decisions], none or {}))]
-    if links:
-        parts += ["<h2>Reports</h2><ul>", *(f'<li><a href="{_text(href)}">{_text(name)}</a></li>' for name, href in links.items()), "</ul>"]
+    if links: parts += _links(links, none or {})
     return page(title, "\n".join([*parts, footer(facts)]))
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TARGETS', 'WRITING', 'DRAWN', 'Target', 'target_rows', 'coloured', 'summary', 'time_plot', 'kpi_page', 'LiveTable']
 
-# %% ../../nbs/workbook/54_kpi_page.ipynb #345a85ea
+# %% ../../nbs/workbook/54_kpi_page.ipynb #fc7d2c79
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..core.extras import MissingExtra, need
 from ..core.figures import PALETTE, STYLE, WIDTH, png_bytes
 from ..core.files import atomic_write
 from .kpis import Sample, read_series
-from .page import Html, note, page, picture, table
+from .page import Html, footer, note, page, picture, table
 from .plan import Event
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def coloured(
         text = text.replace(f'<td class="text">{state}</td>', f'<td class="text" style="color:{colour};font-weight:bold">{state}</td>')
     return Html(text)
 
-# %% ../../nbs/workbook/54_kpi_page.ipynb #4e8016e8
+# %% ../../nbs/workbook/54_kpi_page.ipynb #6c679d70
 WRITING = ("documents", "generate", "judge", "select", "dataset")
 
 
@@ -94,14 +94,15 @@ def time_plot(
         axes = figure.add_subplot()
         for i, (label, points) in enumerate(lines.items()):
             axes.plot([x for x, _ in points], [y for _, y in points], color=PALETTE[i % len(PALETTE)], label=label, linewidth=1.5)
-        axes.set_xlabel("seconds"); axes.set_ylabel(ylabel); axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds"); axes.set_ylabel(ylabel, parse_math=False); axes.set_ylim(bottom=0)
         if len(lines) > 1: axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     return figure
 
-# %% ../../nbs/workbook/54_kpi_page.ipynb #9b1fcf21
+# %% ../../nbs/workbook/54_kpi_page.ipynb #69682caf
 DRAWN = {"tokens written a second": ("tokens_per_s",), "pairs a minute": ("pairs_per_min",), "requests in flight": ("in_flight",),
-         "errors and retries, share": ("error_rate", "retry_rate"), "spent": ("spend",), "processor and memory, %": ("cpu", "ram"),
-         "resident memory, GiB": ("rss_gib",), "disk, MB/s": ("disk_mb_s",), "network, kB/s": ("net_kb_s",)}
+         "errors and retries, share": ("error_rate", "retry_rate"), "spent, {currency}": ("spend",),
+         "processor and memory, %": ("cpu", "ram"), "resident memory, GiB": ("rss_gib",),
+         "disk, MB/s": ("disk_mb_s",), "network, kB/s": ("net_kb_s",)}
 
 
 def kpi_page(
@@ -111,7 +112,7 @@ def kpi_page(
 ) -> Path:  # reports/kpis.html
     "Write the page of figures of a run."
     read = lambda name: json.loads((run / name).read_text("utf-8")) if (run / name).is_file() else {}
-    series = read_series(run)
+    series, currency = read_series(run), read("config.json").get("budget.currency", "money")
     took = {k: s["seconds"] for k, s in read("manifest.json").get("stages", {}).items()} if seconds is None else seconds
     now = target_rows(summary(series, read("counts.json").get("documents", 0), sum(s for k, s in took.items() if k in WRITING)))
     said = "Measured while it ran, on one occasion: another run of the same settings has other figures here and the same results."
@@ -124,7 +125,9 @@ def kpi_page(
     for label, keys in DRAWN.items():
         lines = {k.replace("_", " "): [(s["t"], s[k]) for s in series if s["session"] == last and s[k] is not None] for k in keys}
         if not any(y for points in lines.values() for _, y in points): continue
+        label = label.replace("{currency}", currency)
         parts.append(picture(png_bytes(time_plot(lines, label)), f"{label}, over time"))
+    parts.append(footer(read("provenance.json")))
     return atomic_write(run / "reports" / "kpis.html", page("How the run went", "\n".join(parts)))
 
 

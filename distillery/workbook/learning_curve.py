@@ -77,7 +77,7 @@ def curve_stages(
                   f"a student of {share:.0%} of the documents")
             for share in curve_shares(config) if share < 1 or "fp32" not in config.export.variants]
 
-# %% ../../nbs/workbook/55_learning_curve.ipynb #cb09b8e9
+# %% ../../nbs/workbook/55_learning_curve.ipynb #841c63af
 Rows = Mapping[str, Sequence[EvalRow]]
 ASK = "it was not asked; `distillery run --set 'decisions.train_shares=[0.25, 0.5]'` asks it"
 
@@ -113,7 +113,7 @@ def why_no_curve(
 
 
 def _pages(rows: Rows, set_name: str) -> set[str]:
-    return {r.doc_id for r in next(iter(rows.values())) if r.set == set_name}
+    return {r.doc_id for r in next(iter(rows.values())) if r.set == set_name and r.kind == "answer"}
 
 # %% ../../nbs/workbook/55_learning_curve.ipynb #7568dbcd
 def doubling(
@@ -167,7 +167,7 @@ def curve_decisions(
     rows = curve_rows(results)
     return [curve_decision(rows, curve_pages(results, rows, config.sft.seed), config)]
 
-# %% ../../nbs/workbook/55_learning_curve.ipynb #bfe68cfb
+# %% ../../nbs/workbook/55_learning_curve.ipynb #a18c65f7
 def curve_table(
     rows: Rows,  # From `curve_rows`
     taught: Mapping[str, set[str]],  # From `curve_pages`
@@ -182,7 +182,7 @@ def curve_table(
     for reading, keep in readings.items():
         for level in ("all", *sorted({r.difficulty for some in rows.values() for r in some})):
             for share, some in rows.items():
-                mine = [r for r in some if keep(r) and level in ("all", r.difficulty)]
+                mine = [r for r in some if keep(r) and r.kind == "answer" and level in ("all", r.difficulty)]
                 if not mine: continue
                 e = mean_interval([float(getattr(r, metric)) for r in mine], [r.doc_id for r in mine], config.decisions.confidence, share)
                 found.append({"asked about": reading, "difficulty": level, "documents": share, "n": e.n, "pages": e.n_clusters,

@@ -44,7 +44,7 @@ def memory_of(
     if trial.gpu: return trial.gpu["allocated_gib"], budget or trial.gpu["total_gib"]
     return trial.peak_gib, budget or facts["ram_gib"]
 
-# %% ../../nbs/workbook/53_memory.ipynb #a08563ad
+# %% ../../nbs/workbook/53_memory.ipynb #8d2c235f
 def memory_table(
     trials: Trials,  # Level to its trials
     pages: Mapping[str, str],  # Slot to its page
@@ -65,7 +65,7 @@ def memory_table(
             e = mean_interval([scores[level][i] for i in sorted(pages)], [pages[i] for i in sorted(pages)], config.decisions.confidence)
             row |= {"largest batch": max(t.batch or 0 for t in some), "batches halved": sum(t.refused for t in some)}
             row |= {"tokens/s": fmean(t.tokens / t.seconds for t in some),
-                    "time ratio": "1" if level == base else told_ratio(time_ratio(ended, level, base)),
+                    "time ratio": "1" if level == base else told_ratio(time_ratio(ended, level, base, config.decisions.confidence)),
                     "slots with a pair": f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]"}
         table.append(row)
     return sorted(table, key=lambda row: "tokens/s" not in row)
@@ -77,7 +77,7 @@ def use_over_time(
     "How memory filled."
     return {level: [(t, gib) for t, gib, _ in some[0].samples] for level, some in working(trials).items() if some[0].samples}
 
-# %% ../../nbs/workbook/53_memory.ipynb #80338f1d
+# %% ../../nbs/workbook/53_memory.ipynb #473c19ee
 def memory_decisions(
     results: Results,  # A finished run
     config: Config,  # For the decisions section
@@ -96,7 +96,7 @@ def memory_decision(
     "The fastest level whose quality is the same; and which levels did not fit."
     ended = working(trials)
     base, lost = next(iter(ended)), failures(trials)
-    ratios = {n: time_ratio(ended, n, base) for n in ended if n != base}
+    ratios = {n: time_ratio(ended, n, base, config.decisions.confidence) for n in ended if n != base}
     cost = {"asked": f"{sum(t.requests for some in trials.values() for t in some)} requests in {sum(map(len, trials.values()))} trials",
             **({"did not end": f"{len(lost)} trials: {', '.join(dict.fromkeys(r['level'] for r in lost))}"} if lost else {})}
     made = decide("memory", "What does running near the memory limit cost?", "batch size and memory budget", slot_quality(ended, pages),

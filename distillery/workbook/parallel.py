@@ -139,7 +139,7 @@ def fragmentation(
     shares = [t.gpu["fragmented"] for t in trials if t.gpu]
     return f"{max(shares):.3f}" if shares else "not measured: no GPU"
 
-# %% ../../nbs/workbook/52_parallel.ipynb #a719f246
+# %% ../../nbs/workbook/52_parallel.ipynb #f531cb1e
 def pick_level(
     contrasts: Sequence[Contrast],  # Quality of each level against the base
     judged: Mapping[str, tuple[str, str]],  # Their verdicts
@@ -168,20 +168,20 @@ def parallel_decision(
 ) -> Decision:  # The card
     "The fastest way among those whose quality is not shown to be worse, and not unknown."
     ended = working(trials)
-    base = next(iter(ended))
+    base, sure = next(iter(ended)), config.decisions.confidence
     cost = {"asked": f"{sum(t.requests for some in trials.values() for t in some)} requests in {sum(map(len, trials.values()))} trials",
-            **{f"time at {n}": f"{told_ratio(time_ratio(ended, n, base))} of that at {base}" for n in ended if n != base}}
+            **{f"time at {n}": f"{told_ratio(time_ratio(ended, n, base, sure))} of that at {base}" for n in ended if n != base}}
     made = decide("parallel", "Serial or parallel?", "requests in flight", slot_quality(ended, pages), pages, base, "evidence",
                   ("slots", "pages"), config, cost)
     judged = level_verdicts(made.contrasts, made.margin, "slots with a pair", "pages")
-    pick, how = pick_level(made.contrasts, judged, ratios := {n: time_ratio(ended, n, base) for n in ended if n != base})
+    pick, how = pick_level(made.contrasts, judged, ratios := {n: time_ratio(ended, n, base, sure) for n in ended if n != base})
     c = next(c for c in made.contrasts if c.a == pick)
     start = {"good": f"Run {pick} at once", "fast": f"{pick} at once is faster, but its quality is not shown to be the same",
              "slow": f"Stay at {base}: more at once is not shown to be faster"}[how]
     tail = f"{told_ratio(ratios[pick])} of the time at {base}; slots with a pair {pick} − {base} = {span(c)}: {judged[pick][0]}"
     return made.model_copy(update={"verdict": judged[pick][0], "sentence": f"{start}: {tail}, n = {made.n_items} slots."})
 
-# %% ../../nbs/workbook/52_parallel.ipynb #79ad3d3d
+# %% ../../nbs/workbook/52_parallel.ipynb #b1da0f5b
 def trial_table(
     trials: Trials,  # Level to its trials
     pages: Mapping[str, str],  # Slot to its page
@@ -190,23 +190,24 @@ def trial_table(
     "What each level took and brought."
     ended, table = working(trials), list[dict[str, Any]]()
     if not ended: return []
-    base, scores = next(iter(ended)), slot_quality(ended, pages)
+    base, scores, sure = next(iter(ended)), slot_quality(ended, pages), config.decisions.confidence
     for level, some in ended.items():
-        e = mean_interval([scores[level][i] for i in sorted(pages)], [pages[i] for i in sorted(pages)], config.decisions.confidence)
+        e = mean_interval([scores[level][i] for i in sorted(pages)], [pages[i] for i in sorted(pages)], sure)
         firsts = [t.first_s for t in some if t.first_s is not None]
         table.append({
             "level": level, "rounds": len(some), "seconds": f"{fmean(t.seconds for t in some):.2f}",
-            "time ratio": "1" if level == base else told_ratio(time_ratio(ended, level, base)),
+            "time ratio": "1" if level == base else told_ratio(time_ratio(ended, level, base, sure)),
             "first answer s": f"{fmean(firsts):.2f}" if firsts else None,
             "tokens/s": fmean(t.tokens / t.seconds for t in some) if any(t.tokens for t in some) else None,
-            "slots with a pair": f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]", "same text": equality(ended, pages, level, base),
+            "slots with a pair": f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]", "same text": equality(ended, pages, level, base, sure),
             "SD over rounds": consistency(some, pages), "peak GiB": max(t.peak_gib for t in some), "fragmented": fragmentation(some)})
     return table
 
-
+# %% ../../nbs/workbook/52_parallel.ipynb #7aa679b0
 def answer_parallel(
     trials: Trials,  # Level to its trials
     pages: Mapping[str, str],  # Slot to its page
+    confidence: float = 0.95,  # Of the intervals
 ) -> list[dict[str, str]]:  # Question and answer, three of them
     "The questions of takeaway 7, each in a sentence."
     ended = working(trials)
@@ -215,11 +216,12 @@ def answer_parallel(
     warm = "; ".join(f"first answer after {s:.2f} s at {n}" for n, s in firsts.items())
     spreads = {n: consistency(ended[n], pages) for n in (base, most)}
     said = "; ".join(f"{n}: {'one round only' if s is None else f'{s:.4f}'}" for n, s in spreads.items())
+    same = lambda level: equality(ended, pages, level, base, confidence)
     return [
         {"question": "What is the total time difference for the full generation?",
-         "answer": f"At {most} it takes {told_ratio(time_ratio(ended, most, base))} of the time at {base} ({warm})."},
+         "answer": f"At {most} it takes {told_ratio(time_ratio(ended, most, base, confidence))} of the time at {base} ({warm})."},
         {"question": "Does serial processing reduce GPU memory fragmentation?",
          "answer": f"{base}: {fragmentation(ended[base])}; {most}: {fragmentation(ended[most])}."},
         {"question": "Are quality scores more consistent in serial runs?",
          "answer": f"Standard deviation of the share of slots with a pair over rounds, {said}; same text as {base}: "
-                   f"{equality(ended, pages, most, base)} at {most}, {equality(ended, pages, base, base)} when {base} is repeated."}]
+                   f"{same(most)} at {most}, {same(base)} when {base} is repeated."}]

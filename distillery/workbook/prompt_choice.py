@@ -120,7 +120,7 @@ def wording_contrasts(
         if len(pair) == 2 and len(set(pages.values())) > 1: found += compare(scores, pages, level, config)[1]
     return found
 
-# %% ../../nbs/workbook/51_prompt_choice.ipynb #9769fd55
+# %% ../../nbs/workbook/51_prompt_choice.ipynb #7b0ce456
 def baseline_of(
     rows: Rows,  # Level to its rows
     config: Config,  # Reads prompts.pack
@@ -155,7 +155,7 @@ def prompts_decision(
     better = [c for c in made.contrasts if judged[c.a][0] == f"{c.a} better"]
     most = max(better or made.contrasts, key=lambda c: c.diff if better else abs(c.diff))
     start = "Every pack brought the same answers; keep " + base if alike(rows) else f"Use {most.a}" if better else f"Keep {base}"
-    tail = "" if alike(rows) else f"; {most.a} − {base} = {span(most)}, 95 % interval: {judged[most.a][0]}"
+    tail = "" if alike(rows) else f"; {most.a} − {base} = {span(most)}, {100 * most.confidence:g} % interval: {judged[most.a][0]}"
     return made.model_copy(update={"verdict": judged[most.a][0], "sentence":
         f"{start}: {mean[base]:.3f} of {made.n_items} slots came out answerable in the words of {base}"
         + (f", {mean[most.a]:.3f} in those of {most.a}" if most.a != base else "") + f"{tail}."})

@@ -7,7 +7,7 @@ __all__ = ['Rows', 'FORMS', 'primary_set', 'scores_of', 'ship', 'quantization_de
            'teacher_table', 'why_no_quantization', 'quantization_decisions', 'by_difficulty', 'interaction',
            'answer_takeaway', 'variant_table', 'contrast_table']
 
-# %% ../../nbs/workbook/44_quantization.ipynb #c51bd34b
+# %% ../../nbs/workbook/44_quantization.ipynb #975df5bc
 from collections.abc import Mapping, Sequence
 from statistics import median
 from types import MappingProxyType
@@ -19,11 +19,12 @@ from ..core.config import Config
 from ..core.records import Contrast, Decision
 from ..core.stats import mean_interval
 from ..student.evaluate import EvalRow
+from ..student.summary import METRICS
 from .decide import Scores, compare, decide, level_verdicts
 from .ladder import Ladders, guessing, ladder_sentence, read_ladders
 from .results import Results, TeacherRow
 
-# %% ../../nbs/workbook/44_quantization.ipynb #a98b6979
+# %% ../../nbs/workbook/44_quantization.ipynb #f4e85ea5
 Rows = Mapping[str, Sequence[EvalRow]]
 
 
@@ -40,13 +41,14 @@ def scores_of(
     set_name: str,  # Which set
     difficulty: str | None = None,  # Only this one
 ) -> tuple[Scores, dict[str, str]]:  # Numbers by variant and item; the page of each item
-    "Pick one metric of one set."
-    keep = lambda r: r.set == set_name and (difficulty in (None, r.difficulty)) and getattr(r, metric) is not None
+    "Pick one metric of one set, on the questions it counts on."
+    kind, fits = METRICS.get(metric, "all"), lambda r: r.set == set_name and difficulty in (None, r.difficulty)
+    keep = lambda r: fits(r) and kind in ("all", r.kind) and getattr(r, metric) is not None
     chosen = {v: [r for r in some if keep(r)] for v, some in rows.items()}
     pages = {r.id: r.doc_id for some in chosen.values() for r in some}
     return {v: {r.id: float(getattr(r, metric)) for r in some} for v, some in chosen.items()}, pages
 
-# %% ../../nbs/workbook/44_quantization.ipynb #2be114d6
+# %% ../../nbs/workbook/44_quantization.ipynb #09bbe307
 def ship(
     decision: Decision,  # Levels against fp32
     sizes: Mapping[str, int],  # Bytes by variant
@@ -87,7 +89,7 @@ def _wording(d: Decision, best: str, sizes: Mapping[str, int], barred: Sequence[
     c = next(c for c in d.contrasts if c.a == best)
     return judged[best][0], (
         f"Ship {best}: exact match {mean[best]:.3f} against {mean['fp32']:.3f} of fp32 on {d.n_items} {d.unit} "
-        f"(difference {c.diff:+.3f}, 95 % interval {c.ci_low:+.3f} to {c.ci_high:+.3f}), {judged[best][0]}, "
+        f"(difference {c.diff:+.3f}, {100 * c.confidence:g} % interval {c.ci_low:+.3f} to {c.ci_high:+.3f}), {judged[best][0]}, "
         f"at {sizes[best] / sizes['fp32']:.0%} of the bytes.")
 
 # %% ../../nbs/workbook/44_quantization.ipynb #84e4da10
@@ -138,7 +140,7 @@ def teacher_table(
                 "p50 ms": float(p50), "p95 ms": float(p95)}
     return [line(level, rows[level]) for level in asked_levels(rows, config)]
 
-# %% ../../nbs/workbook/44_quantization.ipynb #06c5de76
+# %% ../../nbs/workbook/44_quantization.ipynb #97167d8d
 def why_no_quantization(
     results: Results,  # A finished run
 ) -> str | None:  # The reason, or None
@@ -146,8 +148,9 @@ def why_no_quantization(
     rows = results.rows()
     if "fp32" not in rows or len(rows) < 2: return "it needs fp32 and at least one smaller variant in export.variants"
     where = primary_set(rows)
-    pages = {r.doc_id for some in rows.values() for r in some if r.set == where}
+    pages = set(scores_of(rows, "exact_match", where)[1].values())
     if len(pages) > 1: return None
+    if not pages: return f"no question of its {where} set has an answer in the documents"
     return f"all questions of its {where} set come from one page; a difference needs questions from two pages, better twenty"
 
 
@@ -160,7 +163,7 @@ def quantization_decisions(
     made = [student, teacher_decision(results.teacher_rows(), config)]
     return [d for d in made if d]
 
-# %% ../../nbs/workbook/44_quantization.ipynb #2ee51fef
+# %% ../../nbs/workbook/44_quantization.ipynb #ee819474
 def by_difficulty(
     rows: Rows,  # Variant to its rows
     set_name: str,  # Which set
@@ -179,12 +182,12 @@ def by_difficulty(
 def interaction(
     one: Contrast,  # Loss on one kind of item
     other: Contrast,  # Loss on another
-) -> tuple[float, float, float]:  # Difference of the differences, and its 95 % interval
-    "Difference of two independent contrasts, with the smaller degrees of freedom."
+) -> tuple[float, float, float]:  # Difference of the differences, and its interval
+    "Difference of two independent contrasts, with the smaller degrees of freedom and the confidence of the first."
     from scipy.stats import t
 
     gap, se = one.diff - other.diff, (one.se**2 + other.se**2) ** 0.5
-    half = float(t.ppf(0.975, max(1.0, min(one.df, other.df)))) * se
+    half = float(t.ppf((1 + one.confidence) / 2, max(1.0, min(one.df, other.df)))) * se
     return gap, gap - half, gap + half
 
 # %% ../../nbs/workbook/44_quantization.ipynb #060d453f
@@ -237,21 +240,21 @@ def _memory_answer(results: Results, made: Decision, ladders: Ladders) -> str:
     verdict = f"Yes: {best} saves {saved:.0%} of the bytes and is {made.verdict}" if best != "fp32" else f"Not shown: {made.verdict}"
     return f"{verdict}. Peak resident memory of a process that answers: {memory}. GPU memory was not measured: the students ran on the CPU."
 
-# %% ../../nbs/workbook/44_quantization.ipynb #10591fff
+# %% ../../nbs/workbook/44_quantization.ipynb #a92a9753
 def variant_table(
     results: Results,  # A finished run
     set_name: str,  # Which set
 ) -> list[dict[str, Any]]:  # One row a variant
-    "Quality, size, memory and speed of each variant."
+    "Quality of each variant on one set; its size, memory and speed are of all sets together."
     rows = []
     for v in results.variants():
         m, cost = results.metrics(v)["sets"].get(set_name, {}), results.metrics(v)["cost"]
         cell = lambda k, m=m: (
             f"{m[k]['mean']:.3f} [{m[k]['ci_low']:.3f}, {m[k]['ci_high']:.3f}]" if m.get(k, {}).get("mean") is not None else None)
-        rows.append({"variant": v, "n": m.get("n"), "exact match": cell("exact_match"), "token F1": cell("token_f1"),
-                     "BERT F1": cell("bert_f1"), "as fp32": cell("fp32_alignment"), "MB": cost["bytes"] / 1e6,
-                     "peak MiB": cost["peak_rss_mb"], "p50 ms": cost["p50_latency_ms"], "p95 ms": cost["p95_latency_ms"],
-                     "tokens/s": cost["tokens_per_second"]})
+        rows.append({"variant": v, "questions": m.get("n"), "with an answer": m.get("exact_match", {}).get("n"),
+                     "exact match": cell("exact_match"), "token F1": cell("token_f1"), "BERT F1": cell("bert_f1"),
+                     "as fp32": cell("fp32_alignment"), "MB": cost["bytes"] / 1e6, "peak MiB": cost["peak_rss_mb"],
+                     "p50 ms": cost["p50_latency_ms"], "p95 ms": cost["p95_latency_ms"], "tokens/s": cost["tokens_per_second"]})
     return rows
 
 
@@ -262,7 +265,7 @@ def contrast_table(
     "Paired differences with both intervals."
     return [
         {**({"difficulty": label} if labels else {}), "compared": f"{c.a} − {c.b}", "n": c.n_items, "pages": c.n_clusters,
-         "difference": f"{c.diff:+.3f}", "95 % interval": f"[{c.ci_low:+.3f}, {c.ci_high:+.3f}]",
+         "difference": f"{c.diff:+.3f}", f"{100 * c.confidence:g} % interval": f"[{c.ci_low:+.3f}, {c.ci_high:+.3f}]",
          "naive interval": f"[{c.ci_naive_low:+.3f}, {c.ci_naive_high:+.3f}]",
          "p": c.p, "p (Holm)": c.p_holm, "detectable": c.mde}
         for c, label in zip(contrasts, labels or [""] * len(contrasts), strict=True)

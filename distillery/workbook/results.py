@@ -92,7 +92,7 @@ def open_results(
         raise DistilleryError(f"{path.name} is not a finished run", "give a folder in runs/, or run `distillery run`")
     return Results(path)
 
-# %% ../../nbs/workbook/42_results.ipynb #d096191b
+# %% ../../nbs/workbook/42_results.ipynb #9bb4d82d
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()] if path.is_file() else []
 
@@ -106,13 +106,13 @@ def tell_story(
              "gold_facts_on_training_pages", "gold_facts_taught"]
     kept = read_jsonl(base / "selected.jsonl", Pair) if (base / "selected.jsonl").is_file() else []
     dropped = Counter(_short(d["reason"]) for d in _lines(base / "dropped.jsonl"))
-    rejected = Counter(_short(d["reason"]) for d in _lines(base / "rejected.jsonl"))
     sets = [{"set": p.stem, "questions": len(_lines(p))} for p in sorted(base.glob("dataset/*.jsonl"))]
     story: dict[str, list[dict[str, Any]]] = {
         "What was read and written": [{"what": k.replace("_", " "), "count": counts[k]} for k in order if k in counts],
         "Pairs kept, by difficulty": [{"difficulty": d, "pairs": n} for d, n in sorted(Counter(p.difficulty for p in kept).items())],
         "Pages with the most pairs": _pages(base, kept),
-        "Why candidates were rejected": [{"reason": r, "count": n} for r, n in (rejected + dropped).most_common(8)],
+        "Why candidates were rejected": _rejected(base),
+        "Why written pairs were not kept": [{"reason": r, "pairs": n} for r, n in dropped.most_common()],
         "The dataset": sets,
     }
     return {k: v for k, v in story.items() if v}
@@ -122,6 +122,13 @@ def _pages(base: Path, kept: Sequence[Pair], most: int = 10) -> list[dict[str, A
     titles = {d["doc_id"]: (d["title"], d["path"]) for d in _lines(base / "documents.jsonl")}
     counted = Counter(p.doc_id for p in kept).most_common(most)
     return [{"title": titles[d][0], "file": titles[d][1], "pairs": n} for d, n in counted if d in titles]
+
+
+def _rejected(base: Path) -> list[dict[str, Any]]:
+    from distillery.pairs.account import rejection_table
+
+    return [{"share of rejections" if k == "share" else k: v for k, v in r.model_dump().items()}
+            for r in rejection_table(_lines(base / "rejected.jsonl"))]
 
 
 def _short(reason: str) -> str:

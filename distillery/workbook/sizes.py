@@ -23,7 +23,7 @@ from .decide import decide, level_verdicts
 from .quantization import Rows, scores_of
 from .results import Results
 
-# %% ../../nbs/workbook/59_sizes.ipynb #01e1f2a7
+# %% ../../nbs/workbook/59_sizes.ipynb #e855d7d2
 ASK = "it was not asked; `distillery run --set 'decisions.bases=[builtin:mini, builtin:tiny]' --set student.extractive=true` asks it"
 
 
@@ -52,7 +52,7 @@ def why_no_sizes(
 
 
 def _sets(rows: Rows) -> list[str]:
-    pages = lambda name: {r.doc_id for some in rows.values() for r in some if r.set == name}
+    pages = lambda name: {r.doc_id for some in rows.values() for r in some if r.set == name and r.kind == "answer"}
     return [name for name in ("test", "recall") if len(pages(name)) > 1]
 
 # %% ../../nbs/workbook/59_sizes.ipynb #77937dac
@@ -103,7 +103,7 @@ def sizes_decisions(
     rows, facts = size_rows(results), size_facts(results)
     return [] if why_no_sizes(results) else [size_decision(rows, facts, name, config) for name in _sets(rows)]
 
-# %% ../../nbs/workbook/59_sizes.ipynb #61ad73c7
+# %% ../../nbs/workbook/59_sizes.ipynb #77346998
 def size_table(
     results: Results,  # A finished run
     set_name: str,  # test or recall
@@ -117,9 +117,9 @@ def size_table(
         return f"{e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]"
     for level, every in size_rows(results).items():
         some, f = [r for r in every if r.set == set_name], facts[level]
-        times = speed_of(some)
-        table.append({"student": level, "kind": f["kind"], "n": len(some), "exact match": cell(some, "exact_match"),
-                      "token F1": cell(some, "token_f1"),
+        times, told = speed_of(some), [r for r in some if r.kind == "answer"]
+        table.append({"student": level, "kind": f["kind"], "n": len(told), "exact match": cell(told, "exact_match"),
+                      "token F1": cell(told, "token_f1"),
                       "refused where it should": cell([r for r in some if r.kind == "refusal"], "refusal_accuracy"), "MB": f["bytes"] / 1e6,
                       "parameters, M": f["parameters"] / 1e6 if f["parameters"] else None, "p50 ms": times["p50_latency_ms"],
                       "p95 ms": times["p95_latency_ms"], "hours of training": f"{f['train_seconds'] / 3600:.3f}"})

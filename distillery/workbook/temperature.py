@@ -124,7 +124,7 @@ def temperature_decision(
     word, sentence = _wording(made, base, factor, len({r.replicate for r in some}), getattr(config.dataset.temperatures, factor))
     return made.model_copy(update={"verdict": word, "sentence": sentence})
 
-# %% ../../nbs/workbook/46_temperature.ipynb #55443e66
+# %% ../../nbs/workbook/46_temperature.ipynb #7acf3b3d
 def span(
     c: Contrast,  # A comparison
 ) -> str:  # "+0.012 [-0.003, +0.027]"
@@ -139,11 +139,11 @@ def _wording(d: Decision, base: str, factor: str, replicates: int, configured: f
     if better:
         c = max(better, key=lambda c: c.diff)
         return judged[c.a][0], (f"Write {factor}s at {c.a}: {ONE[d.metric]} {mean[c.a]:.3f} against {mean[base]:.3f} at {base} {rests} "
-                                f"(difference {span(c)}, 95 % interval).")
+                                f"(difference {span(c)}, {100 * c.confidence:g} % interval).")
     words = {level: word for level, (word, _) in judged.items()}
     most = max(d.contrasts, key=lambda c: abs(c.diff))
-    tail = (f"{ONE[d.metric]} {mean[base]:.3f} at {base}; the largest difference is {most.a} − {base} = {span(most)}, 95 % interval, "
-            f"{rests}.")
+    tail = (f"{ONE[d.metric]} {mean[base]:.3f} at {base}; the largest difference is {most.a} − {base} = {span(most)}, "
+            f"{100 * most.confidence:g} % interval, {rests}.")
     if all(w.startswith("equivalent") for w in words.values()):
         return words[most.a], f"Among {', '.join([base, *words])} it makes no difference that matters (±{d.margin:g}): {tail}"
     open_ = [c for c in d.contrasts if words[c.a].startswith("undecided")]
