@@ -188,6 +188,11 @@ KILLS = {
 }
 
 
+def deaf():
+    "As a shell starts what runs in the background."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KILLS)
 def test_kill_and_resume_gives_the_same_training(base, tmp_path, name):
@@ -199,7 +204,7 @@ def test_kill_and_resume_gives_the_same_training(base, tmp_path, name):
     def start(folder: str) -> subprocess.Popen:
         with (tmp_path / f"{folder}.log").open("a") as log:
             command = [sys.executable, script, base, tmp_path / folder, json.dumps(KILLS[name])]
-            return subprocess.Popen(command, env=env, stdout=log, stderr=log)
+            return subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=deaf)
     assert start("straight").wait(300) == 0, (tmp_path / "straight.log").read_text()
     straight = read_log(tmp_path / "straight" / "adapter")
     wanted, log, deadline = max(5, len(straight) // 2), tmp_path / "killed" / "checkpoints", time.time() + 300

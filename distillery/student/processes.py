@@ -5,9 +5,12 @@
 # %% auto #0
 __all__ = ['free_port', 'run_processes']
 
-# %% ../../nbs/student/09_processes.ipynb #0b2b3e46
+# %% ../../nbs/student/09_processes.ipynb #9cc3ebe5
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..core.errors import DistilleryError
@@ -20,7 +23,16 @@ def free_port() -> int:  # On the loopback address
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
 
-# %% ../../nbs/student/09_processes.ipynb #4a592aae
+# %% ../../nbs/student/09_processes.ipynb #8cf8a5aa
+@contextmanager
+def _hearing() -> Iterator[None]:
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread()
+    if deaf: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try: yield
+    finally:
+        if deaf: signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def run_processes(
     work: Callable[..., object],  # A function at the top of a module; runs in every process
     arguments: tuple[Any, ...],  # Handed to each
@@ -35,7 +47,7 @@ def run_processes(
     launch, threads = need("accelerate.utils", extra="train"), max(1, torch.get_num_threads() // processes)
     where = {"world_size": processes, "nproc": processes, "master_addr": "127.0.0.1", "master_port": free_port(),
              "omp_num_threads": threads, **({} if devices else {"accelerate_use_cpu": "true"})}
-    with launch.patch_environment(**where):
+    with launch.patch_environment(**where), _hearing():
         member = launch.PrepareForLaunch(work, "MULTI_GPU" if devices else "MULTI_CPU")
         context = need("torch.multiprocessing", extra="train").spawn(member, arguments, nprocs=processes, join=False)
     while not context.join(timeout=0.5): tick()
