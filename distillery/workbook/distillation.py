@@ -57,7 +57,7 @@ def why_no_distillation(
     pages = {r.doc_id for by in rows.values() for some in by.values() for r in some}
     return None if len(pages) > 1 else "all its questions lie on one page; a difference needs two pages, better twenty"
 
-# %% ../../nbs/workbook/58_distillation.ipynb #348de0ac
+# %% ../../nbs/workbook/58_distillation.ipynb #7bf6bfc4
 def seed_means(
     by_seed: Mapping[str, Sequence[ArmRow]],  # Of one arm
     metric: str,                              # exact_match or token_f1
@@ -91,13 +91,13 @@ def estimate_with_seeds(
     means: Sequence[float],   # One a seed
     confidence: float,        # decisions.confidence
 ) -> Estimate:                # Over questions and seeds
-    "Widen the interval of an arm by what its seeds differ in."
+    "Widen the interval of an arm, a share or a score from 0 to 1, by what its seeds differ in."
     from scipy.special import stdtrit
 
     if len(means) < 2: return estimate
     luck = float(stdtrit(len(means) - 1, (1 + confidence) / 2)) * sqrt(variance(means) / len(means))
     low, high = (sqrt((estimate.mean - end) ** 2 + luck**2) for end in (estimate.ci_low, estimate.ci_high))
-    return estimate.model_copy(update={"ci_low": estimate.mean - low, "ci_high": estimate.mean + high})
+    return estimate.model_copy(update={"ci_low": max(0.0, estimate.mean - low), "ci_high": min(1.0, estimate.mean + high)})
 
 # %% ../../nbs/workbook/58_distillation.ipynb #1cab7b99
 def _by_seed(a: Mapping[str, float], b: Mapping[str, float]) -> list[float]:
