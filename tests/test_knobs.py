@@ -30,7 +30,8 @@ USED = {
     if p.relative_to(ROOT).as_posix() not in DECLARED and p.name != "_modidx.py"
 }
 BEFORE = flatten(load_config(preset="handbook"))
-PLAN = prepare(None, None, load_config(preset="handbook", overrides={"student.extractive": True, "export.gguf": ["f16"]})).plan
+ALL = {"student.extractive": True, "export.gguf": ["f16"], "decisions.distill_arms": ["sft", "sequence"]}
+PLAN = prepare(None, None, load_config(preset="handbook", overrides=ALL)).plan
 
 
 @pytest.mark.parametrize("knob", knobs(), ids=lambda k: k.name)
@@ -57,3 +58,9 @@ def test_only_result_knobs_change_keys(knob):
     moved = [name for name, settings in changed.items() if settings != parts_of()[name]]
     only_pages = knob.name.startswith("decisions.")
     assert bool(moved) == (knob.kind == "result") or only_pages, f"{knob.name} is {knob.kind} and moves {moved}"
+
+
+def test_a_teacher_that_nobody_learns_from_trains_nobody_again():
+    plain, other = parts_of(), parts_of(**{"distill.teacher": "builtin:mini", "distill.weight": 0.9})
+    assert plain["sft"] == other["sft"] != parts_of(**{"distill.method": "sequence"})["sft"]
+    assert {name for name in plain if plain[name] != other[name]} == {n for n in plain if n.startswith("arm-") or n == "teach"}

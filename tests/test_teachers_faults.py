@@ -124,7 +124,9 @@ from distillery.teachers.protocol import user_request
 Journal(Path(sys.argv[2])).ask(OpenAITeacher(sys.argv[1], "m", concurrency=4), [user_request(str(i), f"p{i}") for i in range(100)])
 """
     with Server(delay=0.1) as server:
-        run = lambda: subprocess.Popen([sys.executable, "-c", worker, server.url, str(tmp_path / "calls.sqlite")], stderr=subprocess.PIPE)
+        command = [sys.executable, "-c", worker, server.url, str(tmp_path / "calls.sqlite")]
+        ear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background are born deaf to Ctrl-C
+        run = lambda: subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=ear)
         first = run()
         while len(server.bodies) < 30 and first.poll() is None: time.sleep(0.01)
         first.send_signal(signal.SIGINT)
