@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'REASONS', 'metric_values', 'summarise_rows', 'speed_of', 'find_failures', 'worst_cases', 'cell',
-           'latency_table', 'difficulty_table', 'code', 'md_table', 'render_summary', 'write_evaluation', 'gate_line',
-           'render_overview']
+           'latency_table', 'difficulty_table', 'code', 'md_table', 'render_summary', 'write_evaluation',
+           'gate_figures', 'gate_line', 'render_overview']
 
 # %% ../../nbs/student/42_summary.ipynb #537ba52e
 import json
@@ -188,13 +188,21 @@ def write_evaluation(
     atomic_write(Path(out, "summary.md"), render_summary(variant, metrics, failures))
     return metrics
 
-# %% ../../nbs/student/42_summary.ipynb #c0c13d71
+# %% ../../nbs/student/42_summary.ipynb #f2bd5ae1
+def gate_figures(
+    g: Gate,  # Decided
+) -> str:  # Three decimals; what is smaller, such as a divergence, in powers of ten
+    "What was measured against what, with bound and n; for an open gate the cases that would most likely settle it."
+    show = lambda x: f"{x:.3f}" if abs(x) >= 5e-4 or not x else f"{x:.1e}"
+    ahead = f"; {g.cases_needed} cases in all would settle it four times in five" if g.cases_needed else ""
+    return f"{show(g.value)} against {g.threshold:g} (bound {show(g.bound)}, n = {g.n}{ahead})"
+
+
 def gate_line(
     g: Gate,  # Decided
-) -> str:  # With bound and n; for an open one the cases that would most likely settle it
+) -> str:  # With its state and name
     "A gate in a sentence."
-    ahead = f"; {g.cases_needed} cases in all would settle it four times in five" if g.cases_needed else ""
-    return f"{g.state} {g.variant} {g.name}: {g.value:.3g} against {g.threshold:g} (bound {g.bound:.3g}, n = {g.n}{ahead})"
+    return f"{g.state} {g.variant} {g.name}: {gate_figures(g)}"
 
 
 def render_overview(

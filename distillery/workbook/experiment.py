@@ -6,7 +6,7 @@
 __all__ = ['PAGES', 'Request', 'prepare', 'Finished', 'peak_gib', 'run_job', 'content_key', 'ask', 'list_finished', 'show',
            'rebuild']
 
-# %% ../../nbs/workbook/66_experiment.ipynb #59f19ae0
+# %% ../../nbs/workbook/66_experiment.ipynb #c3a48037
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from typing import Any
 from ..core.config import Config, flatten
 from ..core.errors import DistilleryError
 from ..core.store import RunFolder, list_runs, open_run
+from ..student.summary import gate_figures
 from ..teachers.budget import charged_to
 from .assemble import count_records, link_outputs, provenance, write_decisions, write_manifest, write_pages
 from .code import code_digests
@@ -183,7 +184,7 @@ def ask(
     if answer.error: raise DistilleryError(f"the student failed: {answer.error}", "run `distillery doctor`")
     return answer.text.strip()
 
-# %% ../../nbs/workbook/66_experiment.ipynb #e478322d
+# %% ../../nbs/workbook/66_experiment.ipynb #0f4390c9
 def list_finished(
     config: Config,  # For workbook.runs_dir
 ) -> list[dict[str, Any]]:  # One a run, newest first
@@ -205,11 +206,7 @@ def show(
     found = open_run(Path(config.workbook.runs_dir), run)
     results, stages = Results(found.path), found.manifest.get("stages", {})
     done = {n: Done(n, found.path, s["digest"], s["cached"], s["seconds"]) for n, s in stages.items()}
-    gates = {
-        f"{g.variant} {g.name}": f"{g.state}  {g.value:.3g} against {g.threshold:g} (bound {g.bound:.3g}, n = {g.n}"
-        + (f", {g.cases_needed} cases would settle it)" if g.cases_needed else ")")
-        for g in results.gates()
-    }
+    gates = {f"{g.variant} {g.name}": f"{g.state}  {gate_figures(g)}" for g in results.gates()}
     return [facts_table(results.json("provenance.json", {})), times_table(done), facts_table(gates),
             facts_table({d.name: d.sentence for d in results.decisions()})]
 
