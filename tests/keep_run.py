@@ -6,13 +6,12 @@ from pathlib import Path
 
 import browser
 
+from distillery.questions.all import QUESTIONS
+
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json",
-        "skipped.json", "rejected.jsonl", "dropped.jsonl", "selected.jsonl", "chunks.jsonl", "documents.jsonl",
-        "eval/gates.jsonl", "eval/*/rows.jsonl", "eval/*/metrics.json", "onnx/*/check.json", "onnx/*/fidelity.json", "teacher/*/rows.jsonl",
-        "temperature/*/rows.jsonl", "temperature/*/facts.json", "context/*.jsonl",
-        "embedder/*.jsonl", "embedder/facts.json", "prompts/*/*.json*", "parallel/*", "memory/*", "grouping/*", "ledger.json",
-        "decisions/*.json"]
+KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json", "skipped.json", "rejected.jsonl", "dropped.jsonl",
+        "selected.jsonl", "chunks.jsonl", "documents.jsonl", "ledger.json", "decisions/*.json",
+        *(pattern for q in QUESTIONS for pattern in q.kept)]
 
 run, small, pages = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs/latest").resolve(), ROOT / "tests/data/run", ROOT / "reports"
 shutil.rmtree(small, ignore_errors=True)
