@@ -93,7 +93,10 @@ def test_the_configuration_is_frozen_and_defaults_are_not_shared():
     assert "x" not in Config().evaluation.refusal_markers
 
 
-@given(st.dictionaries(st.sampled_from([k.name for k in KNOBS]), st.none(), max_size=12))
+SOURCES = ("docs", "pairs", "articles.file")  # paths of a file are counted from its folder
+
+
+@given(st.dictionaries(st.sampled_from([k.name for k in KNOBS if k.name not in SOURCES]), st.none(), max_size=12))
 @settings(max_examples=20, deadline=None)
 def test_a_written_file_reads_back_as_the_same_configuration(tmp_path_factory, picked):
     table = {k.name: k for k in KNOBS}

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from distillery.core.figures import PALETTE, Point, Row, dominated, interval_plot, png_bytes, rows_of, tradeoff_plot, use_style
+from distillery.core.figures import PALETTE, Point, FigureRow, dominated, interval_plot, png_bytes, figure_rows, tradeoff_plot, use_style
 from distillery.core.records import Contrast, Estimate
 
 matplotlib = pytest.importorskip("matplotlib")
-ROWS = [Row("fp32", 0.8, 0.7, 0.9, n=36), Row("q4 & $x_1$ <b>", 0.6, 0.5, 0.7, naive=(0.55, 0.65))]
+ROWS = [FigureRow("fp32", 0.8, 0.7, 0.9, n=36), FigureRow("q4 & $x_1$ <b>", 0.6, 0.5, 0.7, naive=(0.55, 0.65))]
 POINTS = [Point("fp32", 10, 0.8, 0.7, 0.9), Point("q4", 2, 0.7, 0.6, 0.8), Point("bad", 11, 0.6, 0.5, 0.7)]
 
 
@@ -38,8 +38,8 @@ def test_bytes_are_the_same_in_another_process():
 def test_records_become_rows():
     e = Estimate(level="fp32", mean=0.8, ci_low=0.7, ci_high=0.9, n=36)
     c = Contrast(a="fp32", b="q4", diff=0.1, ci_low=0, ci_high=0.2, ci_naive_low=0.05, ci_naive_high=0.15, p=0.05, mde=0.2, n_items=36)
-    assert rows_of([e, c]) == [Row("fp32", 0.8, 0.7, 0.9, n=36), Row("fp32 − q4", 0.1, 0, 0.2, (0.05, 0.15), 36)]
-    assert png_bytes(interval_plot([e], "share")) == png_bytes(interval_plot(rows_of([e]), "share"))
+    assert figure_rows([e, c]) == [FigureRow("fp32", 0.8, 0.7, 0.9, n=36), FigureRow("fp32 − q4", 0.1, 0, 0.2, (0.05, 0.15), 36)]
+    assert png_bytes(interval_plot([e], "share")) == png_bytes(interval_plot(figure_rows([e]), "share"))
     assert png_bytes(interval_plot([], "share"))[:4] == b"\x89PNG"
 
 

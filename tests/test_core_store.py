@@ -5,6 +5,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -216,6 +217,24 @@ def test_a_damaged_output_is_made_again(tmp_path):
     assert list(cache.work.iterdir()) == []
 
 
+def test_what_a_run_shares_cannot_be_written_to(tmp_path):
+    with Artifacts(tmp_path).put("stage", "ab") as work:
+        (work / "a").write_text("1")
+    assert (Artifacts(tmp_path).get("stage", "ab") / "a").stat().st_mode & 0o777 == 0o444
+
+
+def test_only_dead_work_of_this_machine_is_cleared(tmp_path):
+    cache = Artifacts(tmp_path)
+    with cache.put("on@8", "ab") as own:
+        for host, pid in ((platform.node(), 2**22 + 1), ("elsewhere", 2**22 + 1), ("elsewhere", os.getpid())):
+            (cache.work / f"on@8-ab@{host}@{pid}@12345678").mkdir()
+        with cache.put("other", "cd") as work:
+            (work / "a").write_text("1")
+        assert {p.name.split("@")[2] for p in cache.work.iterdir() if p != own} == {"elsewhere"}
+        assert own.exists()
+        assert len(list(cache.work.iterdir())) == 3
+
+
 def test_two_who_make_the_same_output_agree(tmp_path):
     cache = Artifacts(tmp_path)
     with cache.put("stage", "ab") as slow:
@@ -287,5 +306,9 @@ def test_runs_are_found_by_latest_id_and_beginning(tmp_path, monkeypatch):
     assert open_run(tmp_path, "ab").manifest == {"run_id": "ab22"}
     with pytest.raises(StoreError, match="2 runs are called 'a'"):
         open_run(tmp_path, "a")
-    with pytest.raises(StoreError, match="0 runs"):
+    with pytest.raises(StoreError, match="0 runs") as said:
         open_run(tmp_path, "zz")
+    assert said.value.fix == "choose one of aa11, ab22, cc33"
+    with pytest.raises(StoreError) as said:
+        open_run(tmp_path / "unfinished")
+    assert "none yet" in said.value.fix

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from . import pair_knobs as p, sections as s, student_knobs as t
 from .errors import DistilleryError
-from .knob import Kind, Section
+from .knob import Kind, Section, key
 
 # %% ../../nbs/core/09_knobs.ipynb #b3ec7ee1
 class ConfigError(DistilleryError):
@@ -27,6 +27,8 @@ class ConfigError(DistilleryError):
 
 class Config(Section):
     "Every knob of a run; sections are read as `config.lora.r`."
+    docs: str | None = key(None, "execution", "folder of documents, or one document; in a file relative to that file")
+    pairs: str | None = key(None, "execution", "JSONL or CSV file of pairs, instead of documents; in a file relative to that file")
     documents: p.DocumentsSection = Field(default_factory=p.DocumentsSection)
     chunking: p.ChunkingSection = Field(default_factory=p.ChunkingSection)
     teacher: p.TeacherSection = Field(default_factory=p.TeacherSection)
