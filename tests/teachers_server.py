@@ -72,20 +72,21 @@ class Server:
         turn = self.seen[prompt]
         self.seen[prompt] += 1
         self.bodies.append(body)
+        number = len(self.bodies)  # its own, however many arrive while it waits
         self.headers.append(dict(request.headers))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(self.delay)
-            fault = self.fault_now(turn)
+            fault = self.fault_now(turn, number)
             self.met[fault] += 1
             return await (getattr(self, f"fault_{fault}")(request, body) if fault else self.good(request, body))
         finally:
             self.in_flight -= 1
 
-    def fault_now(self, turn):
-        if len(self.bodies) in self.burst: return "error"
-        if self.outage[0] and len(self.bodies) >= self.outage[0]:
+    def fault_now(self, turn, number):
+        if number in self.burst: return "error"
+        if self.outage[0] and number >= self.outage[0]:
             self.out_since = self.out_since or time.monotonic()
             if time.monotonic() - self.out_since < self.outage[1]: return "outage"
         if self.chance.random() < self.chaos: return self.chance.choice(CHAOS)

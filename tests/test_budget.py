@@ -14,13 +14,13 @@ from distillery.core.errors import DistilleryError
 from distillery.pairs.chunk import chunk_documents
 from distillery.pairs.documents import read_documents
 from distillery.pairs.generate import generate_pairs
-from distillery.teachers.budget import Budget, BudgetSpent, Limits, charged_to, count_tokens, open_journal, price_of, tokens_of
+from distillery.teachers.budget import Budget, BudgetSpent, Limits, charged_to, estimate_tokens, open_journal, price_of, call_tokens
 from distillery.teachers.calls import usage
 from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import ChatResult, failed, user_request
 from distillery.workbook.experiment import prepare
-from distillery.workbook.ledger import ledger, rows_of
-from distillery.workbook.plan import Done
+from distillery.workbook.costs import ledger, rows_of
+from distillery.engine.plan import Done
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs_oracle import Oracle, write_handbook
@@ -62,7 +62,7 @@ def many(n=400): return [user_request(str(i), f"prompt {i}") for i in range(n)]
 
 def journal_with(path, limits, prices=None, **more):
     journal = Journal(path)
-    journal.purse = Budget(limits, prices or {}, **more)
+    journal.budget = Budget(limits, prices or {}, **more)
     return journal
 
 
@@ -92,7 +92,7 @@ def test_minutes_are_those_spent_on_asking(tmp_path, lazy):
     with pytest.raises(BudgetSpent, match="minutes"): journal.ask(teacher, many())
     assert 5 <= len(teacher.asked) <= 60
     kept = usage(journal, run="r")
-    assert kept.seconds == pytest.approx(journal.purse.seconds, rel=0.2)
+    assert kept.seconds == pytest.approx(journal.budget.seconds, rel=0.2)
     assert 0.28 <= kept.seconds <= 1.5
 
 
@@ -110,7 +110,7 @@ def test_served_answers_cost_nothing(tmp_path):
     Journal(tmp_path / "c.sqlite").ask(teacher, many(50))
     journal = journal_with(tmp_path / "c.sqlite", Limits(tokens=100))
     assert len(journal.ask(teacher, many(50))) == 50
-    assert journal.purse.tokens == 0
+    assert journal.budget.tokens == 0
 
 
 def test_a_raised_budget_ends_with_the_dataset_of_an_unlimited_run(tmp_path):
@@ -135,20 +135,20 @@ def test_a_raised_budget_ends_with_the_dataset_of_an_unlimited_run(tmp_path):
 def test_tokens_are_counted_where_nobody_tells_them(tmp_path):
     journal = journal_with(tmp_path / "c.sqlite", Limits(tokens=2000))
     with pytest.raises(BudgetSpent): journal.ask(Counts(told=False), many())
-    per_call = sum(tokens_of(many()[0], ChatResult("0", "word " * ANSWER, "stop")))
-    assert usage(journal).tokens == journal.purse.tokens <= 2000 + 10 * per_call
+    per_call = sum(call_tokens(many()[0], ChatResult("0", "word " * ANSWER, "stop")))
+    assert usage(journal).tokens == journal.budget.tokens <= 2000 + 10 * per_call
     assert journal.db.execute("select count(prompt_tokens) from calls").fetchone() == (0,)  # an estimate is never taken for a count
 
 
 @pytest.mark.parametrize("text", ["The Raven 74 stands in Hall 3.", "a" * 400, "東京" * 50, "", "x=1;y=[2,3]"])
 def test_our_own_count_is_at_least_a_quarter_of_the_characters(text):
-    assert count_tokens(text) >= len(text) / 4
+    assert estimate_tokens(text) >= len(text) / 4
 
 
 def test_thinking_is_paid_for_and_failures_count_what_was_told():
     request = user_request("k", "prompt")
-    assert tokens_of(request, ChatResult("k", "yes", "stop", reasoning="hm " * 50))[1] >= 50
-    assert tokens_of(request, failed(request, OSError("no"))) == (0, 0)
+    assert call_tokens(request, ChatResult("k", "yes", "stop", reasoning="hm " * 50))[1] >= 50
+    assert call_tokens(request, failed(request, OSError("no"))) == (0, 0)
 
 
 @pytest.mark.parametrize(("name", "price"), [
@@ -223,7 +223,7 @@ class Paid(Server):
 
 
 def command(cwd, *args):
-    code = [sys.executable, "-c", "from distillery.workbook.cli import main; main()"]
+    code = [sys.executable, "-c", "from distillery.commands.cli import main; main()"]
     return subprocess.run([*code, *args], cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"})
 
 

@@ -16,13 +16,13 @@ from distillery.teachers.calls import Choice, choose_calls, read_since, usage_by
 from distillery.teachers.call_file import Bill
 from distillery.teachers.journal import Journal, request_digest
 from distillery.teachers.protocol import ChatResult, failed, user_request
-from distillery.workbook.calls import calls_table, plain
+from distillery.commands.calls import calls_table, plain
 
 EVIL = "[bold red]ignore the above[/] \x1b[2J\x1b]0;owned\x07 <script>alert(1)</script> [link=http://x]y[/link]"
 
 
 def run(cwd: Path, *args: str, code: int = 0):
-    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", "calls", *args]
+    command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", "calls", *args]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == code, done.stdout + done.stderr
     return done

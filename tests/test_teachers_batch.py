@@ -4,7 +4,7 @@ import json
 import pytest
 
 from distillery.core.config import load_config
-from distillery.teachers.batch import BatchTeacher, Waiting
+from distillery.teachers.batch import BatchTeacher, BatchPending
 from distillery.teachers.budget import open_journal
 from distillery.teachers.calls import open_calls, usage
 from distillery.teachers.journal import Journal
@@ -30,11 +30,11 @@ def provider(folder, fails=()):
 def test_rounds_leave_and_come_back(tmp_path):
     folder, journal = tmp_path / "batches", Journal(tmp_path / "calls.sqlite")
     requests = [user_request(str(i), f"p{i}") for i in range(20)]
-    with pytest.raises(Waiting, match="20 requests wait"): journal.ask(BatchTeacher(folder, "m"), requests)
-    with pytest.raises(Waiting, match="20 requests wait"): journal.ask(BatchTeacher(folder, "m"), requests)
+    with pytest.raises(BatchPending, match="20 requests wait"): journal.ask(BatchTeacher(folder, "m"), requests)
+    with pytest.raises(BatchPending, match="20 requests wait"): journal.ask(BatchTeacher(folder, "m"), requests)
     assert len(list(folder.iterdir())) == 1, "asking again writes no second file"
     provider(folder, fails=["p7"])
-    with pytest.raises(Waiting, match="1 requests wait"): journal.ask(BatchTeacher(folder, "m"), requests)
+    with pytest.raises(BatchPending, match="1 requests wait"): journal.ask(BatchTeacher(folder, "m"), requests)
     assert len([f for f in folder.glob("*.jsonl") if not f.name.endswith(".results.jsonl")]) == 2, "what failed is asked again, alone"
     provider(folder)
     results = journal.ask(BatchTeacher(folder, "m"), requests)
@@ -47,7 +47,7 @@ def test_answers_of_batches_cost_half(tmp_path):
     config = load_config(overrides={"teacher.model": f"batch:{tmp_path / 'batches'}#m", "budget.prices": {"m": [2.0, 8.0]},
                                     "workbook.cache_dir": str(tmp_path)})
     teacher, requests = open_teacher(config.teacher.model, config), [user_request(str(i), f"p{i}") for i in range(10)]
-    with pytest.raises(Waiting): open_journal(tmp_path, config).ask(teacher, requests)
+    with pytest.raises(BatchPending): open_journal(tmp_path, config).ask(teacher, requests)
     provider(tmp_path / "batches")
     open_journal(tmp_path, config).ask(teacher, requests)
     spent = usage(open_calls(tmp_path))
@@ -59,5 +59,5 @@ def test_what_came_from_outside_is_passed_over(tmp_path):
     folder = tmp_path / "batches"
     folder.mkdir()
     (folder / "x.results.jsonl").write_bytes(b'\xff\xfe not JSON\n[1, 2]\n{"custom_id": 3}\n{"custom_id": "nobody", "response": null}\n')
-    with pytest.raises(Waiting): Journal(tmp_path / "c.sqlite").ask(BatchTeacher(folder, "m"), [user_request("a", "p")])
+    with pytest.raises(BatchPending): Journal(tmp_path / "c.sqlite").ask(BatchTeacher(folder, "m"), [user_request("a", "p")])
     with pytest.raises(Exception, match="does not say which model"): open_teacher("batch:folder", load_config())

@@ -18,7 +18,7 @@ from distillery.teachers.journal import Journal, read_calls
 from distillery.teachers.open import open_teacher
 from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import Task, ask_all, user_request
-from distillery.workbook.pairs_line import teacher_digest
+from distillery.teachers.open import teacher_digest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from teachers_server import CHAOS, Server
@@ -101,7 +101,7 @@ def test_a_finished_run_knows_its_server_when_it_is_off(tmp_path):
     seen = []
     for digest in ("sha256:aa", "sha256:bb"):
         with Server(digest=digest) as server: spec = f"{server.url}#m"; on = teacher_digest(spec, tmp_path)
-        teachers_open._told.cache_clear()
+        teachers_open._reported.cache_clear()
         assert teacher_digest(spec, tmp_path) == on
         seen.append(on)
     assert seen[0] != seen[1]
@@ -177,7 +177,7 @@ def test_settings_reach_the_server_teacher():
     config = load_config(overrides={"teacher.concurrency": 7, "teacher.idle_s": 9, "teacher.stream": True, "teacher.timeout_s": 11,
                                     "teacher.breaker_failures": 2, "teacher.breaker_wait_s": 4, "teacher.api_key_env": "MY_KEY",
                                     "prompts.json_mode": "schema", "teacher.max_retries": 1})
-    manners = open_teacher("http://127.0.0.1:1/v1#m", config).manners
-    assert (manners.concurrency, manners.stream, manners.idle_s, manners.timeout_s, manners.max_retries) == (7, True, 9, 11, 1)
-    assert (manners.breaker_failures, manners.breaker_wait_s, manners.api_key_env, manners.json_mode) == (2, 4, "MY_KEY", "schema")
-    assert manners.limits().sock_read == 9
+    options = open_teacher("http://127.0.0.1:1/v1#m", config).options
+    assert (options.concurrency, options.stream, options.idle_s, options.timeout_s, options.max_retries) == (7, True, 9, 11, 1)
+    assert (options.breaker_failures, options.breaker_wait_s, options.api_key_env, options.json_mode) == (2, 4, "MY_KEY", "schema")
+    assert options.limits().sock_read == 9

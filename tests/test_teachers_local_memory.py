@@ -67,6 +67,9 @@ def test_too_large_batches_are_halved_and_no_answer_changes(folder, calm, limit)
     assert tight.failed, "the limit was never reached: the test shows nothing"
     assert all(rows > 1 for rows, _ in tight.failed)
     assert len(tight.failed) <= 12
+    noted = tight.teacher.batches
+    assert sum(times for (_, fitted), times in noted.items() if not fitted) == len(tight.failed)
+    assert sum(rows * times for (rows, fitted), times in noted.items() if fitted) == len(REQUESTS)
 
 
 def test_memory_may_end_in_the_middle_of_an_answer(folder, calm):

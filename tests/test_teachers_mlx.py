@@ -18,19 +18,22 @@ from distillery.core.errors import DistilleryError
 from distillery.core.extras import MissingExtra
 from distillery.core.files import read_jsonl
 from distillery.core.records import Chunk
-from distillery.student.export import build_onnx
+from distillery.exporting.export import build_onnx
 from distillery.teachers import mlx
 from distillery.teachers.local import TransformersTeacher
 from distillery.teachers.mlx import MlxTeacher, check_mlx, convert_mlx, group_size, load_mlx, rope_settings
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
 from distillery.teachers.protocol import Task, ask_all, user_request
-from distillery.workbook.pairs_line import open_source, pairs_stages, read_gold
-from distillery.workbook.plan import Plan
-from distillery.workbook.quantization import teacher_decision
-from distillery.workbook.report import build_report
-from distillery.workbook.results import TeacherRow, open_results
-from distillery.workbook.teacher_line import reference_slots, teacher_stages, teacher_weights
+from distillery.pairs.stages import pairs_stages
+from distillery.pairs.gold import read_gold
+from distillery.engine.source import open_source
+from distillery.engine.plan import Plan
+from distillery.questions.quantization.decision import teacher_decision
+from distillery.pages.report import build_report
+from distillery.questions.results import TeacherRow, open_results
+from distillery.questions.quantization.stages import reference_slots, teacher_stages
+from distillery.teachers.open import teacher_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 from teachers_model import micro_model

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillery.teachers.extractive import REFUSAL, ExtractiveTeacher, answer, ask, questions_of, rephrase, sentences
-from distillery.teachers.frames import GROUPS, plain_form, wordings
+from distillery.teachers.frames import GROUPS, plain_form, question_wordings
 from distillery.teachers.lines import facts_of
 from distillery.teachers.protocol import Task, ask_all, user_request
 from distillery.teachers.rules import MAX_ANSWER
@@ -26,7 +26,7 @@ def test_every_wording_reads_back_as_the_plain_form(group):
     for seed in range(20):
         chance = random.Random(seed)
         question = group[0].format(**{name: chance.choice(values) for name, values in VALUES.items()})
-        forms = wordings(question)
+        forms = question_wordings(question)
         assert forms[0] == question
         assert len(set(forms)) >= 5
         assert {plain_form(f) for f in forms} == {plain_form(question)}, forms
@@ -49,7 +49,7 @@ def test_answers_are_short_spans_of_their_sentence(page):
             assert 1 <= len(fact.answer.split()) <= MAX_ANSWER
             assert fact.question.endswith("?")
     for fact in questions_of(page).values():
-        assert all(answer(Task("answer", page, question=w)) == fact.answer for w in wordings(fact.question))
+        assert all(answer(Task("answer", page, question=w)) == fact.answer for w in question_wordings(fact.question))
 
 
 @pytest.mark.parametrize("sentence", [
