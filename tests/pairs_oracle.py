@@ -12,6 +12,7 @@ from distillery.teachers.protocol import ChatRequest, ChatResult
 class Oracle:
     "Asks, answers and rewords from the list of facts; `wrong` is a share of answers that are made up."
     name, identity = "oracle", {"model": "oracle"}
+    instant = True  # a commit for each answer would take most of a test's time
 
     def __init__(self, facts: list[Fact], wrong: float = 0.0, die_after: int | None = None) -> None:
         self.facts, self.wrong, self.die_after, self.seen = facts, wrong, die_after, 0
@@ -32,10 +33,10 @@ class Oracle:
             if fact is None: return "What is this about?"
             here = [f for f in self.facts if f.sentence in task.passage]
             level = task.difficulty if task.difficulty != "hard" or questions.bridges(fact, here) else "easy"
-            return self.learn(*questions.ask(fact, level, here, rng), fact, level)
+            return self.learn(*questions.draw_question(fact, level, here, rng), fact, level)
         if task.kind == "rephrase":
             _, fact, level = self.known[task.question]
-            return task.question if level == "hard" else self.learn(*questions.ask(fact, level, self.facts, rng), fact, level)
+            return task.question if level == "hard" else self.learn(*questions.draw_question(fact, level, self.facts, rng), fact, level)
         if task.question not in self.known: return questions.REFUSAL
         answer, fact, _ = self.known[task.question]
         if fact.sentence not in task.passage: return questions.REFUSAL

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from distillery.core.errors import DistilleryError
-from distillery.retrieval.answering import (Said, balanced_accuracy, choose_threshold, draw, measure_readers, read_squad, refuses,
-                                            split_articles, table_of)
+from distillery.retrieval.answering import (ReaderAnswer, balanced_accuracy, choose_threshold, draw, measure_readers, read_squad, refuses,
+                                            split_by_article, table_of)
 from distillery.teachers.extractive import ExtractiveTeacher
 
 SQUAD = Path(__file__).resolve().parents[2] / "shared/data/squad"
@@ -19,7 +19,7 @@ needs_squad = pytest.mark.skipif(not SQUAD.is_dir(), reason="../shared/data is n
 
 def said(article, answerable, score, refused=False, i=[0]):  # noqa: B006
     i[0] += 1
-    return Said(str(i[0]), article, answerable, "x", refused, score, True, float(answerable), float(answerable))
+    return ReaderAnswer(str(i[0]), article, answerable, "x", refused, score, True, float(answerable), float(answerable))
 
 
 def population(seed=0, articles=10, each=30, gap=1.0, tilt=0.0):
@@ -86,7 +86,7 @@ def test_one_kind_alone_is_refused():
 @needs_squad
 def test_squad_is_split_by_article_and_drawn_evenly():
     rows = read_squad(SQUAD)
-    parts = split_articles(rows)
+    parts = split_by_article(rows)
     assert len(rows) == 5978
     assert sorted(map(list(parts.values()).count, ("choose", "confirm", "train"))) == [5, 5, 7]
     some = draw(rows, 20)

@@ -15,22 +15,23 @@ from distillery.core.errors import DistilleryError
 from distillery.core.stats import mean_interval, paired_contrast
 from distillery.filters.articles import (Article, ArticlesError, read_articles, scale_ends, score_matrix, split_articles, to_points, turns)
 from distillery.filters.bases import Segmenter, build_regressor, to_batch
-from distillery.filters.choice import context_decision, eight_bits, stated_sentence
+from distillery.questions.context_length.decision import context_decision, eight_bits, stated_sentence
 from distillery.filters.context import (add_time, best_on_validation, errors_by_level, frozen_fit, run_context, run_level, time_reading,
                                         useful_budgets)
-from distillery.filters.made import make_articles, place_of, wordings
+from distillery.filters.made import article_templates, make_articles, place_of
 from distillery.filters.predictions import read_predictions, write_predictions
-from distillery.filters.quality import dimension_table, error_table, level_contrasts, level_estimates, level_table, lengths_of
+from distillery.questions.context_length.quality import (dimension_table, error_table, level_contrasts, level_estimates, context_table,
+                                                           lengths_of)
 from distillery.filters.scorer import (ALPHAS, Scorer, cluster_folds, cut_articles, encode_articles, fit_scorer, fold_loss, load_scorer,
                                        rubric_queries, save_scorer)
 from distillery.filters.tune import FineTuning, batch_at, load_tuned, save_tuned, tune_scorer
-from distillery.filters.views import VIEWS, WINDOW, article_tokens, cut_windows, token_counter
+from distillery.filters.views import VIEWS, WINDOW, article_tokens, sentence_windows, token_counter
 from distillery.retrieval.embed import Embedder
-from distillery.workbook.context_line import context_stages
-from distillery.workbook.plan import Plan
+from distillery.questions.context_length.stages import article_stages
+from distillery.engine.plan import Plan
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
-RUBRIC = {d: str(v["help"]) for d, v in wordings()["dimensions"].items()}
+RUBRIC = {d: str(v["help"]) for d, v in article_templates()["dimensions"].items()}
 TEN = dict.fromkeys(RUBRIC, (0.0, 10.0))
 
 
@@ -122,7 +123,7 @@ def test_no_cluster_crosses_and_every_article_is_tested_once(names, salt):
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=st.sampled_from("abc é.!?\n字-"), max_size=600))
 def test_windows_keep_every_letter_and_fit(text):
-    windows = cut_windows(text, token_counter())
+    windows = sentence_windows(text, token_counter())
     assert "".join("".join(w.text.split()) for w in windows) == "".join(text.split())
     assert all(w.tokens <= WINDOW for w in windows)
 
@@ -156,7 +157,7 @@ def test_made_articles_are_the_same_in_another_process():
 
 def test_made_articles_say_what_they_are_scored_for_where_they_should():
     made, count = make_articles(), token_counter()
-    tokens = np.array([article_tokens(cut_windows(m.article.full_text, count)) for m in made])
+    tokens = np.array([article_tokens(sentence_windows(m.article.full_text, count)) for m in made])
     assert 0.05 < (tokens > 2048).mean() < 0.2
     at = {"head": [], "middle": [], "tail": []}
     for m in made:
@@ -175,7 +176,7 @@ def pattern(template):
 
 
 def test_truth_is_the_mean_level_of_the_sentences():
-    ladder = {d: [[pattern(t) for t in level] for level in v["levels"]] for d, v in wordings()["dimensions"].items()}
+    ladder = {d: [[pattern(t) for t in level] for level in v["levels"]] for d, v in article_templates()["dimensions"].items()}
     for m in make_articles(60):
         for d, lines in m.evidence.items():
             levels = [{i for i, some in enumerate(ladder[d]) if any(p.fullmatch(line) for p in some)} for line in lines]
@@ -221,11 +222,12 @@ def test_every_level_scores_the_same_test_articles_and_no_topic_is_on_two_sides(
 
 def test_tables_have_n_and_interval_everywhere(toy):
     _, (rows, costs) = toy
-    table = level_table(rows, costs, price_per_hour=1.0)
+    table = context_table(rows, costs, price_per_hour=1.0)
     assert all(r["n"] == 240 and "[" in r["MAE"] and "[" in r["Spearman"] for r in table)
     by_length, cut = lengths_of(rows, (512, 1024, 2048, 4096))
     assert sum(r["articles"] for r in by_length) == 240
-    assert [r["cut"].split("%")[0] for r in cut] == sorted((r["cut"].split("%")[0] for r in cut), key=float, reverse=True)
+    shares = [float(r["cut"].split(" [")[0]) for r in cut]
+    assert shares == sorted(shares, reverse=True)
     by_level = {r["level"]: r for r in error_table(rows)}
     assert all("[" in r[d] for r in by_level.values() for d in RUBRIC)
     assert {d: by_level["truncate 512"][d] for d in RUBRIC} == {r["dimension"]: r["MAE"] for r in dimension_table(rows, "truncate 512")}
@@ -283,11 +285,11 @@ def test_time_grows_with_the_budget(toy):
 def test_times_have_n_and_interval(toy):
     _, (rows, costs) = toy
     slow = [add_time(c, [10.0, 20, 30, 40] if c.budget else None) for c in costs]
-    table = {r["level"]: r for r in level_table(rows, slow, price_per_hour=3.6)}
+    table = {r["level"]: r for r in context_table(rows, slow, price_per_hour=3.6)}
     one = table["truncate 128"]
-    assert (one["articles timed"], one["ms / article"].split()[0], one["cost / 10,000"].split()[0]) == (4, "25", "0.250")
-    assert one["training s"] == pytest.approx(slow[2].fit_seconds + 144 * 0.025)  # 144 articles are read before the heads are fitted
-    assert table["length alone"]["ms / article"] is None
+    assert (one["articles timed"], one["an article, ms"].split()[0], one["cost / 10,000"].split()[0]) == (4, "25", "0.25")
+    assert one["training, s"] == pytest.approx(slow[2].fit_seconds + 144 * 0.025)  # 144 articles are read before the heads are fitted
+    assert table["length alone"]["an article, ms"] is None
 
 
 # What is kept
@@ -298,7 +300,7 @@ def test_predictions_come_back_and_are_small(toy, tmp_path):
     again, spent = read_predictions(tmp_path)
     assert spent == costs
     assert [r.model_copy(update={"tokens_read": 0}) for r in rows] == again
-    assert level_table(again, spent) == level_table(rows, costs)
+    assert context_table(again, spent) == context_table(rows, costs)
     assert sum(len(r.to_line()) for r in rows) > 5 * (tmp_path / "predictions.jsonl").stat().st_size
 
 
@@ -412,7 +414,7 @@ def test_another_length_trains_that_length_alone(tmp_path):
     def run(budgets, **more):
         config = load_config(overrides={"context.scorer": "finetune", "context.embedder": "builtin:mini", "context.budgets": budgets,
                                         "context.views": ["truncate"], "context.tune_steps": 1, "context.turns": 1, **more})
-        plan = Plan(context_stages(file_of(tmp_path / "a.jsonl", boxes(20)), config, tmp_path / "c"), config, tmp_path / "c")
+        plan = Plan(article_stages(file_of(tmp_path / "a.jsonl", boxes(20)), config, tmp_path / "c"), config, tmp_path / "c")
         done = plan.run()
         return {n for n, d in done.items() if not d.cached}, [c.level for c in read_predictions(done["context"].path)[1]]
 
@@ -428,7 +430,7 @@ def test_a_kill_inside_a_level_costs_the_steps_since_its_checkpoint(tmp_path, mo
     monkeypatch.setattr("distillery.filters.tune.EVERY", 2)
     config = load_config(overrides={"context.scorer": "finetune", "context.embedder": "builtin:mini", "context.budgets": [16],
                                     "context.views": ["truncate"], "context.tune_steps": 5, "context.turns": 2})
-    plan = Plan(context_stages(file_of(tmp_path / "a.jsonl", boxes(20)), config, tmp_path / "c"), config, tmp_path / "c")
+    plan = Plan(article_stages(file_of(tmp_path / "a.jsonl", boxes(20)), config, tmp_path / "c"), config, tmp_path / "c")
     steps = []
 
     def watch(event):
@@ -479,14 +481,14 @@ def test_the_page_holds_a_level_against_what_the_scores_say_of_themselves(toy):
 def test_presets_plan_what_they_say(preset, stages, tmp_path):
     config = load_config(preset=preset)
     if "/" in config.context.embedder: config = load_config(preset=preset, overrides={"context.embedder": "builtin:mini"})
-    assert [s.name for s in context_stages(file_of(tmp_path / "a.jsonl", boxes(4)), config, tmp_path)] == stages
+    assert [s.name for s in article_stages(file_of(tmp_path / "a.jsonl", boxes(4)), config, tmp_path)] == stages
 
 
 @pytest.mark.slow
 def test_the_decoder_preset_runs_to_its_card_with_a_built_in_base(tmp_path):
     long = [a.model_copy(update={"text": f"{a.text} " + "It stayed there. " * (60 if i % 2 else 700)}) for i, a in enumerate(boxes(20))]
     config = load_config(preset="articles-decoder", overrides={"context.embedder": "builtin:mini", "context.tune_steps": 1})
-    done = Plan(context_stages(file_of(tmp_path / "a.jsonl", long), config, tmp_path / "c"), config, tmp_path / "c").run()
+    done = Plan(article_stages(file_of(tmp_path / "a.jsonl", long), config, tmp_path / "c"), config, tmp_path / "c").run()
     rows, costs = read_predictions(done["context"].path)
     assert [c.level for c in costs[2:]] == [f"truncate {b} fine-tuned" for b in (512, 1024, 2048, 4096)]
     assert all(c.train_seconds and c.ms_per_article for c in costs[2:])
@@ -494,9 +496,9 @@ def test_the_decoder_preset_runs_to_its_card_with_a_built_in_base(tmp_path):
 
 
 def test_the_built_in_run_shares_its_export(tmp_path):
-    stages = context_stages(None, load_config(preset="handbook"), tmp_path)
+    stages = article_stages(None, load_config(preset="handbook"), tmp_path)
     assert [(s.name, s.needs) for s in stages] == [("context", ("embedder-int8",))]
-    off = context_stages(None, load_config(preset="handbook", overrides={"context.int8": False}), tmp_path)
+    off = article_stages(None, load_config(preset="handbook", overrides={"context.int8": False}), tmp_path)
     assert [(s.name, s.needs) for s in off] == [("context", ())]
 
 
@@ -526,7 +528,7 @@ def test_onestopenglish_topics_stay_together(embedder):
 def test_empathic_reactions_are_near_their_noise(embedder):
     articles = real("empathic_reactions", scores=["empathy", "distress"], cluster="writer_id")[:240]
     rows, costs = minilm(articles, embedder, (256,), ends={"empathy": (1, 7), "distress": (1, 7)})
-    table = {r["level"]: r for r in level_table(rows, costs)}
+    table = {r["level"]: r for r in context_table(rows, costs)}
     assert -0.1 < float(table["truncate 256"]["Spearman"].split()[0]) < 0.6
     assert "near the noise as that" in stated_sentence(rows, "truncate 256", 0.3)
     assert float(table["truncate 256"]["SD ratio"].split()[0]) < 0.8
@@ -548,7 +550,7 @@ def test_made_articles_with_minilm(embedder):
 def test_eight_bits_score_as_well(tmp_path):
     some = [m.article for m in make_articles(80)]
     config = load_config(overrides={"context.budgets": [512], "context.views": ["truncate"]})
-    done = Plan(context_stages(file_of(tmp_path / "a.jsonl", some), config, tmp_path / "c"), config, tmp_path / "c").run()
+    done = Plan(article_stages(file_of(tmp_path / "a.jsonl", some), config, tmp_path / "c"), config, tmp_path / "c").run()
     rows, costs = read_predictions(done["context"].path)
     c = eight_bits(rows)
     assert (c.a, c.n_items) == ("truncate 512 int8", 80)

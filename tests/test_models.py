@@ -10,7 +10,7 @@ import pytest
 import distillery
 from distillery.models.handbooks import categories, draw_passage
 from distillery.models.names import NAMES, VALUES
-from distillery.models.questions import REFUSAL, answer_item, chat, draw_conversation, draw_talk, wordings
+from distillery.models.questions import REFUSAL, answer_item, chat, draw_conversation, draw_talk, template_questions
 from distillery.models.shipped import draw_handbook, gold_rows, write_shipped
 
 from random import Random
@@ -66,7 +66,7 @@ def test_a_question_has_one_answer_in_its_passage():
         answers: dict[str, set[str]] = {}
         for fact in passage.facts:
             for slot, answer in (("easy", fact.value), ("medium", fact.value), ("reverse", fact.entity), ("hard", fact.value)):
-                for question in wordings(fact, slot, passage.facts): answers.setdefault(question, set()).add(answer)
+                for question in template_questions(fact, slot, passage.facts): answers.setdefault(question, set()).add(answer)
         assert all(len(found) == 1 for found in answers.values())
 
 
@@ -138,7 +138,7 @@ def test_batches_follow_from_their_step_alone():
 
 
 def test_hints_point_at_the_answer_and_never_ahead():
-    from distillery.models.guidance import asked, hints
+    from distillery.models.guidance import question_target, hints
     from distillery.models.vocabulary import encode
     _, tokenizer = micro()
     copied = 0
@@ -148,7 +148,7 @@ def test_hints_point_at_the_answer_and_never_ahead():
         pairs = hints(row, passage, items)
         assert all(key <= query < len(row.ids) for some in pairs.values() for query, key in some)
         shown, places = items[0].task != "rephrase", dict(pairs["place"])
-        about = [asked(x, passage) for x in items if shown]
+        about = [question_target(x, passage) for x in items if shown]
         assert len(pairs["name"]) == sum(x is not None for x in about)
         assert len(pairs["bridge"]) == sum(x is not None and x.bridge is not None for x in about)
         refused = sum(x.reply == REFUSAL for x in items if shown)

@@ -12,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 from distillery.core.errors import DistilleryError
 from distillery.core.records import Document
-from distillery.pairs.chunk import chunk_documents, count_tokens, passages, sections, split_sentences
+from distillery.core.sentences import split_sentences
+from distillery.pairs.chunk import chunk_documents, count_tokens, passages, sections
 from distillery.pairs.documents import make_id, read_document, read_documents
 from distillery.pairs.formats import Unreadable, docx_to_text, html_to_text, is_markup, markdown_to_text, pdf_to_text
 
@@ -204,8 +205,9 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from distillery.core.config import load_config
-from distillery.workbook.pairs_line import open_source, pairs_stages
-from distillery.workbook.plan import Plan
+from distillery.pairs.stages import pairs_stages
+from distillery.engine.source import open_source
+from distillery.engine.plan import Plan
 folder, cache = map(Path, sys.argv[1:])
 config = load_config(preset="technical-docs")
 done = Plan(pairs_stages(open_source(folder, None, None), config, cache)[:1], config, cache).run()

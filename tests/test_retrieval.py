@@ -29,7 +29,7 @@ from distillery.retrieval.ranking import choose_level, score_ranking
 from distillery.retrieval.search import Bm25Searcher, DenseSearcher, Hits, HybridSearcher, Searcher, time_queries, top_k
 from distillery.retrieval.tune import TuneSettings, split_queries, training_pairs, tune_embedder
 from distillery.teachers.protocol import ChatResult
-from distillery.workbook.decide import compare
+from distillery.questions.decide import compare
 
 os.environ["NUMBA_DISABLE_JIT"] = "1"  # ranx would compile for a minute, to save milliseconds
 
