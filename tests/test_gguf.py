@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from distillery.core.config import load_config
-from distillery.student.check import check_passages
-from distillery.student.export import ExportError
-from distillery.student.gguf import GgufError, check_gguf, export_gguf, gguf_tokenizer, split_name, write_gguf
-from distillery.student.ollama import modelfile, turn_frames
-from distillery.student.toy import toy_base, toy_examples
+from distillery.exporting.check import encode_chats
+from distillery.exporting.export import ExportError
+from distillery.exporting.gguf import GgufError, check_gguf, export_gguf, gguf_tokenizer, pre_tokenizer_name, write_gguf
+from distillery.exporting.ollama import modelfile, turn_frames
+from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.chat import ChatTokenizer
 from distillery.teachers.local import TransformersTeacher
 from distillery.teachers.open import builtin_dir
@@ -55,8 +55,8 @@ def test_digits_stand_alone(tokens):
 def test_a_split_without_a_name_is_refused():
     file = json.loads(Path(builtin_dir("mini"), "tokenizer.json").read_text())
     file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W"
-    with pytest.raises(GgufError, match="no name"): split_name(file)
-    with pytest.raises(GgufError, match="Unigram"): split_name({**file, "model": {**file["model"], "type": "Unigram"}})
+    with pytest.raises(GgufError, match="no name"): pre_tokenizer_name(file)
+    with pytest.raises(GgufError, match="Unigram"): pre_tokenizer_name({**file, "model": {**file["model"], "type": "Unigram"}})
 
 
 @pytest.mark.parametrize("theta", [1e4, 1e6])
@@ -160,7 +160,7 @@ def test_llama_cpp_loads_it_and_answers(tmp_path, kind):
               ["choices"][0]["message"]["content"].strip() for q in asked]
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
     assert same >= (20 if kind == "f16" else 18), list(zip(ours, theirs, strict=True))
-    p = check_passages(toy_examples(1), merged, 1)[0]
+    p = encode_chats(toy_examples(1), merged, 1)[0]
     model.reset(); model.eval(list(p.ids))
     difference = np.abs(np.array(model.scores[: len(p.ids)]) - TransformersTeacher(merged, device="cpu").logits(p.ids)).max()
     assert difference < (0.1 if kind == "f16" else 2.0)

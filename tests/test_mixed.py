@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from distillery.core.config import load_config
-from distillery.student.check import check_passages
-from distillery.student.export import ExportError, matrices, run_builder, shrink_graph
-from distillery.student.fidelity import climb, read_logits
-from distillery.student.mixed import build_mixed, nodes_of, rounded, sensitivities
-from distillery.student.toy import toy_base, toy_examples
+from distillery.exporting.check import encode_chats
+from distillery.exporting.export import ExportError, quantize_weights, run_builder, weight_matrices
+from distillery.exporting.fidelity import compare_text, fidelity_metrics
+from distillery.exporting.mixed import build_mixed, fake_quantize, nodes_of, sensitivities
+from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.local import TransformersTeacher
 from distillery.teachers.onnx import OnnxTeacher
 
@@ -52,7 +52,7 @@ def test_rounding_here_is_rounding_in_the_file(student, tmp_path, symmetric, bit
         points = parts[node.input[3]].reshape(weight.shape[1], -1)
         zero = (halves(points)[:, : scales.shape[1]] if bits == 4 else points)[..., None]
     stored = ((levels.astype(float) - zero) * scales).reshape(weight.shape[1], -1)
-    ours = rounded(torch.tensor(weight.T.copy()), 16, symmetric, bits).numpy()
+    ours = fake_quantize(torch.tensor(weight.T.copy()), 16, symmetric, bits).numpy()
     apart = np.abs(stored - ours) > 1e-5
     assert apart.mean() < 0.01  # halfway between two levels, either is right
     assert np.abs(stored - ours).max() < 1.01 * np.abs(scales).max()
@@ -61,15 +61,15 @@ def test_rounding_here_is_rounding_in_the_file(student, tmp_path, symmetric, bit
 def test_what_a_matrix_moves_alone_is_what_a_real_export_moves(student, tmp_path):
     "One matrix in four bits and all others in eight: the file drifts as PyTorch foretold, give or take the eight bits."
     run_builder(student, tmp_path / "graph", "shared_embeddings=false")
-    names = list(matrices(tmp_path / "graph" / "model.onnx"))
-    reader, passages, cfg = TransformersTeacher(student, device="cpu"), check_passages(TEXTS, student, 300), settings(0.01)
+    names = list(weight_matrices(tmp_path / "graph" / "model.onnx"))
+    reader, passages, cfg = TransformersTeacher(student, device="cpu"), encode_chats(TEXTS, student, 300), settings(0.01)
     truth = [reader.logits(p.ids) for p in passages]
     texts = list(zip(passages, truth, strict=True))
-    drift = lambda folder: climb([read_logits(p, a, OnnxTeacher(folder).logits(p.ids)) for p, a in texts]).kl.mean
+    drift = lambda folder: fidelity_metrics([compare_text(p, a, OnnxTeacher(folder).logits(p.ids)) for p, a in texts]).kl.mean
     moved = sensitivities(reader, truth, passages, names[:-1], cfg)
     for name in (max(moved, key=moved.get), min(moved, key=moved.get)):
         shutil.copytree(tmp_path / "graph", tmp_path / "one", dirs_exist_ok=True)
-        shrink_graph(tmp_path / "one" / "model.onnx", [n for n in names if n != name], False, cfg.quantization)
+        quantize_weights(tmp_path / "one" / "model.onnx", [n for n in names if n != name], False, cfg.quantization)
         assert drift(tmp_path / "one") == pytest.approx(moved[name], rel=0.35, abs=2e-4)
 
 
@@ -81,8 +81,8 @@ def test_the_file_is_under_the_limit_and_one_matrix_more_is_not(student, tmp_pat
     assert tried[count] <= limit
     assert count == len(said["kl_alone"]) or tried[count + 1] > limit
     reader, teacher = TransformersTeacher(student, device="cpu"), OnnxTeacher(out)
-    passages = check_passages(TEXTS[::-1], student, settings(limit).export.check_positions)
-    found = climb([read_logits(p, reader.logits(p.ids), teacher.logits(p.ids)) for p in passages]).kl
+    passages = encode_chats(TEXTS[::-1], student, settings(limit).export.check_positions)
+    found = fidelity_metrics([compare_text(p, reader.logits(p.ids), teacher.logits(p.ids)) for p in passages]).kl
     assert found.ci_high == pytest.approx(tried[count], rel=1e-6)
 
 

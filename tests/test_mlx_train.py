@@ -12,10 +12,10 @@ import pytest
 
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
-from distillery.student.mlx_settings import mlx_data, mlx_differences, mlx_lora_config, mlx_steps
-from distillery.student.mlx_train import fuse_mlx, train_mlx
-from distillery.student.sft import read_log, train_adapter
-from distillery.student.toy import toy_base, toy_examples
+from distillery.training.mlx_settings import mlx_data, mlx_differences, mlx_lora_config, mlx_steps
+from distillery.training.mlx_train import fuse_mlx, train_mlx
+from distillery.training.sft import read_log, train_adapter
+from distillery.training.toy import toy_base, toy_examples
 
 pytest.importorskip("mlx_lm")
 pytest.importorskip("trl")
@@ -78,8 +78,8 @@ TRAIN = """
 import sys
 from pathlib import Path
 from distillery.core.config import load_config
-from distillery.student.mlx_train import train_mlx
-from distillery.student.toy import toy_examples
+from distillery.training.mlx_train import train_mlx
+from distillery.training.toy import toy_examples
 out = Path(sys.argv[2])
 slow = lambda done, total: __import__("time").sleep(float(sys.argv[3]))
 train_mlx(toy_examples(22), [], sys.argv[1], load_config(overrides={overrides!r}), out / "adapter", out / "checkpoints", slow)
@@ -115,7 +115,7 @@ def test_a_fresh_optimiser_would_not_do(base, trained, tmp_path, monkeypatch):
     "What mlx-lm's own resume does, adapter weights alone, ends elsewhere: the measure has teeth."
     import shutil
 
-    from distillery.student import mlx_train
+    from distillery.training import mlx_train
 
     cfg = load_config(overrides={**FAST, "sft.eval_strategy": "epoch"})
     shutil.copytree(trained[0] / "checkpoints", tmp_path / "c")
@@ -142,7 +142,7 @@ def test_the_fused_folder_is_one_of_ours(trained, tmp_path):
     import torch
     import transformers
 
-    from distillery.student.export import build_onnx
+    from distillery.exporting.export import build_onnx
     from distillery.teachers.chat import ChatTokenizer
     from distillery.teachers.mlx import MlxTeacher, convert_mlx
     from distillery.teachers.onnx import OnnxTeacher

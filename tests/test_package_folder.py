@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from distillery.core.numbers import estimate
 from distillery.core.errors import DistilleryError
-from distillery.student.export import build_onnx, variant_bytes
-from distillery.student.package import model_card, size_table, verify_package
-from distillery.student.preflight import licence_of
-from distillery.student.toy import toy_base
+from distillery.exporting.export import build_onnx, variant_bytes
+from distillery.shipping.package import model_card, size_table, verify_package
+from distillery.training.preflight import licence_of
+from distillery.training.toy import toy_base
 from distillery.teachers.chat import ChatTokenizer
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.protocol import Message, ask_all, user_request
-from distillery.workbook.cli import app
-from distillery.workbook.package import licence_file, story_of
+from distillery.commands.cli import app
+from distillery.commands.package import licence_file, story_of
 
 KEPT = Path(__file__).parent / "data" / "run"
 
@@ -68,7 +69,7 @@ def test_it_answers_as_the_variant_does(place, monkeypatch):
 def test_the_card_tells_figures_with_intervals_and_n(place, monkeypatch):
     card = (packed(place, monkeypatch) / "README.md").read_text()
     m = json.loads((KEPT / "eval/q4/metrics.json").read_text())["sets"]["recall"]["exact_match"]
-    assert f"| recall | exact_match | {m['mean']:.3f} ({m['ci_low']:.3f} to {m['ci_high']:.3f}), n = {m['n']} |" in card
+    assert f"| recall | exact_match | {estimate(m['mean'], m['ci_low'], m['ci_high'], m['n'])} |" in card
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert "not measured: no question without an answer" in card
     assert "0.9990 of 2003 answer positions" in card
@@ -108,7 +109,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(place, monkeypatch):
 def test_gguf_comes_with_a_modelfile(place, monkeypatch):
     pytest.importorskip("gguf")
     recall = place / "runs/latest/dataset/recall.jsonl"
-    from distillery.student.toy import toy_examples
+    from distillery.training.toy import toy_examples
     recall.write_text("".join(e.model_dump_json(by_alias=True) + "\n" for e in toy_examples(12, "recall")))
     folder = packed(place, monkeypatch, "--gguf", "q8_0", "--out", "both")
     assert (folder / "gguf/student-q8_0.gguf").read_bytes()[:4] == b"GGUF"

@@ -10,14 +10,15 @@ import pytest
 
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
-from distillery.student.evaluate import score_answer
-from distillery.student.hub_card import hub_card, public_name
-from distillery.student.preflight import front_matter
-from distillery.student.publish import _holds, find_leaks, parts_of, publish, repo_names, staged
-from distillery.student.summary import METRICS, write_evaluation
-from distillery.student.toy import toy_examples
+from distillery.evaluation.evaluate import score_answer
+from distillery.shipping.hub_card import hub_card, public_name
+from distillery.training.preflight import front_matter
+from distillery.shipping.publish import _holds, find_leaks, parts_of, publish, repo_names, staged
+from distillery.core.words import metric_name
+from distillery.evaluation.summary import METRICS, write_evaluation
+from distillery.training.toy import toy_examples
 from distillery.teachers.protocol import ChatResult
-from distillery.workbook.cli import main
+from distillery.commands.cli import main
 
 NAMES = {"model.hub_id": "me/handbook", "dataset.hub_id": "me/handbook-pairs", "model.licence": "apache-2.0"}
 CFG = load_config(overrides=NAMES)
@@ -126,9 +127,9 @@ def test_a_card_says_base_licence_data_figures_and_limits(run):
     meta = front_matter(cards["merged"])
     assert (meta["license"], meta["library_name"], meta["datasets"]) == ("apache-2.0", "transformers", ["me/handbook-pairs"])
     assert front_matter(cards["dataset"])["license"] == "other"
-    assert "nobody stated one yet" in cards["dataset"]
-    assert all(metric in cards["onnx"] for metric in METRICS)
-    assert "0.750 (" in cards["onnx"]
+    assert "none is stated yet" in cards["dataset"]
+    assert all(metric_name(metric) in cards["onnx"] for metric in METRICS)
+    assert "0.75 [" in cards["onnx"]
     assert "n = 24" in cards["onnx"]
     assert "FAIL: q4 test.token_f1_min" in cards["onnx"]
 

@@ -19,9 +19,9 @@ import pytest
 
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
-from distillery.student.engine import Engine, TextStream
-from distillery.student.serve import MAX_BODY, Service, run_server, warm_up
-from distillery.student.toy import toy_base, toy_examples
+from distillery.shipping.engine import Engine, TextStream
+from distillery.shipping.serve import MAX_BODY, Service, run_server, warm_up
+from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import open_teacher, server_digest
 from distillery.teachers.openai import OpenAITeacher
@@ -33,7 +33,7 @@ NAME = "student-q4"
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     pytest.importorskip("onnxruntime_genai")
-    from distillery.student.export import build_onnx
+    from distillery.exporting.export import build_onnx
     folder = tmp_path_factory.mktemp("toy")
     merged = toy_base(folder / "merged")
     for v in ("fp32", "q4"): build_onnx(merged, folder / "onnx" / v, v)
@@ -299,7 +299,7 @@ def process(exported, tmp_path):
     run = tmp_path / "runs/aaaa"
     shutil.copytree(exported, run / "onnx")
     for name in ("provenance.json", "manifest.json", "config.json"): (run / name).write_text("{}")
-    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", "serve", "q4", "--run", "aaaa", "--port", "0",
+    command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", "serve", "q4", "--run", "aaaa", "--port", "0",
                "--set", "server.workers=1"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -349,8 +349,8 @@ def test_ctrl_c_finishes_what_is_in_flight_and_takes_nothing_new(process, how):
 
 
 def test_only_variants_that_are_there_are_served(tmp_path, exported):
-    from distillery.workbook.results import Results
-    from distillery.workbook.serve import served_folder
+    from distillery.questions.results import Results
+    from distillery.commands.serve import served_folder
     (tmp_path / "onnx").symlink_to(exported)
     (tmp_path / "genai_config.json").write_text("{}")
     for strange in ("..", ".", "../onnx/q4", "/etc", "q4/../fp32"):

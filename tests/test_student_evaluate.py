@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from distillery.core.config import load_config
-from distillery.student.evaluate import EvalRow, align_rows, draw_examples, evaluate_variant, score_answer
-from distillery.student.gates import THRESHOLDS, budget_key, student_gates
-from distillery.student.summary import METRICS, find_failures, metric_values, render_summary, speed_of, summarise_rows, write_evaluation
-from distillery.student.toy import toy_base, toy_examples
+from distillery.evaluation.evaluate import EvalRow, align_rows, draw_examples, evaluate_variant, score_answer
+from distillery.evaluation.gates import THRESHOLDS, budget_key, student_gates
+from distillery.evaluation.summary import METRICS, find_failures, metric_values, speed_of, summarise_rows, write_evaluation
+from distillery.evaluation.markdown import render_summary, write_summaries
+from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.protocol import ChatResult
 
 CFG = load_config()
@@ -115,11 +116,13 @@ def test_case_thresholds_choose_the_failures():
 def test_model_text_cannot_become_markup(tmp_path):
     evil = "# Owned\n\n<script>alert(1)</script> `x` [a](http://b)"
     rows = [answer(e.model_copy(update={"question": evil}), evil) for e in toy_examples(4)]
-    write_evaluation(tmp_path / "../v", "fp32", rows, {}, CFG)
-    page = (tmp_path / "../v" / "summary.md").read_text()
+    write_evaluation(tmp_path / "fp32", "fp32", rows, {}, CFG)
+    (tmp_path / "gates.jsonl").write_text("")
+    write_summaries(tmp_path, CFG)
+    page = (tmp_path / "fp32/summary.md").read_text()
     assert [line for line in page.splitlines() if line.startswith("# ")] == ["# Evaluation of fp32"]
     assert all("<script>" not in line or line.count("`") == 8 for line in page.splitlines())
-    assert json.loads((tmp_path / "../v" / "metrics.json").read_text())["failures"] == 4
+    assert json.loads((tmp_path / "fp32/metrics.json").read_text())["failures"] == 4
     assert render_summary("fp32", {"sets": {}, "cost": {}}, [])
 
 
@@ -135,8 +138,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 from distillery.core.config import load_config
-from distillery.student.measure import measure_variants
-from distillery.student.toy import toy_examples
+from distillery.evaluation.measure import measure_variants
+from distillery.training.toy import toy_examples
 onnx, out = Path(sys.argv[1]), Path(sys.argv[2])
 cfg = load_config(overrides={"evaluation.max_new_tokens": 16})
 examples = [e.model_copy(update={"id": f"{i}-{e.id}"}) for i in range(3) for e in toy_examples(36, "test")]
@@ -146,7 +149,7 @@ measure_variants({"fp32": onnx, "again": onnx}, examples, out, cfg)
 
 def test_a_kill_costs_one_variant(tmp_path):
     pytest.importorskip("onnxruntime_genai")
-    from distillery.student.export import build_onnx
+    from distillery.exporting.export import build_onnx
     onnx = build_onnx(toy_base(tmp_path / "base"), tmp_path / "onnx", "fp32")
     (tmp_path / "m.py").write_text(MEASURE)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -167,8 +170,8 @@ def test_a_kill_costs_one_variant(tmp_path):
 def test_a_child_counts_its_own_memory_only(tmp_path):
     pytest.importorskip("onnxruntime_genai")
     import torch
-    from distillery.student.export import build_onnx
-    from distillery.student.measure import measure_variant, memory_mb
+    from distillery.exporting.export import build_onnx
+    from distillery.evaluation.measure import measure_variant, memory_mb
     onnx = build_onnx(toy_base(tmp_path / "base"), tmp_path / "onnx", "fp32")
     held = torch.ones(64, 2**20)
     _, cost = measure_variant("fp32", onnx, toy_examples(2), tmp_path / "eval", load_config(overrides={"evaluation.max_new_tokens": 4}))

@@ -9,11 +9,11 @@ import pytest
 from distillery.core.config import load_config
 from distillery.core.files import digest_tree
 from distillery.core.student_knobs import QuantizationSection
-from distillery.student.check import Check, Passage, check_passages, check_variants, compare_logits
-from distillery.student.export import ExportError, build_onnx, variant_bytes
-from distillery.student.merge import merge_adapter
-from distillery.student.sft import train_adapter
-from distillery.student.toy import toy_base, toy_examples
+from distillery.exporting.check import EncodedChat, ExportCheck, check_variants, compare_logits, encode_chats
+from distillery.exporting.export import ExportError, build_onnx, variant_bytes
+from distillery.exporting.merge import merge_adapter
+from distillery.training.sft import train_adapter
+from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.local import TransformersTeacher
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.protocol import ask_all, user_request
@@ -142,16 +142,16 @@ def test_a_zeroed_layer_is_stopped_and_written_down(student, variants, tmp_path)
             t.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(t), t.name))
     onnx.save(model, broken / "model.onnx")
     with pytest.raises(ExportError, match="int8"): check_variants(student, {"int8": broken}, toy_examples(12), load_config(overrides=TRAIN))
-    assert Check(**json.loads((broken / "check.json").read_text())).ok is False
+    assert ExportCheck(**json.loads((broken / "check.json").read_text())).ok is False
 
 
 def test_logits_that_are_no_numbers_never_pass():
-    text = [Passage((1, 2, 3), 0)]
+    text = [EncodedChat((1, 2, 3), 0)]
     largest, _, _ = compare_logits([np.zeros((3, 4), np.float32)], [np.full((3, 4), np.nan, np.float32)], text)
     assert largest == float("inf")
 
 
 def test_answers_are_tokenised_as_the_student_writes_them(student):
-    passage = check_passages(toy_examples(1), student, 1)[0]
+    passage = encode_chats(toy_examples(1), student, 1)[0]
     chat = OnnxTeacher.__init__.__globals__["ChatTokenizer"](student)
     assert chat.decode(passage.ids[passage.first + 1 :], special=True) == toy_examples(1)[0].answer + "<|im_end|>"

@@ -12,10 +12,10 @@ import pytest
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.knobs import knobs
-from distillery.student.arguments import lora_arguments, sft_arguments, training_rows
-from distillery.student.checkpoints import EpochOrder, last_checkpoint
-from distillery.student.sft import load_base, make_trainer, read_log, train_adapter
-from distillery.student.toy import toy_base, toy_examples
+from distillery.training.arguments import lora_arguments, sft_arguments, training_rows
+from distillery.training.checkpoints import EpochSampler, last_checkpoint
+from distillery.training.sft import load_base, make_trainer, read_log, train_adapter
+from distillery.training.toy import toy_base, toy_examples
 
 pytest.importorskip("trl")
 
@@ -25,7 +25,7 @@ OTHER = {"lora.r": 8, "lora.alpha": 16.0, "lora.dropout": 0.3, "lora.target_modu
          "sft.gradient_accumulation": 2, "sft.learning_rate": 1e-3, "sft.max_length": 64, "sft.warmup_ratio": 0.2, "sft.weight_decay": 0.1,
          "sft.packing": False, "sft.group_by_length": False, "sft.eval_strategy": "epoch", "sft.load_best_model_at_end": True,
          "sft.seed": 7, "sft.gradient_checkpointing": True, "sft.dataloader_num_workers": 1,
-         "sft.save_strategy": "epoch", "sft.save_total_limit": 5,
+         "sft.save_strategy": "steps", "sft.save_total_limit": 5,
          "sft.logging_steps": 3}
 ELSEWHERE = {"sft.processes", "sft.early_stopping_patience"}  # no field of SFTConfig by that name: see test_training_sft
 FIELDS = {"lora.alpha": "lora_alpha", "lora.dropout": "lora_dropout", "sft.epochs": "num_train_epochs",
@@ -134,7 +134,7 @@ def test_a_half_written_checkpoint_is_swept_away(tmp_path):
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_every_epoch_shows_every_example_once(grouped):
-    order = EpochOrder([3, 1, 4, 1, 5, 9, 2, 6, 5, 3], 3, 88, grouped)
+    order = EpochSampler([3, 1, 4, 1, 5, 9, 2, 6, 5, 3], 3, 88, grouped)
     orders = [(order.set_epoch(e), tuple(order))[1] for e in range(5)]
     assert all(sorted(o) == list(range(10)) for o in orders)
     assert len(set(orders)) > 1
@@ -149,8 +149,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from distillery.core.config import load_config
-from distillery.student.sft import train_adapter
-from distillery.student.toy import toy_examples
+from distillery.training.sft import train_adapter
+from distillery.training.toy import toy_examples
 base, folder, strategy = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 cfg = load_config(overrides={"sft": {"epochs": 6, "batch_size": 4, "gradient_accumulation": 2, "learning_rate": 5e-3, "packing": False,
     "dataloader_num_workers": 0, "logging_steps": 5, "save_strategy": strategy}, "lora": {"r": 4, "alpha": 8, "dropout": 0.1}})
@@ -158,7 +158,7 @@ train_adapter(toy_examples(36), [], base, cfg, folder / "adapter", folder / "che
 """
 
 
-@pytest.mark.parametrize(("strategy", "kill_after"), [("epoch", 17), ("steps", 13)])
+@pytest.mark.parametrize(("strategy", "kill_after"), [("steps", 13), pytest.param("epoch", 17, marks=pytest.mark.slow)])
 def test_kill_and_resume_gives_the_same_training(base, tmp_path, strategy, kill_after):
     from safetensors.numpy import load_file
     script = tmp_path / "train.py"

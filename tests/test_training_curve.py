@@ -7,20 +7,15 @@ import pytest
 
 from distillery.core.config import load_config
 from distillery.core.files import write_jsonl
-from distillery.student.evaluate import EvalRow
-from distillery.student.gates import student_gates
-from distillery.student.toy import toy_examples
-from distillery.workbook.learning_curve import (
-    curve_decision,
-    curve_decisions,
-    curve_rows,
-    curve_stages,
-    curve_table,
-    doubling,
-    taught_pages,
-    why_no_curve,
-)
-from distillery.workbook.results import Results
+from distillery.evaluation.evaluate import EvalRow
+from distillery.evaluation.gates import student_gates
+from distillery.training.toy import toy_examples
+from distillery.engine.source import open_source
+from distillery.questions.learning_curve.decision import (LEARNING_CURVE, curve_decision, curve_decisions, curve_rows, curve_table,
+                                                          doubling, why_no_curve)
+from distillery.questions.learning_curve.stages import curve_stages, taught_documents
+from distillery.questions.question import NOT_RUN
+from distillery.questions.results import Results
 
 CONFIG = load_config()
 
@@ -36,11 +31,11 @@ def rows_of(n: int, right, set_name: str = "test", variant: str = "fp32", pages:
 
 def test_shares_nest_and_keep_documents_whole():
     examples = toy_examples(60)
-    shares = [taught_pages(examples, s, 88) for s in (0.1, 0.25, 0.5, 1.0)]
+    shares = [taught_documents(examples, s, 88) for s in (0.1, 0.25, 0.5, 1.0)]
     assert [len(s) for s in shares] == [2, 5, 10, 20]
     assert all(a < b for a, b in pairwise(shares))
-    assert taught_pages(examples, 0.5, 7) != shares[2]
-    assert taught_pages(toy_examples(3), 0.01, 88) == {"d0"}
+    assert taught_documents(examples, 0.5, 7) != shares[2]
+    assert taught_documents(toy_examples(3), 0.01, 88) == {"d0"}
 
 
 def test_the_gain_of_a_doubling_is_the_slope_of_a_straight_line():
@@ -82,8 +77,8 @@ def test_recall_is_read_on_pages_that_all_were_taught():
             for level, k in {"50%": 6, "100%": 12}.items()}
     lines = curve_table(rows, {"50%": {f"d{i}" for i in range(6)}, "100%": {f"d{i}" for i in range(12)}}, CONFIG)
     found = {(r["asked about"], r["difficulty"], r["documents"]): r["estimate"].mean for r in lines}
-    assert found["pages that all were taught", "all", "50%"] == found["pages that all were taught", "all", "100%"] == 1
-    assert found["all pages of the training set", "all", "50%"] == 0.5
+    assert found["documents that all were taught", "all", "50%"] == found["documents that all were taught", "all", "100%"] == 1
+    assert found["all documents of the training set", "all", "50%"] == 0.5
     assert {r["difficulty"] for r in lines} == {"all", "easy", "medium", "hard"}
 
 
@@ -99,17 +94,19 @@ def test_at_36_cases_gates_say_inconclusive_where_they_are():
 
 
 def test_nothing_is_asked_with_fewer_than_two_shares(tmp_path):
-    assert curve_stages(CONFIG) == []
-    assert curve_stages(load_config(overrides={"decisions.train_shares": [0.5]})) == []
+    stages = lambda config: curve_stages(open_source(None, None, None), config, tmp_path)
+    assert stages(CONFIG) == []
+    assert stages(load_config(overrides={"decisions.train_shares": [0.5]})) == []
     asked = load_config(overrides={"decisions.train_shares": [0.5, 0.25, 1.0]})
-    assert [s.name for s in curve_stages(asked)] == ["curve-0.25", "curve-0.5"]
+    assert [s.name for s in stages(asked)] == ["curve-0.25", "curve-0.5"]
     alone = load_config(overrides={"decisions.train_shares": [0.5, 1.0], "export.variants": ["q4"]})
-    assert [s.name for s in curve_stages(alone)] == ["curve-0.5", "curve-1"]
-    assert "not asked" in why_no_curve(Results(tmp_path))
+    assert [s.name for s in stages(alone)] == ["curve-0.5", "curve-1"]
+    assert why_no_curve(Results(tmp_path)) == NOT_RUN
+    assert LEARNING_CURVE.command() in LEARNING_CURVE.reason(Results(tmp_path))
 
 
 def test_the_page_is_built_from_a_run_and_names_the_next_doubling(tmp_path):
-    from distillery.workbook.report import build_report
+    from distillery.pages.report import build_report
     run = tmp_path / "run"
     for place, n in {"curve/0.25": 6, "curve/0.5": 15, "eval/fp32": 24}.items():
         (run / place).mkdir(parents=True)
@@ -142,6 +139,6 @@ def test_a_run_trains_a_student_for_each_share(tmp_path):
     plan.stages = [s for s in plan.stages if s.name in wanted]
     done = plan.run()
     facts = [json.loads((done[f"curve-{s}"].path / "facts.jsonl").read_text()) for s in ("0.3", "0.6")]
-    assert facts[0]["pages"] < facts[1]["pages"]
+    assert facts[0]["documents"] < facts[1]["documents"]
     assert facts[0]["rows"] < facts[1]["rows"]
     assert [r.id for r in map(EvalRow.model_validate_json, (done["curve-0.3"].path / "rows.jsonl").read_text().splitlines())]

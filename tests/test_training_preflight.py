@@ -7,18 +7,18 @@ import pytest
 
 from distillery.core.config import load_config, preset_names, read_preset
 from distillery.core.errors import DistilleryError
-from distillery.student.preflight import (
+from distillery.training.preflight import (
     EXPORTABLE,
     Base,
     adapter_size,
+    learns_stop_token,
     local_base,
     memory_gib,
     preflight,
     require,
     size_tier,
-    stops,
 )
-from distillery.student.toy import CHAT_TEMPLATE, toy_base
+from distillery.training.toy import CHAT_TEMPLATE, toy_base
 
 pytest.importorskip("transformers")
 
@@ -36,7 +36,7 @@ def test_counts_are_those_of_the_loaded_model(base):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from distillery.student.arguments import lora_arguments
+    from distillery.training.arguments import lora_arguments
     cfg, model = load_config(overrides={"lora.r": 4}), AutoModelForCausalLM.from_pretrained(base)
     assert Base(base).parameters == model.num_parameters()
     model = get_peft_model(model, LoraConfig(**lora_arguments(cfg)))
@@ -53,7 +53,7 @@ def test_a_base_without_template_is_refused(base):
     (base / "chat_template.jinja").unlink(missing_ok=True)
     config = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "chat_template"}))
-    assert stops(base) is None
+    assert learns_stop_token(base) is None
     with pytest.raises(DistilleryError, match="chat template") as e: require(said(base).values())
     assert "instruction-tuned" in e.value.fix
 
@@ -62,7 +62,7 @@ def test_a_template_that_leaves_the_stop_token_out_is_refused(base):
     bad = CHAT_TEMPLATE.replace("{{ m['content'] + '<|im_end|>' }}{% endgeneration %}", "{{ m['content'] }}{% endgeneration %}")
     assert bad != CHAT_TEMPLATE
     (base / "chat_template.jinja").write_text(bad)
-    assert stops(base) is False
+    assert learns_stop_token(base) is False
     with pytest.raises(DistilleryError, match="it would never stop"): require(said(base).values())
 
 

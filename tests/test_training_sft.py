@@ -12,10 +12,10 @@ import pytest
 
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
-from distillery.student.arguments import share_batch, sft_arguments
-from distillery.student.checkpoints import last_checkpoint
-from distillery.student.sft import load_base, make_trainer, read_log, train_adapter
-from distillery.student.toy import toy_base, toy_examples
+from distillery.training.arguments import share_batch, sft_arguments
+from distillery.training.checkpoints import last_checkpoint
+from distillery.training.sft import load_base, make_trainer, read_log, train_adapter
+from distillery.training.toy import toy_base, toy_examples
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
@@ -172,8 +172,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from distillery.core.config import load_config
-from distillery.student.sft import train_adapter
-from distillery.student.toy import toy_examples
+from distillery.training.sft import train_adapter
+from distillery.training.toy import toy_examples
 if __name__ == "__main__":
     base, folder, more = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     cfg = load_config(overrides={"sft": {"epochs": 8, "batch_size": 4, "gradient_accumulation": 2, "learning_rate": 5e-3, "packing": False,

@@ -12,9 +12,9 @@ from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.files import write_jsonl
 from distillery.core.records import Gate
-from distillery.student.evaluate import EvalRow
-from distillery.workbook.compare_runs import compare_table, compare_warnings, run_contrasts, turned
-from distillery.workbook.results import Results
+from distillery.evaluation.evaluate import EvalRow
+from distillery.workbook.compare_runs import changed_settings, compare_table, compare_warnings, run_contrasts
+from distillery.questions.results import Results
 from distillery.workbook.tune import REMEDIES, STEPS, asked_alike, candidates, judge, symptoms, tune_step
 
 CONFIG = load_config(overrides={"decisions.resamples": 999})
@@ -92,15 +92,15 @@ def finished(folder: Path, name: str, share: float, seed: int, **config) -> Resu
     return Results(run)
 
 
-def test_runs_are_compared_and_three_knobs_are_warned_of(tmp_path):
+def test_runs_are_compared_and_three_settings_are_warned_of(tmp_path):
     base = {"lora.r": 64, "sft.epochs": 8, "lora.dropout": 0.0, "evaluation.seed": 88}
     a, b = finished(tmp_path, "aaaa", 0.3, 1, **base), finished(tmp_path, "bbbb", 0.8, 2, **{**base, "lora.r": 32, "sft.epochs": 4})
     c = finished(tmp_path, "cccc", 0.8, 3, **{**base, "lora.r": 32, "sft.epochs": 4, "lora.dropout": 0.1, "thresholds.token_f1_min": 0.9})
-    assert turned(base, json.loads((c.path / "config.json").read_text())).keys() == {"lora.r", "sft.epochs", "lora.dropout"}
+    assert changed_settings(base, json.loads((c.path / "config.json").read_text())).keys() == {"lora.r", "sft.epochs", "lora.dropout"}
     assert compare_warnings(a, b) == []
-    assert [w[:14] for w in compare_warnings(a, c)] == ["3 knobs differ"]
+    assert [w[:17] for w in compare_warnings(a, c)] == ["3 settings differ"]
     table = compare_table(a, b, CONFIG)
-    assert [(r["metric"], r["verdict"]) for r in table] == [("exact match", "second better"), ("token f1", "second better")]
+    assert [(r["metric"], r["verdict"]) for r in table] == [("exact match", "second better"), ("token F1", "second better")]
     assert all(r["n"] == 120 for r in table)
     assert run_contrasts(a.rows()["fp32"], a.rows()["fp32"], CONFIG)[0][2].diff == 0
     (b.path / "provenance.json").write_text('{"code": "c2"}')
@@ -110,7 +110,7 @@ def test_runs_are_compared_and_three_knobs_are_warned_of(tmp_path):
 
 def command(cwd: Path, *words: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run([sys.executable, "-c", "from distillery.workbook.cli import main; main()", *words], cwd=cwd, env=env,
+    return subprocess.run([sys.executable, "-c", "from distillery.commands.cli import main; main()", *words], cwd=cwd, env=env,
                           capture_output=True, text=True, check=False)
 
 
@@ -121,7 +121,7 @@ def test_the_commands_compare_and_advise(tmp_path):
     said = command(tmp_path, "runs", "compare", "aaaa", "bbbb")
     assert said.returncode == 0, said.stderr
     assert "64 -> 32" in said.stdout
-    assert "3 knobs differ" in said.stdout
+    assert "3 settings differ" in said.stdout
     assert "second better" in said.stdout
     advice = command(tmp_path, "tune", "--advise", "aaaa")
     assert advice.returncode == 0, advice.stderr
@@ -142,7 +142,7 @@ def test_symptoms_are_named_with_what_shows_them(tmp_path):
     found = {s["symptom"]: s for s in symptoms(Results(run))}
     assert list(found) == ["weak factuality", "overfitting", "variants drift", "accuracy below 80 %", "too few cases"]
     assert "n = 90" in found["weak factuality"]["seen in"]
-    assert "1.400 at the end, 1.000 at its best" in found["overfitting"]["seen in"]
+    assert "1.40 at the end, 1.000 at its best" in found["overfitting"]["seen in"]
     assert "q4" in found["variants drift"]["seen in"]
     assert all(s["try"] == REMEDIES[name] for name, s in found.items())
     write_jsonl(run / "eval/gates.jsonl", [gate("recall.token_f1_min", "PASS")])
