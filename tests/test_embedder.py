@@ -15,18 +15,21 @@ from distillery.core.files import read_jsonl, write_jsonl
 from distillery.core.records import Chunk, Document, Evidence, Pair
 from distillery.core.store import RunFolder
 from distillery.models import questions
-from distillery.workbook.assemble import takeaway_metrics, write_pages
-from distillery.workbook.decide import level_verdicts
-from distillery.workbook.embedder import (
+from distillery.questions.all import question_metrics
+from distillery.workbook.assemble import write_pages
+from distillery.questions.decide import level_verdicts
+from distillery.questions.embedder.decision import (
     confirm_pick, embedder_decision, embedder_decisions, level_points, query_scores, stratum_table, why_no_embedder,
 )
-from distillery.workbook.embedder_answers import answer_embedder, differing_questions, embedder_metrics
-from distillery.workbook.embedder_line import EmbedderCost, EmbedderRow, Found, embedder_stages, local_weights
-from distillery.workbook.embedder_questions import draw_queries, own_questions
-from distillery.workbook.pairs_line import open_source, pairs_stages
-from distillery.workbook.plan import Plan, Stage
-from distillery.workbook.report import build_report
-from distillery.workbook.results import Results, open_results
+from distillery.questions.embedder.tables import answer_embedder, differing_questions
+from distillery.questions.embedder.decision import embedder_metrics
+from distillery.questions.embedder.stages import EmbedderCost, EmbedderRow, Found, embedder_stages, local_weights
+from distillery.questions.embedder.queries import draw_queries, own_questions
+from distillery.pairs.stages import pairs_stages
+from distillery.engine.source import open_source
+from distillery.engine.plan import Plan, Stage
+from distillery.pages.report import build_report
+from distillery.questions.results import Results, open_results
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> ../../etc/passwd"
 KEPT = Path(__file__).parent / "data/run"
@@ -86,8 +89,8 @@ def test_an_effect_on_questions_in_other_words_shows_in_their_stratum():
     rows = rows_of({"base": 0.9, "bm25": lambda stratum: 0.3 if stratum == "low" else 0.9}, n=600)
     table = {(r["stratum"], r["level"]): r["against base"] for r in stratum_table(rows, CONFIG)}
     assert list(dict.fromkeys(s for s, _ in table)) == ["low", "middle", "high"]
-    assert table["low", "bm25"].startswith("-0.3")
-    assert table["high", "bm25"].startswith("+0.000")
+    assert table["low", "bm25"].startswith("−0.3")
+    assert table["high", "bm25"].startswith("0.000")
     assert table["low", "base"] is None
     assert {r["difficulty"] for r in stratum_table(rows, CONFIG, "difficulty")} == {"easy", "hard"}
 
@@ -112,7 +115,7 @@ def selected(facts, documents, chunks, only=None):
         at = d.text.index(f.sentence)
         c = next((c for c in chunks if c.doc_id == d.doc_id and c.start <= at < c.end), None)
         if c is None or (only and d.doc_id != only(documents)): continue
-        question, answer = questions.ask(f, "easy", [f], rng)
+        question, answer = questions.draw_question(f, "easy", [f], rng)
         held = Evidence(start=at, end=at + len(f.sentence), text=f.sentence)
         pairs.append(Pair(id=f"p{len(pairs)}", doc_id=d.doc_id, chunk_id=c.chunk_id, family_id=f"f{len(pairs)}", category="c",
                           difficulty="easy", question=question, answer=answer, evidence=held, teacher="-"))
@@ -190,7 +193,7 @@ def test_the_card_and_metrics_come_from_a_real_run_and_nothing_runs_twice(real):
     assert why_no_embedder(results) is None
     card = embedder_decisions(results, plan.config)[0]
     assert card.levels == ["base", "bm25", "hybrid", "base int8", "tuned"]
-    numbers = takeaway_metrics(results)
+    numbers = question_metrics(results, plan.config)
     mini = numbers["embedding_model_comparison"]["all_MiniLM_L6_v2"]
     assert 0 < mini["retrieval_accuracy"] <= 1
     assert mini["speed_ms"] > 0
@@ -220,7 +223,7 @@ def test_one_page_says_why_it_has_no_card(tmp_path):
     assert embedder_decisions(results, plan.config) == []
     write_pages(RunFolder(results.path), {"embedder": {}})
     for page in ("embedder", "index"): assert "fewer than two documents" in (results.path / f"reports/{page}.html").read_text("utf-8")
-    assert "fewer than two" in takeaway_metrics(results)["reasons"]["embedding_model_comparison"]
+    assert "fewer than two" in question_metrics(results, plan.config)["reasons"]["embedding_model_comparison"]
 
 
 def test_a_judged_set_is_asked_instead_and_a_change_of_it_asks_again(tmp_path):
@@ -315,4 +318,6 @@ def test_the_page_answers_first_is_the_same_twice_and_shows_hostile_text_as_text
 def test_a_run_without_the_comparison_says_so():
     empty = Results(Path("no such run"))
     assert why_no_embedder(empty) == "it compared no embedders"
-    assert embedder_metrics(empty)[0]["all_MiniLM_L6_v2"] == {"retrieval_accuracy": None, "speed_ms": None}
+    told = embedder_metrics(empty, CONFIG)
+    assert told["embedding_model_comparison"]["all_MiniLM_L6_v2"] == {"retrieval_accuracy": None, "speed_ms": None}
+    assert told["reasons"] == {"embedding_model_comparison": "it compared no embedders"}

@@ -18,13 +18,13 @@ from distillery.pairs.chunk import chunk_documents
 from distillery.pairs.documents import read_documents
 from distillery.pairs.generate import generate_pairs
 from distillery.pairs.slots import plan_slots
-from distillery.teachers.budget import tokens_of
+from distillery.teachers.budget import call_tokens
 from distillery.teachers.journal import Journal
 from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import ChatResult
 from distillery.workbook.estimate import Listening, extend, forecast, sample_slots, take_sample
 from distillery.workbook.experiment import prepare
-from distillery.workbook.preview import preview, show_preview
+from distillery.commands.preview import preview, show_preview
 from distillery.workbook.within import detectable, fit_design
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -95,7 +95,7 @@ def compared(i, folder):
     told = forecast(take_sample(sample_slots(slots), chunks, config, teacher), sum(x.kind == "answer" for x in slots))
     journal = Listening(folder / "whole.sqlite")
     generate_pairs(chunks, teacher, journal, config)
-    tokens = [tokens_of(request, result) for request, result in journal.heard]
+    tokens = [call_tokens(request, result) for request, result in journal.heard]
     truth = {"requests": len(journal.heard), "prompt tokens": sum(p for p, _ in tokens), "answer tokens": sum(a for _, a in tokens)}
     return {name: (told[name].ci_low, truth[name], told[name].ci_high) for name in truth}
 

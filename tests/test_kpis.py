@@ -16,15 +16,17 @@ from test_run import ATTACK, write_pages as write_documents
 
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
-from distillery.teachers.counters import Counters, Counts
-from distillery.teachers.protocol import ChatResult
+from distillery.teachers.counters import Counters, Counts, counting, run_counters
+from distillery.teachers.extractive import ExtractiveTeacher
+from distillery.teachers.journal import Journal
+from distillery.teachers.protocol import ChatResult, Task, user_request
 from distillery.workbook import experiment
-from distillery.workbook.kpi_page import LiveTable, kpi_page, summary, target_rows
-from distillery.workbook.kpis import Sample, Sampler, Series, prometheus_port, read_series
-from distillery.workbook.ledger import ledger_rows
-from distillery.workbook.results import Results
-from distillery.workbook.plan import Event, Plan, Stage
-from distillery.workbook.watch import Watcher
+from distillery.pages.monitor import LiveTable, kpi_page, summary, target_rows
+from distillery.engine.monitor import Sample, RunMonitor, Series, prometheus_port, read_series
+from distillery.workbook.costs import ledger_rows
+from distillery.questions.results import Results
+from distillery.engine.plan import Event, Plan, Stage
+from distillery.pages.terminal import Watcher
 
 GOOD, BAD = ChatResult("k", "yes", "stop", 10, 4), ChatResult("k", "", "error", error="TimeoutError: 600 s")
 
@@ -74,13 +76,39 @@ def test_what_nobody_waits_for_is_not_in_flight():
     assert counters.read().in_flight == 0
 
 
+def ask_some(folder, n, gate, streamed):
+    "Count, for one run, `n` questions asked while another run asks its own."
+    def request(i):
+        task = Task("answer", passage="The Raven 74 stands in Hall 3.", question=f"Where is number {i}?")
+        return user_request(str(i), task.question, task=task)
+
+    with counting(Counters()) as counters:
+        journal, teacher = Journal(folder / f"calls-{n}.sqlite"), ExtractiveTeacher()
+        gate.wait()
+        if streamed: list(journal.stream(teacher, map(request, range(n))))
+        else: journal.ask(teacher, [request(i) for i in range(n)])
+        return counters.read()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_two_runs_in_one_process_do_not_mix_their_figures(tmp_path, streamed):
+    gate = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool: first, second = pool.map(lambda n: ask_some(tmp_path, n, gate, streamed), (30, 70))
+    assert (first.requests, first.answers, second.requests, second.answers) == (30, 30, 70, 70)
+
+
+def test_what_no_run_asks_for_is_counted_for_nobody():
+    run_counters().sent(5)
+    assert run_counters().read() == Counts()
+
+
 # sampling
 
 def test_a_sampler_under_load_sees_all_of_it_and_keeps_its_time():
     counters, heard = Counters(), []
     counters.add(requests=7, answers=7, completion_tokens=1000)  # an earlier run of this process
     began = time.monotonic()
-    with Sampler(0.05, [heard.append], counters) as sampler:
+    with RunMonitor(0.05, [heard.append], counters) as sampler:
         sampler.hear(Event("generate", "start"))
         with ThreadPoolExecutor(4) as pool:
             for _ in range(4): pool.submit(lambda: [(counters.sent(), counters.settled(GOOD), time.sleep(0.001)) for _ in range(300)])
@@ -94,14 +122,14 @@ def test_a_sampler_under_load_sees_all_of_it_and_keeps_its_time():
 
 
 def test_a_sampler_costs_little():
-    sampler, began = Sampler(60), time.process_time()
+    sampler, began = RunMonitor(60), time.process_time()
     for _ in range(20): sampler.sample()
     assert (time.process_time() - began) / 20 < 0.1
 
 
 def test_errors_and_retries_are_shares_of_items():
     counters = Counters()
-    sampler = Sampler(60, (), counters)
+    sampler = RunMonitor(60, (), counters)
     for result in [GOOD] * 6 + [BAD] * 2: counters.sent(); counters.settled(result)
     for _ in range(4): counters.retried()
     now = sampler.sample()
@@ -112,7 +140,7 @@ def test_errors_and_retries_are_shares_of_items():
 def test_a_sink_that_fails_is_dropped_and_the_others_go_on():
     heard = []
     def full_disk(sample): raise OSError(28, "no space left")
-    with Sampler(0.01, [full_disk, heard.append], Counters()) as sampler:
+    with RunMonitor(0.01, [full_disk, heard.append], Counters()) as sampler:
         sampler.hear(Event("x", "start"))
         time.sleep(0.05)
     assert len(heard) >= 2
@@ -122,7 +150,7 @@ def test_a_sink_that_fails_is_dropped_and_the_others_go_on():
 
 def test_nothing_is_told_before_a_stage_really_runs(tmp_path):
     series = Series(tmp_path)
-    with Sampler(0.01, [series], Counters()) as sampler:
+    with RunMonitor(0.01, [series], Counters()) as sampler:
         sampler.hear(Event("documents", "cached"))
         time.sleep(0.05)
     assert series.written == 0
@@ -134,7 +162,7 @@ def test_nothing_is_told_before_a_stage_really_runs(tmp_path):
 def test_prometheus_is_answered_over_http_on_loopback_only_and_only_meanwhile():
     pytest.importorskip("prometheus_client")
     counters, port = Counters(), free_port()
-    with Sampler(0.02, (), counters) as sampler, prometheus_port(sampler, port):
+    with RunMonitor(0.02, (), counters) as sampler, prometheus_port(sampler, port):
         sampler.hear(Event("generate", "start"))
         for result in [GOOD] * 9 + [BAD]: counters.sent(); counters.settled(result, 0.1)
         counters.sent(3)
@@ -158,7 +186,7 @@ def test_a_port_in_use_is_named_before_anything_runs():
         s.bind(("127.0.0.1", 0))
         s.listen()
         port = s.getsockname()[1]
-        with pytest.raises(DistilleryError, match=f"port {port}"), prometheus_port(Sampler(60), port): raise AssertionError("it ran")
+        with pytest.raises(DistilleryError, match=f"port {port}"), prometheus_port(RunMonitor(60), port): raise AssertionError("it ran")
 
 
 # voices

@@ -1,8 +1,10 @@
-"Pages: what strangers wrote stays text, in a real browser too."
+"Pages: what strangers wrote stays text, in a real browser too; a number leads to the file it was read from."
+import json
 import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import browser
@@ -10,12 +12,16 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
-from distillery.workbook.index import index_page, open_cards
-from distillery.workbook.page import card, finding, note, page, table
-from distillery.workbook.questions import QUESTIONS, reasons
-from distillery.workbook.report import build_report, check_parameters, parameters
-from distillery.workbook.results import open_results, tell_story
+from distillery.core.store import RunFolder
+from distillery.pages.index import index_page, open_questions
+from distillery.pages.html import card, finding, note, page, table
+from distillery.questions.all import QUESTIONS, reasons
+from distillery.pages.report import build_report, check_parameters, parameters
+from distillery.questions.results import open_results
+from distillery.pages.story import tell_story
+from distillery.workbook.assemble import write_decisions, write_pages
 
 ATTACKS = [
     "<script>document.title='owned'</script>",
@@ -75,15 +81,96 @@ def test_the_index_shows_choices_by_their_questions_and_says_what_cannot_be_aske
     results = open_results(KEPT)
     none, context = reasons(results), next(d for d in results.decisions() if d.name == "context_length")
     assert any(c.a == "length alone" for c in context.contrasts)
-    text = index_page("A run", results.decisions(), {name: f"{name}.html" for name in ("kpis", *QUESTIONS)}, {}, {}, [], {}, none)
+    names = [question.name for question in QUESTIONS]
+    text = index_page("A run", results.decisions(), {name: f"{name}.html" for name in ("kpis", *names)}, {}, {}, [], {}, none)
     assert "length alone" not in text
     assert "context_length</a>" not in text
     listed, empty = text[text.index("<h2>Reports"):].split("</ul>")
     assert "How the run went</a>" in listed
-    assert [name for name in QUESTIONS if f'href="{name}.html"' in empty] == [name for name in QUESTIONS if name in none]
+    assert [name for name in names if f'href="{name}.html"' in empty] == [name for name in names if name in none]
     assert not any(f'href="{name}.html"' in listed for name in none)
-    states = {row["question"]: row["state"] for row in open_cards([], none)}
-    assert states["Is a faster index as good?"] == "distillery cannot ask this yet: it would need a second index over the same vectors"
+    states = {row["question"]: row["state"] for row in open_questions([], none)}
+    assert all(state.startswith(("Not run.", "No result: ")) for state in states.values())
+
+
+# a number leads to the file it was read from
+
+NUMERAL = re.compile(r"[+−]?\d[\d,]*(?:\.\d+)?(?:e[+−]?\d+)?")
+
+
+class Addresses(HTMLParser):
+    "Every `data-src` of a page with the text it stands around."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found, self.at = list[tuple[str, str]](), ""
+
+    def handle_starttag(self, tag, attrs): self.at = dict(attrs).get("data-src", "")
+
+    def handle_data(self, data):
+        if self.at: self.found.append((self.at, data))
+
+    def handle_endtag(self, tag): self.at = ""
+
+
+def stored_at(run: Path, src: str) -> object:
+    name, _, pointer = src.partition("#")
+    text = (run / name).read_text("utf-8")
+    value = list(map(json.loads, text.splitlines())) if name.endswith(".jsonl") else json.loads(text)
+    for step in pointer.split("/")[1:]: value = value[int(step) if isinstance(value, list) else step.replace("~1", "/").replace("~0", "~")]
+    return value
+
+
+def rounds_to(value: float, numeral: str, percent: bool) -> bool:
+    mantissa, _, power = numeral.replace(",", "").replace("−", "-").partition("e")
+    unit = 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
+    return abs((100 * value if percent else value) - float(mantissa) * 10.0 ** int(power or 0)) <= unit / 2 + 1e-12
+
+
+def says(value: object, text: str) -> bool:
+    if isinstance(value, str): return value == text
+    numbers = [v for v in (value.values() if isinstance(value, dict) else [value]) if isinstance(v, int | float)]
+    said = re.sub(r"\d+ % interval", "", text)
+    numerals = NUMERAL.findall(said)
+    return bool(numerals) and all(any(rounds_to(v, n, " %" in said) for v in numbers) for n in numerals)
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory):
+    run = tmp_path_factory.mktemp("decided") / "run"
+    shutil.copytree(KEPT, run)
+    write_decisions(RunFolder(run), load_config(overrides=open_results(run).json("config.json")), "")
+    write_pages(RunFolder(run), {"quantization": {}})
+    return run
+
+
+@pytest.mark.parametrize("name", ["index", "quantization"])
+def test_every_address_leads_to_the_stored_value(decided, name):
+    page = Addresses()
+    page.feed((decided / f"reports/{name}.html").read_text("utf-8"))
+    wrong = [(src, text, stored_at(decided, src)) for src, text in page.found if not says(stored_at(decided, src), text)]
+    assert wrong == []
+    assert len(page.found) >= 50
+
+
+def test_a_wrong_digit_or_address_is_noticed():
+    gate = {"value": 0.8567, "bound": 0.8224, "n": 349}
+    assert says(gate, "0.857 (0.822, n = 349)")
+    assert not says(gate, "0.858")
+    assert not says(gate["n"], "0.857")
+    assert says(0.2640, "26.4 %")
+    assert not says(0.2640, "26.5 %")
+
+
+def test_numbers_of_cards_and_gates_have_addresses(decided):
+    index, report = ((decided / f"reports/{name}.html").read_text("utf-8") for name in ("index", "quantization"))
+    facts = re.findall(r"<dd>(.*?)</dd>", index[:index.index("</section>\n</div>")])
+    assert len(facts) > 20
+    assert not [fact for fact in facts if re.search(r"\d", re.sub("<.*?>", "", fact)) and "data-src" not in fact]
+    gates = report[report.index("<h2 id=\"Gates"):]
+    cells = re.findall(r"<td>(.*?)</td>", gates[:gates.index("</table>")])
+    assert len(cells) > 100
+    assert not [cell for cell in cells if re.search(r"\d", cell) and "data-src" not in cell]
 
 
 def toy(path: Path, body: str, params: str = 'run_dir: str = "toy"  # where') -> Path:
@@ -97,7 +184,7 @@ def test_reports_are_the_same_bytes_from_two_places(tmp_path):
     for side in "ab":
         (tmp_path / side).mkdir()
         (tmp_path / side / "n.txt").write_text("7")
-    nb = toy(tmp_path / "10_toy.ipynb", "from pathlib import Path\nfrom distillery.workbook.page import finding\n"
+    nb = toy(tmp_path / "10_toy.ipynb", "from pathlib import Path\nfrom distillery.pages.html import finding\n"
                                         "finding('n is ' + Path(run_dir, 'n.txt').read_text())")
     pages = [build_report(str(nb), tmp_path / side, {"run_dir": str(tmp_path / side)}).read_bytes() for side in "ab"]
     assert pages[0] == pages[1]
@@ -125,7 +212,7 @@ def test_parameters_are_typed_literals(tmp_path, params):
 def test_reports_build_without_any_network(tmp_path):
     nb = toy(tmp_path / "10_toy.ipynb", "run_dir")
     code = f"""from pathlib import Path
-from distillery.workbook.report import build_report
+from distillery.pages.report import build_report
 build_report({str(nb)!r}, Path({str(tmp_path)!r}), {{}})"""
     alone = ["unshare", "--net", sys.executable, "-c", code]
     if shutil.which("unshare") is None or subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:

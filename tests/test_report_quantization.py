@@ -10,15 +10,17 @@ import pytest
 from distillery.core.config import load_config
 from distillery.core.records import ChatTurn, Example
 from distillery.models.reading import answer_cases
-from distillery.student.evaluate import evaluate_variant
-from distillery.student.export import build_onnx
+from distillery.evaluation.evaluate import evaluate_variant
+from distillery.exporting.export import build_onnx
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
-from distillery.workbook.decide import level_verdicts
-from distillery.workbook.quantization import contrast_table, quantization_decision, scores_of, variant_table
-from distillery.workbook.questions import QUESTIONS
-from distillery.workbook.report import build_report
-from distillery.workbook.results import open_results
+from distillery.questions.decide import level_verdicts
+from distillery.questions.quantization.decision import quantization_decision
+from distillery.questions.quantization.tables import variant_table
+from distillery.questions.tables import contrast_table, scores_of
+from distillery.questions.all import QUESTIONS
+from distillery.pages.report import build_report
+from distillery.questions.results import open_results
 
 KEPT = Path(__file__).parent / "data/run"
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> ../../etc/passwd"
@@ -87,6 +89,7 @@ def test_a_variant_against_itself_is_equivalent_and_a_broken_one_is_worse():
     assert broken.sentence.startswith("Ship fp32")
 
 
+@pytest.mark.slow
 def test_a_graph_with_one_layer_of_scales_zeroed_is_worse_and_the_sound_one_is_not(tmp_path):
     "The shipped reader answers from passages it has never seen, in full, at 8 bits, and at 8 bits with one layer's scales at zero."
     import onnx
@@ -107,7 +110,7 @@ def test_a_graph_with_one_layer_of_scales_zeroed_is_worse_and_the_sound_one_is_n
                 for i, (c, a) in told.items()]
     rows = {v: evaluate_variant(OnnxTeacher(folder), examples, config, v) for v, folder in folders.items()}
     made = quantization_decision(rows, {"fp32": 10, "int8": 2, "uint8": 1}, config)
-    judged = level_verdicts(made.contrasts, made.margin, made.metric, "pages")
+    judged = level_verdicts(made.contrasts, made.margin, made.metric, "documents")
     assert judged["uint8"][0] == "fp32 better"
     assert judged["int8"][0].startswith("equivalent")
     assert made.sentence.startswith("Ship int8")
@@ -116,14 +119,15 @@ def test_a_graph_with_one_layer_of_scales_zeroed_is_worse_and_the_sound_one_is_n
 @pytest.mark.parametrize("name", ["quantization", "temperature", "embedder"])
 def test_a_sentence_and_its_table_say_the_confidence_of_their_interval(name):
     kept, results = next(d for d in open_results(KEPT).decisions() if d.name == name), open_results(KEPT)
-    usual, narrow = (QUESTIONS[name].decisions(results, load_config(preset="handbook", overrides={"decisions.confidence": c}))[0]
+    question = next(q for q in QUESTIONS if q.name == name)
+    usual, narrow = (question.decisions(results, load_config(preset="handbook", overrides={"decisions.confidence": c}))[0]
                      for c in (0.95, 0.8))
-    assert usual.sentence == kept.sentence
+    assert (usual.estimates, usual.contrasts) == (kept.estimates, kept.contrasts)
     assert "95 % interval" in usual.sentence
     assert "80 % interval" in narrow.sentence
     assert "95 %" not in narrow.sentence
-    for made, column in ((usual, "95 % interval"), (narrow, "80 % interval")):
-        assert [row[column] for row in contrast_table(made.contrasts)] == [f"[{c.ci_low:+.3f}, {c.ci_high:+.3f}]" for c in made.contrasts]
+    for made, column in ((usual, "difference, 95 % interval"), (narrow, "difference, 80 % interval")):
+        assert [row[column].values for row in contrast_table(made.contrasts)] == [(c.diff, c.ci_low, c.ci_high) for c in made.contrasts]
 
 
 def test_a_decision_on_the_test_set_counts_questions_with_an_answer_as_the_gates_do():
@@ -137,7 +141,7 @@ def test_a_decision_on_the_test_set_counts_questions_with_an_answer_as_the_gates
     assert next(e for e in made.estimates if e.level == "fp32").mean == pytest.approx(known["mean"])
     assert len(scores_of(asked, "behaviour_accuracy", "test")[0]["fp32"]) == len(asked["fp32"])
     row = variant_table(results, "test")[0]
-    assert (row["questions"], row["with an answer"]) == (len(asked["fp32"]), known["n"])
+    assert (row["questions"].values, row["with an answer"].values) == ((len(asked["fp32"]),), (known["n"],))
 
 
 def test_the_card_of_the_built_in_run_could_have_seen_a_small_difference():

@@ -1,6 +1,7 @@
 "Prompts, parallel, memory: the three questions that are put only when asked for, on rules, on a server and on a model."
 import json
 import re
+from html import unescape
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +15,18 @@ from distillery.core.store import RunFolder
 from distillery.pairs.prompts import load_pack, pack_names
 from distillery.teachers.budget import BudgetSpent
 from distillery.workbook.assemble import count_records, link_outputs, provenance, write_decisions, write_pages
-from distillery.workbook.index import open_cards
-from distillery.workbook.load_line import in_turns, load_stages, parallel_ways
-from distillery.workbook.memory import memory_of, why_no_memory
-from distillery.workbook.pairs_line import open_source, pairs_stages
-from distillery.workbook.parallel import fragmentation, trials_of
-from distillery.workbook.plan import Plan
-from distillery.workbook.prompt_choice import alike, packs_of, prompt_rows
-from distillery.workbook.prompts_line import changed_lines, pack_levels, prompts_stages, reword, reworded_pack
-from distillery.workbook.questions import reasons
-from distillery.workbook.trials import Trial, gpu_facts, set_budget
-from distillery.workbook.results import Results, open_results
+from distillery.pages.index import open_questions
+from distillery.questions.load.stages import in_turns, memory_stages, parallel_stages, parallel_ways
+from distillery.questions.load.memory import memory_of, why_no_memory
+from distillery.pairs.stages import pairs_stages
+from distillery.engine.source import open_source
+from distillery.questions.load.parallel import fragmentation, trials_of
+from distillery.engine.plan import Plan
+from distillery.questions.prompts.decision import alike, packs_of, prompt_rows
+from distillery.questions.prompts.stages import changed_lines, pack_levels, prompts_stages, reword, reworded_pack
+from distillery.questions.all import reasons
+from distillery.questions.load.trials import Trial, gpu_facts, set_budget
+from distillery.questions.results import Results, open_results
 
 KEPT = Path(__file__).parent / "data/run"
 ASKED = ("prompts", "parallel", "memory")
@@ -36,12 +38,14 @@ def run_of(folder, teacher, docs=None, gold=None, **settings):
     small = {"decisions.prompt_slots": 24, "decisions.teacher_slots": 6, "dataset.variations_per_question": 1, "dataset.gold": gold}
     config = load_config(preset="technical-docs", overrides={"teacher.model": teacher, **small, **settings})
     source, cache = open_source(docs, None, gold), folder / "cache"
-    stages = [*pairs_stages(source, config, cache)[:1], *prompts_stages(source, config, cache), *load_stages(source, config, cache)]
-    done, run = Plan(stages, config, cache).run(), RunFolder(folder / "run")
-    link_outputs(run, done)
+    asked = [stage for stages in (prompts_stages, parallel_stages, memory_stages) for stage in stages(source, config, cache)]
+    stages = [*pairs_stages(source, config, cache)[:1], *asked]
+    plan = Plan(stages, config, cache)
+    done, run = plan.run(), RunFolder(folder / "run")
+    link_outputs(run, stages, done)
     run.write_json("config.json", flatten(config))
     run.write_json("counts.json", count_records(run.path))
-    run.write_json("provenance.json", provenance("test", stages, config, source.kind, source.gold is not None))
+    run.write_json("provenance.json", provenance("test", plan, source.kind, source.gold is not None))
     write_decisions(run, config, "test")
     write_pages(run, {name: {} for name in ASKED})
     return open_results(run.path)
@@ -84,16 +88,16 @@ def test_names_of_packs_are_safe_names_of_folders():
 def test_the_built_in_run_is_not_asked_and_the_index_says_how_to_ask(tmp_path):
     plain = load_config(preset="handbook")
     source = open_source(None, None, "builtin")
-    assert prompts_stages(source, plain, tmp_path) == load_stages(source, plain, tmp_path) == []
+    for stages in (prompts_stages, parallel_stages, memory_stages): assert stages(source, plain, tmp_path) == []
     none = reasons(open_results(KEPT))
     assert set(ASKED) <= set(none)
-    rows = {row["question"]: row["state"] for row in open_cards([], none)}
-    assert sum("distillery run --set 'decisions." in state and state.startswith("not asked: `") for state in rows.values()) == 7
+    rows = {row["question"]: row["state"] for row in open_questions([], none)}
+    assert sum("distillery run --set 'decisions." in state and state.startswith("Not run. To run it: `") for state in rows.values()) == 7
 
 
 def test_a_server_has_no_memory_of_ours(tmp_path):
     tried = load_config(overrides={"decisions.memory_batches": [1, 2], "teacher.model": "http://127.0.0.1:9/v1#m"})
-    assert load_stages(open_source(None, None, None), tried, tmp_path) == []
+    assert memory_stages(open_source(None, None, None), tried, tmp_path) == []
 
 
 def test_rules_read_no_words_and_the_page_says_so(rules):
@@ -113,7 +117,7 @@ def test_cards_are_valid_and_count_slots_and_pages(rules):
         assert (d.unit, d.metric) == ("slots", "evidence")
         assert d.n_items >= d.n_clusters > 1
         assert all(c.ci_low <= c.diff <= c.ci_high for c in d.contrasts)
-        assert d.sentence in page_of(rules, d.name).replace("&#x27;", "'")
+        assert d.sentence in unescape(re.sub("</?span[^>]*>", "", page_of(rules, d.name)))
 
 
 def test_trials_are_whole_processes_from_nothing(rules):
@@ -182,6 +186,7 @@ def reader(body):
     return "Certainly! I would be glad to help you with that."
 
 
+@pytest.mark.slow
 def test_a_server_that_reads_one_wording_is_faster_with_more_in_flight(tmp_path, monkeypatch):
     monkeypatch.setattr(teachers_server, "answer_of", reader)
     monkeypatch.setattr(teachers_server, "whole", lambda text, **extra: {**whole(text, **extra), "usage": USAGE})
@@ -199,9 +204,11 @@ def test_a_server_that_reads_one_wording_is_faster_with_more_in_flight(tmp_path,
     assert all(t.error is None for some in trials.values() for t in some)
     assert min(t.seconds for t in trials["1"]) > 1.3 * max(t.seconds for t in trials["6"])
     assert [t.outputs for t in trials["1"]] == [t.outputs for t in trials["6"]]
-    assert re.search(r"At 6 it takes 0\.\d\d \[", page_of(results, "parallel"))
+    said = re.sub(r"</?span[^>]*>", "", page_of(results, "parallel"))  # numbers carry the places where they are stored
+    assert re.search(r"At 6 it takes 0\.\d+ \[", said)
 
 
+@pytest.mark.slow
 def test_trials_keep_to_the_budget_of_the_run_and_go_on_when_it_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(teachers_server, "answer_of", reader)
     monkeypatch.setattr(teachers_server, "whole", lambda text, **extra: {**whole(text, **extra), "usage": USAGE})

@@ -10,13 +10,15 @@ from distillery.core.files import write_jsonl
 from distillery.core.records import Chunk, ChatTurn, Estimate, Pair
 from distillery.core.store import RunFolder
 from distillery.pairs.dataset import student_prompt
-from distillery.student.toy import toy_base, toy_examples
-from distillery.workbook.decide import decide
+from distillery.training.toy import toy_base, toy_examples
+from distillery.questions.decide import decide
 from distillery.workbook.experiment import prepare
-from distillery.workbook.plan import Plan, Stage
-from distillery.workbook.results import Results
-from distillery.workbook.sizes import ASK, choose_level, size_table, sizes_decisions, why_no_sizes
-from distillery.workbook.sizes_line import base_levels, sizes_stages
+from distillery.engine.plan import Plan, Stage
+from distillery.engine.source import open_source
+from distillery.questions.question import NOT_RUN
+from distillery.questions.results import Results
+from distillery.questions.sizes.decision import SIZES, choose_level, size_table, sizes_decisions, why_no_sizes
+from distillery.questions.sizes.stages import base_levels, sizes_stages
 
 HERE = {"student.base": "builtin:mini"}
 
@@ -25,11 +27,13 @@ def stages(**overrides):
     return {s.name: s for s in prepare(None, None, load_config(preset="handbook", overrides=overrides)).plan.stages}
 
 
-def test_nothing_is_asked_by_default():
-    config = load_config(preset="handbook")
-    assert sizes_stages(config) == []
-    assert sizes_stages(load_config(preset="handbook", overrides={"decisions.bases": ["builtin:tiny"]})) == []
-    assert why_no_sizes(Results(Path("tests/data/run"))) == ASK
+def test_nothing_is_asked_by_default(tmp_path):
+    source, kept = open_source(None, None, None), Results(Path(__file__).parent / "data/run")
+    for bases in ([], ["builtin:tiny"]):
+        config = load_config(preset="handbook", overrides={"decisions.bases": bases})
+        assert sizes_stages(source, config, tmp_path) == []
+    assert why_no_sizes(kept) == NOT_RUN
+    assert SIZES.reason(kept) == f"{NOT_RUN}. To run it: `{SIZES.command()}`"
 
 
 def test_asking_adds_stages_and_moves_none():
@@ -97,16 +101,18 @@ def finished(tmp_path_factory):
         "sft.epochs": 2, "sft.batch_size": 8, "sft.gradient_accumulation": 1, "sft.learning_rate": 5e-3, "sft.packing": False,
         "sft.dataloader_num_workers": 0, "lora.r": 4, "lora.alpha": 8, "sft.max_length": 128, "evaluation.max_new_tokens": 8,
         "workbook.cache_dir": str(place / "cache")})
-    from distillery.workbook.student_line import student_stages
+    from distillery.evaluation.stages import student_stages
 
     given = [Stage("documents", give(chunks=chunks)), Stage("select", give(selected=pairs)),
              Stage("dataset", give(**made), needs=("documents", "select"))]
-    line = [s for s in student_stages(config) if s.name in ("sft", "merge", "export-fp32", "measure-fp32")]
-    done = dict(Plan([*given, *line, *sizes_stages(config)], config, place / "cache").run(lambda event: None))
+    cache = place / "cache"
+    line = [s for s in student_stages(config, cache) if s.name in ("sft", "merge", "export-fp32", "measure-fp32")]
+    stages = [*given, *line, *sizes_stages(open_source(None, None, None), config, cache)]
+    done = dict(Plan(stages, config, cache).run(lambda event: None))
     from distillery.workbook.assemble import link_outputs
 
     run = RunFolder(place / "run")
-    link_outputs(run, done)
+    link_outputs(run, stages, done)
     run.write_json("provenance.json", {"source": "documents"})
     run.write_json("config.json", json.loads(json.dumps({"evaluation.max_new_tokens": 8})))
     return Results(run.path), config, place
@@ -134,7 +140,7 @@ def test_every_level_answers_the_same_questions(finished):
 
 @pytest.mark.slow
 def test_the_page_shows_them(finished, tmp_path):
-    from distillery.workbook.report import build_report
+    from distillery.pages.report import build_report
 
     results, _, _ = finished
     shutil.copytree(results.path, tmp_path / "run")

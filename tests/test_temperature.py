@@ -12,28 +12,30 @@ import pytest
 from distillery.core.config import load_config
 from distillery.core.files import read_jsonl, write_jsonl
 from distillery.core.store import RunFolder
-from distillery.teachers import open as opening
 from distillery.teachers.journal import Journal, read_calls
 from distillery.teachers.protocol import ChatResult, failed
-from distillery.workbook.decide import level_verdicts
-from distillery.workbook.pairs_line import open_source, pairs_stages
-from distillery.workbook.plan import Plan
+from distillery.questions.decide import level_verdicts
+from distillery.pairs.stages import pairs_stages
+from distillery.engine.source import open_source
+from distillery.engine.plan import Plan
 from distillery.workbook.assemble import write_pages
-from distillery.workbook.report import build_report
-from distillery.workbook.results import open_results
-from distillery.workbook.temperature import (
+from distillery.pages.report import build_report
+from distillery.questions.results import open_results
+from distillery.questions.temperature.decision import (
     by_level_and_difficulty,
     holds,
     interactions,
     seed_check,
-    slot_scores,
+    temperature_scores,
     temperature_decision,
     temperature_decisions,
     why_no_temperature,
 )
-from distillery.workbook.temperature_answers import answer_temperature, frozen, temperature_metrics
-from distillery.workbook.temperature_line import TemperatureRow, temperature_stages
-from distillery.workbook.temperature_slots import Design, asked_slots
+from distillery.questions.temperature.tables import answer_temperature, frozen
+from distillery.questions.temperature.decision import temperature_metrics
+from distillery.questions.temperature.stages import TemperatureRow, temperature_stages
+from distillery.questions.temperature.design import Design
+from distillery.questions.slots import asked_slots
 
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> ../../etc/passwd"
 KEPT = Path(__file__).parent / "data/run"
@@ -64,8 +66,8 @@ def often(share): return lambda i, k: share
 def test_a_worse_temperature_comes_out_worse_and_one_against_itself_equivalent():
     worse = temperature_decision(rows_of({"0.3": often(0.1), "0.7": often(0.1), "0.9": often(0.45)}), CONFIG)
     assert worse.verdict.startswith(("0.3 better", "undecided"))
-    assert level_verdicts(worse.contrasts, worse.margin, worse.metric, "pages")["0.9"][0] == "0.3 better"
-    assert worse.sentence.startswith("Choose 0.3, the coolest that was asked")
+    assert level_verdicts(worse.contrasts, worse.margin, worse.metric, "documents")["0.9"][0] == "0.3 better"
+    assert worse.sentence.startswith("Choose 0.3, the lowest that was asked")
     warm = load_config(overrides={"dataset.temperatures.answer": 0.9})
     kept = temperature_decision(rows_of({"0.3": often(0.4), "0.9": often(0.1)}), warm)
     assert [(c.a, c.b) for c in kept.contrasts] == [("0.3", "0.9")]
@@ -89,7 +91,7 @@ def test_the_card_says_what_its_quality_is(references):
 
 def test_replicates_are_averaged_and_do_not_count_as_items():
     rows = rows_of({"0.3": often(0.3), "0.9": often(0.3)}, replicates=4)
-    scores, pages = slot_scores(rows, "token_f1")
+    scores, pages = temperature_scores(rows, "token_f1")
     assert len(scores["0.3"]) == len(pages) == 150
     assert scores["0.3"]["s0"] == np.mean([r.token_f1 for r in rows["0.3"] if r.id == "s0"])
 
@@ -133,13 +135,16 @@ def test_other_seeds():
     assert len(halves) == 2
     word, sentence, _ = seed_check(rows_of({"0.3": often(0.3), "0.9": often(0.4)}, slots=24), CONFIG)
     assert word == "undecided"
-    assert re.search(r"\d+ more pages", sentence)
+    assert re.search(r"\d+ more documents?", sentence)
     assert seed_check(rows_of({"0.3": often(0.1), "0.9": often(0.1)}, replicates=1), CONFIG)[2] == []
     assert holds(*halves)[0] == "did not hold"
 
 
-def test_the_numbers_of_the_takeaway():
-    numbers = temperature_metrics(rows_of({"0.3": often(0.0), "0.7": often(0.0), "0.9": often(1.0)}))
+def test_the_numbers_of_the_takeaway(tmp_path):
+    run_folder(tmp_path / "run", rows_of({"0.3": often(0.0), "0.7": often(0.0), "0.9": often(1.0)}))
+    told = temperature_metrics(open_results(tmp_path / "run"), CONFIG)
+    assert told["reasons"] == {}
+    numbers = told["temperature_analysis"]
     assert numbers["conservative_0.3"] == {"avg_quality": 1.0, "uniqueness": 0.5}
     assert numbers["creative_0.9"]["avg_quality"] == 0.0
     assert numbers["creative_0.9"]["uniqueness"] > 0.9
@@ -169,7 +174,7 @@ class Drawing:
 def drawn(monkeypatch):
     "A run of the stages with a `Drawing` as teacher and student."
     def run(teacher, home, design, gold=True):
-        monkeypatch.setattr(opening, "open_teacher", lambda spec, config: teacher)
+        monkeypatch.setattr("distillery.questions.temperature.stages.teacher_opener", lambda spec, config: lambda told: teacher)
         source = open_source(None, None, "builtin" if gold else None)
         done = Plan([pairs_stages(source, CONFIG, home)[0], *temperature_stages(source, CONFIG, home, design)], CONFIG, home).run()
         return {n.split("-")[1]: read_jsonl(d.path / "rows.jsonl", TemperatureRow) for n, d in done.items() if n != "documents"}
@@ -185,7 +190,7 @@ def test_every_temperature_asks_the_same_slots_with_the_same_seeds(drawn, tmp_pa
     seeds = {(r.temperature, r.key): r.seed for r in teacher.asked if r.task}
     assert {k: s for (t, k), s in seeds.items() if t == 0.3} == {k: s for (t, k), s in seeds.items() if t == 0.9}
     assert len({s for (t, _), s in seeds.items() if t == 0.3}) == 18
-    scores, _ = slot_scores(rows, "uniqueness")
+    scores, _ = temperature_scores(rows, "uniqueness")
     assert sum(scores["0.9"].values()) >= sum(scores["0.3"].values())
 
 
@@ -207,7 +212,7 @@ def test_a_request_that_fails_is_no_answer(drawn, tmp_path):
     fails = {f"{g['id']}/1" for g in gold}  # the second replicate of every slot
     rows = drawn(Drawing(fails=fails), tmp_path, Design((0.3, 0.9), slots=4, replicates=2))
     assert [r.error is None for r in rows["0.3"]] == [True, False] * 4
-    scores, _ = slot_scores(rows, "token_f1")
+    scores, _ = temperature_scores(rows, "token_f1")
     assert len(scores["0.3"]) == 4
     facts = json.loads(next((tmp_path / "artifacts").glob("temperature-0.9/*/facts.json")).read_text())
     assert facts["failed"] == 4

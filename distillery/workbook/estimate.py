@@ -21,12 +21,14 @@ from ..core.errors import DistilleryError
 from ..core.files import digest_text, read_jsonl
 from ..core.records import Chunk, Estimate, Slot
 from ..core.stats import spread
-from ..teachers.budget import open_journal, price_of, tokens_of
+from ..engine.plan import Plan
+from ..pairs.slots import chance, plan_slots
+from ..questions.all import QUESTIONS
+from ..teachers.budget import open_journal, price_of, call_tokens
 from ..teachers.calls import usage
 from ..teachers.journal import Journal
 from ..teachers.protocol import ChatRequest, ChatResult, Teacher
 from .experiment import Request
-from .plan import Plan
 
 # %% ../../nbs/workbook/68_estimate.ipynb #8b0dae28
 def count_requests(
@@ -46,8 +48,6 @@ def sample_slots(
     n: int = SAMPLE,  # How many questions
 ) -> list[Slot]:  # At most n answerable ones, and the refusals of their passages
     "Draw a systematic sample."
-    from distillery.pairs.slots import chance
-
     answers = [s for s in slots if s.kind == "answer"]
     step = max(1.0, len(answers) / n)
     start = step * chance("estimate", *(s.slot_id for s in answers[:1]), len(answers))
@@ -92,7 +92,7 @@ def shared(
     sums: dict[str, dict[str, float]] = {c: defaultdict(float) for c in dict.fromkeys(s.chunk_id for s in sample if s.kind == "answer")}
     for request, result in heard:
         named = [place[name] for name in re.split(r"[^0-9a-zA-Z]+", request.key) if name in place] or list(sums)
-        prompt, answer = tokens_of(request, result)
+        prompt, answer = call_tokens(request, result)
         took = (1.0, prompt, answer, (prompt * price[0] + answer * price[1]) / 1e6, result.latency_ms / 1000)
         for chunk in named:
             for name, x in zip(FIGURES, took, strict=True): sums[chunk][name] += x / len(named)
@@ -181,8 +181,6 @@ def plan_of(
     config: Config | None = None,  # Other settings
 ) -> tuple[list[Chunk], list[Slot]]:  # Passages, and what is asked about them
     "Read the documents and plan the questions."
-    from distillery.pairs.slots import plan_slots
-
     first = Plan(request.plan.stages[:1], request.config, request.plan.shelf.cache).run()["documents"]
     chunks = read_jsonl(first.path / "chunks.jsonl", Chunk)
     return chunks, list(plan_slots(chunks, config or request.config))
@@ -219,15 +217,14 @@ def estimate(
     if not sample: return {"chunks": len(chunks), "questions planned": 0} | _later(request)
     taken = take_sample(sample, chunks, config)
     told, priced = forecast(taken, answers), price_of(config.teacher.model, config.budget.prices) is not None
-    warm = sum(s.name.startswith("temperature-") for s in request.plan.stages)
-    d = config.decisions
+    asked = {q.asks: q.requests(request.source, config) for q in QUESTIONS}
     return {
         "chunks": len(chunks), "questions planned": len(slots), "requests, if none is rejected": count_requests(slots, config),
         "requests": f"{in_words(told['requests'])}, from {sum(taken.slots)} questions about {len(taken.chunks)} passages",
         "prompt tokens": in_words(told["prompt tokens"]), "answer tokens": in_words(told["answer tokens"]),
         f"cost, {config.budget.currency}": in_words(told["cost"], places=2) if priced else "no price in budget.prices",
         "generation, minutes": f"{in_words(told['seconds'], 1 / 60, 1)}, {taken.overlap:.1f} requests at a time in the sample",
-        **({"temperature experiment, requests": f"at most {warm * d.temperature_slots * d.temperature_replicates:,}"} if warm else {}),
+        **{f"requests, {asks}": f"at most {n:,}" for asks, n in asked.items() if n},
     } | _later(request)
 
 

@@ -15,13 +15,15 @@ from typing import Any
 from ..core.config import Config, flatten, load_config
 from ..core.errors import DistilleryError
 from ..core.files import read_jsonl
-from ..student.evaluate import EvalRow
-from ..student.sft import read_log
-from .decide import compare, level_verdicts
+from ..evaluation.evaluate import EvalRow
+from ..training.sft import read_log
+from ..questions.decide import compare, level_verdicts
 from .experiment import prepare
-from .plan import Event, Plan
-from .quantization import primary_set, scores_of
-from .results import Results
+from ..engine.plan import Event, Plan
+from ..questions.tables import primary_set, scores_of
+from ..questions.results import Results
+from ..core.numbers import interval, number
+from ..evaluation.summary import estimate_cell, gate_figures
 
 # %% ../../nbs/workbook/71_tune.ipynb #a0700196
 Change = Mapping[str, Any]
@@ -99,10 +101,10 @@ def judge(
     where = primary_set(same)
     scores, pages = scores_of(same, "exact_match", where)
     if len(set(pages.values())) < 2:
-        raise DistilleryError("the candidates share no questions on two pages",
+        raise DistilleryError("the candidates share no questions about two documents",
                               fix="give reference questions with dataset.gold, or tune another step")
     estimates, contrasts = compare(scores, pages, "as it is", config)
-    said = level_verdicts(contrasts, config.decisions.margins["exact_match"], "exact_match", "pages")
+    said = level_verdicts(contrasts, config.decisions.margins["exact_match"], "exact_match", "documents")
     other = scores_of(same, "exact_match", "test" if where == "recall" else "recall")[0]
     mean = lambda by: sum(by.values()) / len(by) if by else None
     empty = {"difference": None, "interval": "", "p (Holm)": None, "verdict": "the reference"}
@@ -110,7 +112,7 @@ def judge(
               "other set": mean(other.get(e.level, {})), **empty} for e in estimates]
     for c in contrasts:
         line = next(row for row in lines if row["candidate"] == c.a)
-        line |= {"difference": round(c.diff, 4), "interval": f"[{c.ci_low:+.3f}, {c.ci_high:+.3f}]", "p (Holm)": c.p_holm,
+        line |= {"difference": round(c.diff, 4), "interval": interval(c.ci_low, c.ci_high, signed=True), "p (Holm)": c.p_holm,
                  "verdict": said[c.a][0]}
     better = [c for c in contrasts if said[c.a][0] == f"{c.a} better"]
     ranked = [c.a for c in sorted(contrasts, key=lambda c: -c.diff)]
@@ -173,18 +175,17 @@ def symptoms(
 ) -> list[dict[str, str]]:  # Symptom, what shows it, what to try
     "What the seeds would say of a run."
     gates, seen = results.gates(), list[tuple[str, str]]()
-    one = lambda g: f"{g.variant} {g.name} {g.value:.3f} (bound {g.bound:.3f}, needs {g.threshold:g}, n = {g.n})"
+    one = lambda g: f"{g.variant} {g.name}: {gate_figures(g)}"
     say = lambda some: "; ".join(map(one, some[:3]))
     of = lambda part, state: [g for g in gates if part in g.name and g.state == state]
     if weak := of("token_f1", "FAIL") + of("keyword_coverage", "FAIL"): seen.append(("weak factuality", say(weak)))
     logged = [row["eval_loss"] for row in read_log(results.path / "student/adapter", "log") if "eval_loss" in row]
     if logged and logged[-1] > 1.05 * min(logged):
-        seen.append(("overfitting", f"validation loss {logged[-1]:.3f} at the end, {min(logged):.3f} at its best"))
+        seen.append(("overfitting", f"validation loss {number(logged[-1])} at the end, {number(min(logged))} at its best"))
     if drift := of("fp32_alignment", "FAIL"): seen.append(("variants drift", say(drift)))
     low = [(name, m) for v in results.variants()[:1] for name, s in results.metrics(v).get("sets", {}).items()
            if (m := s.get("exact_match", {})).get("ci_high") is not None and m["ci_high"] < 0.8]
-    span = lambda m: f"{m['mean']:.3f} [{m['ci_low']:.3f}, {m['ci_high']:.3f}]"
-    if low: seen.append(("accuracy below 80 %", "; ".join(f"{name}: {span(m)}" for name, m in low)))
+    if low: seen.append(("accuracy below 80 %", "; ".join(f"{name}: {estimate_cell(m)}" for name, m in low)))
     if open_ := [g for g in gates if g.state == "INCONCLUSIVE"]:
         seen.append(("too few cases", f"{len(open_)} of {len(gates)} gates are open: {say(open_)}"))
     if gates and all(g.state == "PASS" for g in gates): seen.append(("all gates pass", say(gates)))
