@@ -1,19 +1,22 @@
 "The command line: what a person types, what comes back, and what happens to bad input."
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from distillery.workbook import machine
+from distillery.core.config import load_config, to_yaml
+from distillery.workbook.checks import check_packages
 
 FACTS = "The cutter stands in room 12 of the main hall. The default speed of the cutter is 400 sheets. The cutter costs 40 euros a day."
 
 
 def run(*args: str, cwd: Path, code: int | None = 0, **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", *args]
+    command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", *args]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, timeout=600)
     if code is not None: assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
@@ -40,11 +43,120 @@ def test_init_writes_a_file_that_is_read_back(tmp_path):
     pages(tmp_path / "docs")
     said = run("init", cwd=tmp_path).stdout
     assert "documents in docs" in said
-    assert "distillery run --docs docs" in said
+    assert "distillery run docs" in said
     shown = run("config", "show", cwd=tmp_path).stdout
     assert "builtin:extractive" in shown or "http" in shown
     again = run("init", cwd=tmp_path, code=1)
     assert "--force" in again.stderr
+
+
+def test_init_writes_what_it_chose_and_everything_else_as_comments(tmp_path):
+    pages(tmp_path / "docs")
+    run("init", "docs", cwd=tmp_path)
+    text = (tmp_path / "distillery.yaml").read_text()
+    said = yaml.safe_load(text)
+    assert (said["preset"], said["docs"], list(said["teacher"])) == ("technical-docs", "docs", ["model"])
+    assert set(said) == {"preset", "docs", "teacher"}
+    whole = yaml.safe_load("\n".join(line.removeprefix("# ") if line.startswith("# ") else line for line in text.splitlines()))
+    assert len(whole) > 20
+    assert whole["lora"]["dropout"] == 0.0
+
+
+def test_documents_are_remembered_relative_to_the_file(tmp_path):
+    pages(tmp_path / "docs")
+    run("init", "docs", cwd=tmp_path)
+    (tmp_path / "below").mkdir()
+    assert "it has not run yet" in run("why", "documents", cwd=tmp_path).stdout
+    shown = run("config", "show", "--config", "../distillery.yaml", cwd=tmp_path / "below").stdout
+    assert re.search(r"^docs +\.\./docs", shown, re.M)
+    assert "docs: docs" in (tmp_path / "distillery.yaml").read_text()
+
+
+def test_a_folder_typed_by_itself_replaces_that_of_the_file(tmp_path):
+    pages(tmp_path / "docs")
+    pages(tmp_path / "other", 2)
+    (tmp_path / "distillery.yaml").write_text("docs: gone\n")
+    assert "gone does not exist" in run("why", "documents", cwd=tmp_path, code=2).stderr
+    for typed in (["docs"], ["--docs", "docs"]): run("why", "documents", *typed, cwd=tmp_path)
+    assert "both given" in run("why", "documents", "docs", "--docs", "other", cwd=tmp_path, code=2).stderr
+    (tmp_path / "qa.jsonl").write_text('{"question": "Where is it?", "answer": "In room 7"}\n')
+    assert "input pairs" not in run("why", "generate", "docs", cwd=tmp_path).stdout
+    assert "no stage 'generate'" in run("why", "generate", "--pairs", "qa.jsonl", cwd=tmp_path, code=1).stderr
+
+
+def test_where_documents_are_not(tmp_path):
+    assert "does not exist" in run("init", "./typo", cwd=tmp_path, code=2).stderr
+    (tmp_path / "empty").mkdir()
+    said = run("init", "empty", cwd=tmp_path, code=2).stderr
+    assert "no documents in empty" in said
+    assert "Fix:" in said
+    assert not (tmp_path / "distillery.yaml").exists()
+
+
+def test_several_folders_of_documents_are_one_corpus(tmp_path):
+    (tmp_path / "all").mkdir()
+    for name in ("guides", "notes"): pages(tmp_path / "all" / name)
+    said = run("init", "all", cwd=tmp_path).stdout
+    assert "distillery run all" in said
+    assert "documents in guides" in said
+    assert yaml.safe_load((tmp_path / "distillery.yaml").read_text())["docs"] == "all"
+
+
+def value(cwd: Path, key: str, *args: str) -> str:
+    shown = run("config", "show", *args, cwd=cwd).stdout
+    return next(line.split(maxsplit=1)[1].strip() for line in shown.splitlines() if line.split(maxsplit=1)[0] == key)
+
+
+def test_defaults_then_presets_then_the_file_then_flags(tmp_path):
+    default = load_config()
+    assert value(tmp_path, "sft.learning_rate", "--set", "sft.epochs=1") != str(default.sft.learning_rate)  # the handbook's preset
+    (tmp_path / "distillery.yaml").write_text(f"preset: technical-docs\nlora.dropout: {default.lora.dropout}\n")
+    assert value(tmp_path, "sft.learning_rate") == "0.003"
+    assert value(tmp_path, "lora.dropout") == "0.05"  # a person wrote the default, and means it
+    assert value(tmp_path, "lora.dropout", "--set", "lora.dropout=0.2") == "0.2"
+    high = str(load_config(preset="lora-high-capacity").lora.r)
+    assert value(tmp_path, "lora.r", "--preset", "technical-docs,lora-high-capacity") == high
+
+
+def test_what_an_old_init_wrote_whole_does_not_beat_a_preset(tmp_path):
+    (tmp_path / "distillery.yaml").write_text(to_yaml(load_config(overrides={"lora.r": 7})))
+    assert value(tmp_path, "lora.dropout") == "0.05"
+    assert value(tmp_path, "lora.dropout", "--preset", "technical-docs") == "0"
+    assert value(tmp_path, "lora.r", "--preset", "technical-docs") == "7"
+
+
+def finished_runs(cwd: Path) -> None:
+    for place, (run_id, name) in enumerate([("aaaa000001", "trial-2"), ("bbbb000002", "trial-2"), ("cccc000003", None)]):
+        folder = cwd / "runs" / run_id
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"name": name}))
+        (folder / "provenance.json").write_text(json.dumps({"source": run_id}))
+        os.utime(folder / "manifest.json", (1000 + place, 1000 + place))
+
+
+def test_a_name_stands_wherever_a_run_id_can(tmp_path):
+    finished_runs(tmp_path)
+    shown = run("runs", "show", "trial-2", cwd=tmp_path)
+    assert "bbbb000002" in shown.stdout
+    assert "2 runs are called 'trial-2'; the newest is taken, bbbb000002" in shown.stderr
+    assert "aaaa000001" in run("runs", "show", "aaaa", cwd=tmp_path).stdout
+    assert "no setting differs" in run("runs", "compare", "trial-2", "cccc", cwd=tmp_path, code=None).stdout
+    for command in (["ask", "q4", "Who?", "--run", "trial-2"], ["package", "q4", "--run", "trial-2"], ["serve", "q4", "--run", "trial-2"]):
+        assert "variant 'q4'" in run(*command, cwd=tmp_path, code=1).stderr
+    assert "0 runs are called 'trial-3'" in run("report", "quantization", "--run", "trial-3", cwd=tmp_path, code=1).stderr
+
+
+@pytest.mark.parametrize("name", ["4f2a", "0123456789", "latest", "../x", "a/b", "-q", ""])
+def test_a_name_that_looks_like_something_else_is_refused(tmp_path, name):
+    pages(tmp_path / "docs")
+    assert "cannot be called" in run("run", "docs", f"--name={name}", cwd=tmp_path, code=2).stderr
+    assert not (tmp_path / ".distillery").exists()
+
+
+def test_the_exit_codes_stand_in_the_help(tmp_path):
+    said = " ".join(run("--help", cwd=tmp_path).stdout.split())
+    for code in ("0 done", "1 failed", "2 bad request", "3 inputs were skipped", "4 a gate failed", "130 interrupted"): assert code in said
+    assert "technical-docs,lora-balanced" in re.sub(r"\s", "", run("run", "--help", cwd=tmp_path).stdout)
 
 
 def test_doctor_reports(tmp_path):
@@ -54,7 +166,7 @@ def test_doctor_reports(tmp_path):
 
 
 def test_doctor_names_the_fix_of_a_missing_extra():
-    bad = machine.check_packages({"no_such_thing": "onnx"})[0]
+    bad = check_packages({"no_such_thing": "onnx"})[0]
     assert not bad.ok
     assert "distillery[onnx]" in bad.fix
 
@@ -66,7 +178,7 @@ def test_doctor_names_the_fix_of_a_missing_extra():
     (["run", "--preset", "handbok"], 2, "handbook"),
     (["run", "--no-such-flag"], 2, "No such option"),
     (["run", "--docs", "docs", "--pairs", "x.jsonl"], 2, "choose one"),
-    (["run", "--docs", "docs", "--teacher", "builtin:tinny"], 1, "tiny or mini"),
+    (["run", "--docs", "docs", "--teacher", "builtin:tinny"], 2, "tiny or mini"),
     (["ask", "q4", "Who?"], 1, "run"),
     (["report", "quantisation"], 1, "distillery run"),
     (["why", "exprot"], 1, "export"),
@@ -109,7 +221,7 @@ def test_an_empty_folder_and_one_with_nothing_readable(tmp_path):
 
 def test_a_teacher_where_nobody_listens(tmp_path):
     pages(tmp_path / "docs")
-    done = run("run", "--docs", "docs", "--teacher", "http://127.0.0.1:9/v1#m", "--set", "teacher.max_retries=0", cwd=tmp_path, code=1)
+    done = run("run", "--docs", "docs", "--teacher", "http://127.0.0.1:9/v1#m", cwd=tmp_path, code=2)
     assert "127.0.0.1:9" in done.stderr
     assert "Fix:" in done.stderr
 
@@ -118,7 +230,6 @@ def test_why_names_the_key(tmp_path):
     pages(tmp_path / "docs")
     assert "it has not run yet" in run("why", "documents", "--docs", "docs", cwd=tmp_path).stdout
     (tmp_path / ".distillery/last").mkdir(parents=True)
-    from distillery.core.config import load_config
     from distillery.workbook import experiment
     os.chdir(tmp_path)
     plan = experiment.prepare(Path("docs"), None, load_config(preset="technical-docs")).plan
@@ -139,13 +250,12 @@ def test_estimate_counts_without_running(tmp_path):
 def test_config_diff(tmp_path):
     said = run("config", "diff", "handbook", "qa-import", cwd=tmp_path).stdout
     assert "->" in said
-    assert json.dumps("x")
 
 
 def test_a_missing_extra_names_itself(tmp_path):
     pages(tmp_path / "docs")
     block = ("import sys; sys.modules['bert_score'] = None; sys.modules['sentence_transformers'] = None\n"
-             "from distillery.workbook.cli import main; main(['run', '--docs', 'docs'])")
+             "from distillery.commands.cli import main; main(['run', '--docs', 'docs'])")
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "distillery[retrieval]" in done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from distillery.student.sft import read_log
+from distillery.training.sft import read_log
 from distillery.teachers.open import builtin_dir
 from distillery.teachers.local import TransformersTeacher
 from distillery.teachers.protocol import ChatRequest, Message, ask_all
@@ -46,7 +46,7 @@ class Reader(Server):
 
 def start(server: Reader, docs: Path, cwd: Path) -> subprocess.Popen:
     cwd.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", "run", "--docs", str(docs),
+    command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", "run", "--docs", str(docs),
                "--teacher", f"{server.url}#tiny", *(x for k, v in KNOBS.items() for x in ("--set", f"{k}={v}"))]
     with (cwd / "log").open("a") as log:
         return subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log, start_new_session=True,

@@ -23,9 +23,9 @@ from distillery.core.store import write_jsonl
 from distillery.pairs.chunk import chunk_documents
 from distillery.pairs.documents import read_documents
 from distillery.pairs.select import select_pairs
-from distillery.workbook import browse
-from distillery.workbook.pairs_line import shipped
-from distillery.workbook.results import open_results
+from distillery.pages import browse
+from distillery.engine.source import shipped
+from distillery.questions.results import open_results
 from test_pages import ATTACKS
 
 KEPT = lab.ROOT / "tests/data/run"
@@ -55,11 +55,11 @@ def project(tmp_path_factory):
 
 
 @functools.cache
-def kept_shelf(): return browse.read_shelf(open_results(KEPT))
+def kept_shelf(): return browse.read_run_pairs(open_results(KEPT))
 
 
 @pytest.fixture(scope="module")
-def shelf(project): return browse.read_shelf(open_results(project / "runs/mine"))
+def shelf(project): return browse.read_run_pairs(open_results(project / "runs/mine"))
 
 
 # What is behind the controls

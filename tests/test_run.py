@@ -15,8 +15,8 @@ ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.t
 ROOMS = ["cutter", "folder", "binder", "plotter", "laminator", "stapler", "press", "scanner"]
 
 
-def distillery(*args: str, cwd: Path, timeout: float = 900) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", *args]
+def distillery(*args: str, cwd: Path, timeout: float = 900, first: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", f"{first}\nfrom distillery.commands.cli import main; main()", *args]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, "HF_HUB_OFFLINE": "1"})
 
 
@@ -128,11 +128,12 @@ def test_a_full_disk_loses_nothing(finished, tmp_path):
     if os.geteuid() != 0 or shutil.which("mount") is None: pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("no tmpfs to fill here")
+    begin = "from distillery.workbook import checks; checks.LEAST_GIB = 0"  # a disk that is full before the run stops it earlier
     try:
         done = distillery("run", "--docs", str(cwd / "docs"), *QUICK, "--set", f"workbook.cache_dir={small}/cache",
-                          "--set", f"workbook.runs_dir={small}/runs", cwd=cwd)
+                          "--set", f"workbook.runs_dir={small}/runs", cwd=cwd, first=begin)
         assert done.returncode == 1
         assert "Fix: free some" in done.stderr
         assert "Traceback" not in done.stderr

@@ -27,7 +27,7 @@ def test_the_wheel_runs_the_job_in_an_empty_folder(tmp_path):
         (tmp_path / "docs" / name).write_text(text * 3, encoding="utf-8")
     (tmp_path / "empty").mkdir()
     run = ("import distillery, sys; assert distillery.__file__.startswith(sys.path[0]), distillery.__file__; "
-           "from distillery.workbook.cli import main; main()")
+           "from distillery.commands.cli import main; main()")
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {run}", "run", "--docs", "../docs",
          "--set", "sft.epochs=1", "--set", "export.same_top1_min={int8: 0.5, uint8: 0.5, q4: 0.5}"],

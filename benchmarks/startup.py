@@ -1,0 +1,33 @@
+"""CPU seconds (user and system) of a process that does next to nothing: `distillery --help`, and a run whose stages are all on the shelf.
+
+    python benchmarks/startup.py                      # help, and what Python, typer, rich and pydantic take by themselves
+    python benchmarks/startup.py run ./manuals        # and the second time of that run, in the current folder; the first must have ended
+
+The best of five: on a machine that does something else, time is only ever added.
+"""
+import os
+import resource
+import subprocess
+import sys
+
+MAIN = "from distillery.commands.cli import main; main()"
+TRIES = 5
+
+
+def cpu_seconds(*args: str) -> float:
+    "The least CPU time that a Python process took."
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as a user has it
+    taken = []
+    for _ in range(TRIES):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *args], check=True, stdout=subprocess.DEVNULL, env=environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(taken)
+
+
+if __name__ == "__main__":
+    rows = {"python": ["-c", ""], "typer, rich, pydantic": ["-c", "import typer, rich.console, rich.progress, pydantic"],
+            "distillery --help": ["-c", MAIN, "--help"], "distillery run --help": ["-c", MAIN, "run", "--help"]}
+    if sys.argv[1:]: rows["distillery " + " ".join(sys.argv[1:3])] = ["-c", MAIN, *sys.argv[1:]]
+    for name, args in rows.items(): print(f"{name:<32}{cpu_seconds(*args):6.2f} s")
