@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from distillery.core.stats import spread
-from distillery.student.export import FORMS, build_onnx, variant_bytes
+from distillery.exporting.export import VARIANTS, build_onnx, variant_bytes
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
 from distillery.teachers.protocol import user_request
@@ -96,12 +96,12 @@ def main() -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = asked(args.prompts)
     with tempfile.TemporaryDirectory() as work:
-        teachers = {v: OnnxTeacher(build_onnx(folder, Path(work, v), v), threads=args.threads) for v in FORMS}
-        sizes = {v: variant_bytes(Path(work, v)) for v in FORMS}
+        teachers = {v: OnnxTeacher(build_onnx(folder, Path(work, v), v), threads=args.threads) for v in VARIANTS}
+        sizes = {v: variant_bytes(Path(work, v)) for v in VARIANTS}
         ids = [teachers["fp32"].chat.encode(user_request("x", p).messages) for p in prompts]
         ends = model.generation_config.eos_token_id
         banned = [ends] if isinstance(ends, int) else list(ends or [])
-        rates: dict[str, list[list[list[float]]]] = {"PyTorch": [], **{v: [] for v in FORMS}}
+        rates: dict[str, list[list[list[float]]]] = {"PyTorch": [], **{v: [] for v in VARIANTS}}
         wrote: dict[str, list[list[int]]] = {}
         for k in range(-1, args.rounds):  # the first round warms up
             for name in list(rates)[:: -1 if k % 2 else 1]:
@@ -116,7 +116,7 @@ def main() -> None:
     print(f"{'':10}{'MB':>7}{'tokens/s':>10}{'over PyTorch':>14}   95 % interval   {'per CPU s':>10}{'over PyTorch':>14}   95 % interval")
     print(f"{'PyTorch':10}{'':7}{base[..., 0].mean():10.0f}{1:14.2f}{'':19}{base[..., 1].mean():10.0f}{1:14.2f}")
     goal = ""
-    for v in FORMS:
+    for v in VARIANTS:
         found = np.array(rates[v])
         (wall, low, high), (cpu, cpu_low, cpu_high) = (interval(found[..., i] / base[..., i]) for i in (0, 1))
         print(f"{v:10}{sizes[v] / 1e6:7.2f}{found[..., 0].mean():10.0f}{wall:14.2f}   {low:5.2f} to {high:5.2f}  "

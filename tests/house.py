@@ -7,10 +7,12 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["core", "teachers", "retrieval", "pairs", "student", "filters", "workbook"]
+ORDER = ["core", "teachers", "engine", "retrieval", "filters", "pairs", "training", "exporting", "evaluation", "shipping", "questions",
+         "pages", "workbook", "commands"]  # Lowest first; a folder imports itself and what stands before it
 BELOW = {name: set(ORDER[: i + 1]) for i, name in enumerate(ORDER)}
 BELOW["models"] = {"core", "teachers", "models"}
-BELOW["filters"] -= {"pairs", "student"}
+BELOW["pairs"] -= {"filters"}
+MAX_MODULES, MAX_LEVELS = 26, 7
 MAX_CELLS, MAX_CODE, MAX_EXPORTED, MAX_EXPORTED_CELL, MAX_SHOW = 80, 350, 220, 40, 16
 
 
@@ -98,14 +100,97 @@ def cells(nb: Notebook) -> list[str]:
     return said
 
 
+def folder_of(module: str) -> str: return module.rpartition(".")[0]
+
+
 def direction(nb: Notebook, numbers: dict[str, int]) -> list[str]:
     said, own = [], nb.module or ""
-    folder = own.split(".")[0]
-    for c in nb.code:
-        for target in imports(c["source"]):
-            there = target.split(".")[0]
-            if target == own: said.append("imports the module it defines")
-            elif there not in BELOW.get(folder, set()): said.append(f"{folder} imports {target}, which lies above it")
-            elif there == folder and numbers.get(target, 0) >= numbers.get(own, 0):
-                said.append(f"imports {target}, which comes later in its folder")
+    top = own.split(".")[0]
+    for target in sorted({t for c in nb.code for t in imports(c["source"])}):
+        there = target.split(".")[0]
+        if target == own: said.append("imports the module it defines")
+        elif there not in BELOW.get(top, set()): said.append(f"{top} imports {target}, which lies above it")
+        elif folder_of(target) == folder_of(own) and numbers.get(target, 0) >= numbers.get(own, 0):
+            said.append(f"imports {target}, which comes later in its folder")
+    return said + question_rules(nb)
+
+
+def question_rules(nb: Notebook) -> list[str]:
+    "A question's folder imports no other question's; its stages import no card and no table; only `questions.all` imports folders."
+    own, said = nb.module or "", []
+    for target in sorted({t for source in nb.exported for t in imports(source)}):
+        if not target.startswith("questions.") or target.count(".") < 2: continue
+        if own == "questions.all": continue
+        if folder_of(target) != folder_of(own): said.append(f"{own} imports {target}: only questions.all imports the folder of a question")
+        elif own.endswith(".stages") and target.endswith((".decision", ".tables")):
+            said.append(f"{own} imports {target}: the wording of a card must not run a stage again")
+        elif own.endswith(".decision") and target.endswith(".tables"): said.append(f"{own} imports {target}: tables rest on the decision")
     return said
+
+
+def levels(edges: dict[str, set[str]]) -> dict[str, int]:
+    "Length of the longest chain of imports inside its folder that ends at each module."
+    found: dict[str, int] = {}
+
+    def level(module: str) -> int:
+        if module not in found:
+            found[module] = 0  # a circle stops here; Python refuses it anyway
+            near = [t for t in edges[module] if t in edges and t != module and folder_of(t) == folder_of(module)]
+            found[module] = 1 + max(map(level, near), default=0)
+        return found[module]
+
+    for module in edges: level(module)
+    return found
+
+
+HEAVY = frozenset(  # 20 ms or more, of an extra, or not there on every platform
+    "IPython accelerate aiohttp bert_score bm25s bs4 charset_normalizer datasets datasketch docx faiss gguf huggingface_hub ipywidgets "
+    "jinja2 matplotlib mlx mlx_lm nbconvert numpy onnx onnx_ir onnxruntime onnxruntime_genai onnxscript optimum pandas papermill peft "
+    "prometheus_client psutil pypdf resource safetensors scipy sentence_transformers sklearn tokenizers torch transformers trl".split())
+PLANS = "distillery.workbook.experiment"  # what it loads is loaded before anything runs: an unchanged run pays for it
+LAZY = ("distillery.commands.", "distillery.workbook.checks")  # these load what they need when they are called
+
+
+def modules() -> dict[str, ast.Module]:
+    "Every module of the package, parsed."
+    paths = [p for p in sorted((ROOT / "distillery").rglob("*.py")) if p.name not in ("_modidx.py", "__init__.py")]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): ast.parse(p.read_text("utf-8")) for p in paths}
+
+
+def targets(node: ast.AST, module: str) -> list[str]:
+    "What one import statement may load, in full: the module, and each name that may be a module in it."
+    if isinstance(node, ast.Import): return [a.name for a in node.names]
+    if not isinstance(node, ast.ImportFrom): return []
+    base = module.split(".")[: -node.level] if node.level else []
+    whole = ".".join([*base, *([node.module] if node.module else [])])
+    return [whole, *(f"{whole}.{a.name}" for a in node.names)]
+
+
+def heavy_modules(trees: dict[str, ast.Module]) -> set[str]:
+    "Modules of ours that load something heavy, by themselves or through what stands at the top of others."
+    tops = {module: {t for node in tree.body for t in targets(node, module)} for module, tree in trees.items()}
+    found = {module for module, names in tops.items() if any(t.split(".")[0] in HEAVY for t in names)}
+    while more := {module for module, names in tops.items() if module not in found and names & found}: found |= more
+    return found
+
+
+def planning(trees: dict[str, ast.Module]) -> set[str]:
+    "Modules of ours that are loaded to plan a run."
+    found, todo = set(), {PLANS}
+    while todo:
+        found |= todo
+        todo = {t for module in todo for node in trees[module].body for t in targets(node, module) if t in trees} - found
+    return found
+
+
+def hidden_imports(module: str, tree: ast.Module, heavy: set[str], planned: set[str]) -> list[str]:
+    "Imports inside of functions that could stand at the top: what they load is not heavy, and planning a run would not load more."
+    said = set()
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef): continue
+        for node in ast.walk(function):
+            names = targets(node, module)
+            later = bool(names) and module in planned and names[0].startswith("distillery.") and not set(names) & planned
+            if names and not later and not any(t.split(".")[0] in HEAVY or t in heavy for t in names):
+                said.add(f"{function.name} imports {names[0]}, which loads nothing heavy: import it at the top")
+    return sorted(said)

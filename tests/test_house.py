@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import house
@@ -26,8 +27,8 @@ def test_notebooks_and_modules_match_one_to_one():
     files = {f for f in files if not f.endswith("__init__") and f != "_modidx"}
     assert set(modules) == files
     for nb in LIBRARY:
-        folder, name = nb.path.parent.name, nb.path.stem.split("_", 1)[1]
-        assert nb.module == f"{folder}.{name}"
+        folder, name = nb.path.parent.relative_to(house.ROOT / "nbs"), nb.path.stem.split("_", 1)[1]
+        assert nb.module == ".".join([*folder.parts, name])
         assert re.fullmatch(r"\d\d_[a-z0-9_]+", nb.path.stem)
         assert name != "utils"
 
@@ -44,18 +45,47 @@ def test_cells(nb): assert house.cells(nb) == []
 def test_imports_go_down(nb): assert house.direction(nb, NUMBERS) == []
 
 
+def test_folders_stay_small_and_chains_of_imports_short():
+    edges = {nb.module: {t for source in nb.exported for t in house.imports(source)} for nb in LIBRARY}
+    sizes = Counter(map(house.folder_of, edges))
+    assert {f: n for f, n in sizes.items() if n > house.MAX_MODULES} == {}
+    assert {m: n for m, n in house.levels(edges).items() if n > house.MAX_LEVELS} == {}
+    assert house.levels({"a.x": set(), "a.y": {"a.x"}, "a.z": {"a.y", "b.w"}, "b.w": {"a.y"}}) == {"a.x": 1, "a.y": 2, "a.z": 3, "b.w": 1}
+
+
+def test_only_one_list_names_the_questions():
+    "A new question is its folder, its template, its settings, one line in questions/all and one test file."
+    from distillery.questions.all import QUESTIONS
+
+    names = [q.name for q in QUESTIONS]
+    templates = {nb.path.stem.split("_", 1)[1] for nb in REPORTS}
+    assert set(names) == templates
+    listing = [
+        path for path in (house.ROOT / "distillery").rglob("*.py")
+        if sum(f'"{n}"' in path.read_text("utf-8") for n in names) > 3 and path.name not in ("_modidx.py",)
+    ]
+    assert listing == []
+
+
 def test_the_lint_sees_what_it_is_for():
     bad = house.Notebook(house.ROOT / "nbs/core/99_bad.ipynb", [
         {"cell_type": "markdown", "source": "no heading"},
         {"cell_type": "code", "source": "#| default_exp core.bad"},
-        {"cell_type": "code", "source": "#| export\nfrom distillery.student.sft import x\nfrom os import *\n" + "a = 1\n" * 50},
+        {"cell_type": "code", "source": "#| export\nfrom distillery.training.sft import x\nfrom os import *\n" + "a = 1\n" * 50},
         {"cell_type": "code", "source": "print(1)"},
         {"cell_type": "code", "source": "# left over"},
     ])
     assert len(house.shape(bad)) >= 3
     assert {w.split()[0] for w in house.cells(bad)} >= {"exported", "cell"}
     assert "cell 4 is only comments" in house.cells(bad)
-    assert house.direction(bad, {}) == ["core imports student.sft, which lies above it"]
+    assert house.direction(bad, {}) == ["core imports training.sft, which lies above it"]
+    card = house.Notebook(house.ROOT / "nbs/questions/one/10_stages.ipynb", [
+        {"cell_type": "code", "source": "#| default_exp questions.one.stages"},
+        {"cell_type": "code", "source": "#| export\nfrom distillery.questions.one.decision import x\n"
+                                        "from distillery.questions.two.stages import y"},
+    ])
+    assert [w.split(": ")[1] for w in house.question_rules(card)] == [
+        "the wording of a card must not run a stage again", "only questions.all imports the folder of a question"]
 
 
 def test_public_functions_say_what_they_take_and_do():
@@ -78,9 +108,43 @@ def test_import_is_light():
 
 
 def test_command_line_starts_without_torch():
-    code = ("import sys; import distillery.workbook.cli; "
+    code = ("import sys; import distillery.commands.cli; "
             "heavy = {'torch', 'transformers', 'onnxruntime', 'matplotlib', 'pandas'} & set(sys.modules); print(sorted(heavy))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_functions_import_only_what_is_heavy():
+    "What is light stands at the top, where a reader looks for it."
+    trees = house.modules()
+    checked = [m for m in trees if not m.startswith(house.LAZY)]
+    assert len(checked) > 150
+    heavy, planned = house.heavy_modules(trees), house.planning(trees)
+    assert {m: said for m in checked if (said := house.hidden_imports(m, trees[m], heavy, planned))} == {}
+
+
+def test_planning_a_run_loads_no_numeric_library():
+    "An unchanged run is planned and nothing else: what only a running stage needs is imported in its function."
+    trees = house.modules()
+    loaded = {t.split(".")[0] for m in house.planning(trees) for node in trees[m].body for t in house.targets(node, m)}
+    assert loaded & house.HEAVY <= {"psutil"}
+
+
+def test_the_lint_tells_heavy_imports_from_light_ones():
+    source = """
+def f():
+    import json
+    import torch
+    from ..teachers.open import open_teacher
+    from .errors import DistilleryError
+"""
+    trees = house.modules()
+    heavy, planned = house.heavy_modules(trees), house.planning(trees)
+    assert "distillery.core.errors" in planned
+    assert "distillery.shipping.publish" not in planned
+    lazy = "def f():\n    from ..shipping.publish import publish\n"
+    assert house.hidden_imports("distillery.core.config", ast.parse(lazy), set(), planned) == []
+    assert [said.split(",")[0] for said in house.hidden_imports("distillery.core.bad", ast.parse(source), heavy, planned)] == [
+        "f imports distillery.core.errors", "f imports json"]
 
 
 def test_no_pickle_no_remote_code():

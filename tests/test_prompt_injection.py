@@ -86,8 +86,9 @@ GENERATE = """
 import sys
 from pathlib import Path
 from distillery.core.config import load_config
-from distillery.workbook.pairs_line import open_source, pairs_stages
-from distillery.workbook.plan import Plan
+from distillery.pairs.stages import pairs_stages
+from distillery.engine.source import open_source
+from distillery.engine.plan import Plan
 config = load_config(preset="technical-docs", overrides={"teacher.model": sys.argv[1], "dataset.questions_per_call": int(sys.argv[2]),
     "dataset.refusal_mix": {"untold": 0.5, "adversarial": 0.5}, "teacher.max_retries": 1, "llm_defaults.stop_sequences": [],
     "dataset.variations_per_question": 2, "dataset.difficulty_mix": {"easy": 1.0}})
@@ -202,7 +203,7 @@ def test_the_key_is_in_no_page_of_a_whole_run(tmp_path):
     words = ["run", "--docs", "docs", *(w for s in settings for w in ("--set", s))]
     with Model(obedient=True) as server:
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": KEY}
-        command = [sys.executable, "-c", "from distillery.workbook.cli import main; main()", *words, "--teacher", f"{server.url}#m"]
+        command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", *words, "--teacher", f"{server.url}#m"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     reports = tmp_path / "runs/latest/reports"
