@@ -78,7 +78,6 @@ def model_dir(
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
 
 # %% ../../nbs/retrieval/10_embed.ipynb #199c3fbc
-@lru_cache(maxsize=8)
 def model_digest(
     spec: str,  # See `embedder_dir`
     memory: Path | None = None,  # Where digests of files are remembered, see `core.files.FileDigests`
