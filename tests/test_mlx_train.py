@@ -86,6 +86,7 @@ train_mlx(toy_examples(22), [], sys.argv[1], load_config(overrides={overrides!r}
 """
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_end_at_the_same_loss(base, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TRAIN.replace("{overrides!r}", repr({**FAST, "sft.gradient_accumulation": 2, "sft.epochs": 6})))

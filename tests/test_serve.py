@@ -247,6 +247,7 @@ def test_a_thousand_requests_of_eight_clients_and_none_is_lost(exported, record_
     record_property("p95_ms", report["p95_ms"])
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_come_again_and_the_client_does(exported):
     with serving(exported / "q4", workers=1, server__queue=1) as (url, service):
         teacher = OpenAITeacher(url, NAME, concurrency=8, max_retries=40)
