@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'LEAST_GIB', 'FEW_GIB', 'PACKAGES', 'Check', 'PlanError', 'outcome', 'check_packages', 'check_space',
-           'server_problem', 'check_teacher', 'check_base', 'pending', 'check_plan', 'require_plan']
+           'server_problem', 'check_teacher', 'check_base', 'check_plan', 'require_plan']
 
 # %% ../../nbs/workbook/65_checks.ipynb #b57521d8
 import importlib.metadata
@@ -20,10 +20,9 @@ from pathlib import Path
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
-from ..core.files import digest_json
 from ..core.knobs import ConfigError, find_knob
-from ..engine.plan import Plan, Stage
 from ..engine.pending import pending_stages
+from ..engine.plan import Plan, Stage
 from ..engine.source import Source
 
 # %% ../../nbs/workbook/65_checks.ipynb #3b87831e
@@ -145,19 +144,6 @@ def check_base(
     wrong = [f for f in found if not f.ok]
     for f in wrong: yield Check(f"base {base}: {f.name}", f.name in LENIENT, f.found, f.fix, warns=f.name in LENIENT)
     if not wrong: yield Check(f"base {base}", True, "can be trained and exported")
-
-# %% ../../nbs/workbook/65_checks.ipynb #19bc31d6
-def pending(
-    plan: Plan,  # Before it runs
-) -> list[Stage]:  # In running order
-    "The stages that would run now: what is not on the shelf, and what rests on it."
-    found, waiting = dict[str, str](), list[Stage]()
-    for stage in plan.stages:
-        done = None
-        if all(name in found for name in stage.needs): done = plan.shelf.found(stage.name, digest_json(plan.parts(stage, found)))
-        if done: found[stage.name] = done.digest
-        else: waiting.append(stage)
-    return waiting
 
 # %% ../../nbs/workbook/65_checks.ipynb #263322ee
 def _teachers(waiting: Iterable[Stage], config: Config) -> list[str]:
