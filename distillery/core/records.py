@@ -238,6 +238,7 @@ class Decision(Record):
     factor: str
     levels: list[str]
     metric: str
+    metric_version: int | None = None  # Of a metric whose definition may change
     unit: str
     n_items: int = 0
     n_clusters: int = 0

@@ -42,19 +42,24 @@ class Decoration(NamedTuple):
 @lru_cache(1)
 def _decoration() -> Decoration:
     source = _any("source")
-    said = rf"(?:according to|based on|as stated in|per|laut|gemäß|selon|d'après|según|согласно|по) (?:{source})\s*[,:：]|(?:{source})によると?[,、:：]?"
-    flags = re.I
+    told = "according to|based on|as stated in|per|laut|gemäß|selon|d'après|según|согласно|по"
+    said = rf"(?:{told}) (?:{source})\s*[,:：]|(?:{source})によると?[,、:：]?"
+    ends, dash, flags = r"\s*[:：]", r"(?<=\w\w\w)\s[-–—]\s", re.I
     return Decoration(
-        re.compile(rf"(?:(?:here(?:'s| is) )?(?:the |a |your |one |my )?(?:{_any('question')})(?: for you)?\s*#?\d{{0,3}}(?:/\d{{1,3}})?(?:\s*[:：.)](?![a-z])|(?<=\w\w\w)\s[-–—]\s)|(?:{_any('question')})\s*[:：])\s*", flags),
-        re.compile(rf"(?:(?:here(?:'s| is) (?:the|your|my) )?(?:{_any('answer')})(?:\s*\d{{0,2}}\s*[:：]|(?<=\w\w\w)\s[-–—]\s)|(?:{_any('is')})(?:\s*[:：]|(?=[\s「『\"]|[^\x00-\u024f]))|{said})\s*", flags),
+        re.compile(rf"(?:(?:here(?:'s| is) )?(?:the |a |your |one |my )?(?:{_any('question')})(?: for you)?\s*#?\d{{0,3}}(?:/\d{{1,3}})?"
+                   rf"(?:\s*[:：.)](?![a-z])|{dash})|(?:{_any('question')}){ends})\s*", flags),
+        re.compile(rf"(?:(?:here(?:'s| is) (?:the|your|my) )?(?:{_any('answer')})(?:\s*\d{{0,2}}{ends}|{dash})"
+                   rf"|(?:{_any('is')})(?:{ends}|(?=[\s「『\"]|[^\x00-\u024f]))|{said})\s*", flags),
         re.compile(rf"(?:^|(?<=[\s.!?。)]))[(\[]?(?:{_any('explains')})\s*[:：]", flags),
         re.compile(rf"\s[(\[][^()\[\]]{{0,60}}\b(?:{source})\b[^()\[\]]{{0,60}}[)\]][.。]?$", flags),
         re.compile(rf"(?:{_any('preamble')})", flags))
 
 # %% ../../nbs/core/48_reply.ipynb #7e5e1df9
-BULLET = re.compile(r"(?:>\s*|#{1,6}\s+|[-*•‣·▪●○◦–—✅☑✔❓❔➤→►]\s+|・\s*|[(（]\d{1,3}[)）]\s*|\(?[a-h]\)\s+(?!.{0,40}\([a-h]\))|\d{1,2}\)\s+|\d{1,2}\.\s+(?=\D))", re.I)
-PAIRS = (*(pair.split() for pair in ("** ** · __ __ · * * · _ _ · ``` ``` · ` ` · ' ' · “ ” · „ “ · „ ” · ‘ ’ · ‚ ‘ · « » · » « · ‹ › · 「 」 · 『 』 · "
-                                     "( ) · [ ] · $ $ · <answer> </answer> · <question> </question>").split(" · ")), ('"', '"'), ("\\boxed{", "}"))
+BULLET = re.compile(r"(?:>\s*|#{1,6}\s+|[-*•‣·▪●○◦–—✅☑✔❓❔➤→►]\s+|・\s*|[(（]\d{1,3}[)）]\s*|\(?[a-h]\)\s+(?!.{0,40}\([a-h]\))"
+                    r"|\d{1,2}\)\s+|\d{1,2}\.\s+(?=\D))", re.I)
+_BOTH = "** __ * _ ``` ` ' $"  # The same mark at both ends
+PAIRS = (*((mark, mark) for mark in _BOTH.split()), ('"', '"'), *(tuple(p) for p in "“” „“ „” ‘’ ‚‘ «» »« ‹› 「」 『』 () []".split()),
+         ("\\boxed{", "}"), ("<answer>", "</answer>"), ("<question>", "</question>"))
 TAGS = re.compile(r"</?(?:b|i|u|em|strong|span|code|p|mark)>", re.I)
 SHOUTED = re.compile(r"[*_]{1,3}([^*_\n:：]{1,40})(?:[:：][*_]{1,3}|[*_]{1,3}\s*[:：])")  # **Answer:** …
 CITED = re.compile(r"(?:\s*(?:\[\^?\d{1,3}(?:[,–-]\s?\d{1,3}){0,9}\]|【[^】]{0,60}】|<sup>\d{1,3}</sup>))+[.。]?$")
@@ -79,7 +84,9 @@ def undecorated(
         for pattern in (BULLET, label):
             found = pattern.match(line)
             if found and found.end() < len(line) and not DAY.match(line, found.end() - 1): line = line[found.end() :]
-        line = _unwrapped(line.strip())
+        line = line.strip()
+        bare = line[:-1] if line[-1:] in ".。" else line
+        line = inner if (inner := _unwrapped(bare)) != bare else line
         if line == before: break
     return line
 
@@ -151,7 +158,8 @@ class Declining(NamedTuple):
 def _declining(language: str) -> Declining:
     about = _wordings()[language]
     filled = lambda text: re.compile(text.replace("{source}", f"(?:{about['source']})"))
-    return Declining(filled(rf"(?:(?:{about['courtesy']})[\s,;:.!、。-]+|(?:{_any('answer')})\s*:\s*)"), tuple(map(filled, about["declines"])))
+    courtesy = filled(rf"(?:(?:{about['courtesy']})[\s,;:.!、。-]+|(?:{_any('answer')})\s*:\s*)")
+    return Declining(courtesy, tuple(map(filled, about["declines"])))
 
 
 @lru_cache(1)
@@ -181,9 +189,10 @@ def declines(
     plain = fold(told).lower()
     if plain.rstrip(".。।") in _stated(): return True
     language = language_of(told)
-    tried = LATIN if re.search("[a-z]", plain) and language in (*LATIN, "nl", "pl", "sv", "tr") else (
-        ("zh", "ja") if language in ("zh", "ja") else ("ru",) if language == "uk" else (language,))
-    return any(p.search(_opening(plain, how.courtesy)) for code in tried if code in _wordings() for how in [_declining(code)] for p in how.patterns)
+    latin = "common" in languages()[language]
+    tried = LATIN if latin else ("zh", "ja") if language in ("zh", "ja") else ("ru",) if language == "uk" else (language,)
+    ways = [_declining(code) for code in tried if code in _wordings()]
+    return any(p.search(opening) for how in ways for opening in [_opening(plain, how.courtesy)] for p in how.patterns)
 
 
 def is_refusal(

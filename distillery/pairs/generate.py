@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import digest_json
-from ..core.metrics import is_refusal
+from ..core.reply import is_refusal
 from ..core.records import Chunk, Evidence, Pair, Slot
 from . import limits
 from .asking import TeacherClient, AnsweredQuestion, Progress, Rejected, flaw, read_answers, sampling_settings

@@ -10,7 +10,8 @@ __all__ = ['REFUSAL', 'clean_question', 'clean_answer', 'find_span', 'locate', '
 import re
 
 from ..core.config import Config
-from ..core.metrics import is_refusal, normalize_answer
+from ..core.metrics import normalize_answer
+from ..core.reply import is_refusal
 from ..core.records import Evidence, Pair
 from ..core.sentences import split_sentences
 from .slots import chance
