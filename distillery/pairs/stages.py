@@ -6,13 +6,14 @@
 __all__ = ['ASKING', 'pairs_stages']
 
 # %% ../../nbs/pairs/90_stages.ipynb #737a801a
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
-from ..core.files import json_line, replacing
+from ..core.files import json_line, replacing, stream_jsonl
 from ..core.records import Chunk, Pair
 from ..core.store import content_digest, read_jsonl, write_json, write_jsonl
 from ..engine.plan import Job, Stage
@@ -20,7 +21,7 @@ from ..engine.source import Source
 from .augment import Augmented, augment_pairs
 from .chunk import chunk_documents
 from .dataset import build_dataset, check_leaks
-from .generate import Generated, generate_pairs
+from .generate import Generated, stream_pairs
 from .gold import gold_coverage, read_gold
 from .judge import score_pairs
 from .prompts import KINDS, asked_kinds, prompts_digest
@@ -59,22 +60,26 @@ def _imported(job: Job, source: Source) -> None:
     write_json(job.out / "skipped.json", [])
 
 # %% ../../nbs/pairs/90_stages.ipynb #96a09e10
-def _write_made(job: Job, made: Generated | Augmented) -> None:
-    write_jsonl(job.out / "pairs.jsonl", made.pairs)
-    write_jsonl(job.out / "rejected.jsonl", [r._asdict() for r in made.rejected])
-    write_json(job.out / "counts.json", made.counts)
+def _write_made(job: Job, parts: Iterable[Generated | Augmented]) -> None:
+    counts = dict[str, int]()
+    with replacing(job.out / "pairs.jsonl") as pairs, replacing(job.out / "rejected.jsonl") as rejected:
+        for part in parts:
+            pairs.writelines(map(json_line, part.pairs))
+            rejected.writelines(json_line(r._asdict()) for r in part.rejected)
+            counts = part.counts
+    write_json(job.out / "counts.json", counts)
 
 
 def _generate(job: Job, cache: Path, opener: Opener) -> None:
-    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    chunks = stream_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
     teacher, journal = opener(job.config), open_journal(cache, job.config, job.scratch)
-    _write_made(job, generate_pairs(chunks, teacher, journal, job.config, job.say))
+    _write_made(job, stream_pairs(chunks, teacher, journal, job.config, job.say))
 
 
 def _augment(job: Job, cache: Path, opener: Opener) -> None:
     chunks, mine = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk), read_jsonl(job.needs["documents"] / "pairs.jsonl", Pair)
     teacher, journal = opener(job.config), open_journal(cache, job.config, job.scratch)
-    _write_made(job, augment_pairs(mine, chunks, teacher, journal, job.config, job.say))
+    _write_made(job, [augment_pairs(mine, chunks, teacher, journal, job.config, job.say)])
 
 # %% ../../nbs/pairs/90_stages.ipynb #38a85d20
 def _judge(job: Job, cache: Path) -> None:
