@@ -1,6 +1,6 @@
 """How work grows with documents: drawn handbooks of 100, 400 and 1,600 pages from documents to dataset, 6,400 without judging.
-Each stage of each size runs in a process of its own, with builtin:extractive as its teacher: CPU time and peak memory of each, and the slopes in
-log-log. Run with OMP_NUM_THREADS=1: python benchmarks/growth.py [--sizes 100,400,1600] [--long 6400] [--plot reports/growth.svg]"""
+Each stage of each size runs in a process of its own, with builtin:extractive as its teacher: CPU time and peak memory of each,
+and the slopes in log-log. Run: OMP_NUM_THREADS=1 python benchmarks/growth.py [--sizes 100,400,1600] [--long 6400] [--plot FILE.svg]"""
 import argparse
 import json
 import math
@@ -72,7 +72,8 @@ def measure(pages: int, judged: bool, work: Path) -> dict[str, dict[str, float]]
         command = [sys.executable, __file__, "--stage", stage, "--place", str(place), *([] if judged else ["--unjudged"])]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found[stage] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{pages:>6} pages  {stage:10}{found[stage]['cpu']:9.2f} s CPU{found[stage]['peak']:9.0f} MiB{found[stage]['rows']:10,} rows", flush=True)
+        f = found[stage]
+        print(f"{pages:>6} pages  {stage:10}{f['cpu']:9.2f} s CPU{f['peak']:9.0f} MiB{f['rows']:10,} rows", flush=True)
     shutil.rmtree(place)
     return found
 

@@ -26,7 +26,7 @@ from .asked import AskedQuestions
 from .asking import TeacherClient, AnsweredQuestion, Progress, Rejected, flaw, read_answers, sampling_settings
 from .chunk import count_tokens
 from .refusals import UnanswerableQuestion, adversarial, kind_of_slot, off_topic, refusal_template
-from .slots import chance, plan_slots, refusal_quota, slot_windows
+from .slots import chance, refusal_quota, slot_windows
 from ..teachers.counters import run_counters
 from ..teachers.journal import Journal
 from ..teachers.protocol import Task, Teacher
@@ -277,7 +277,8 @@ class Account:
     def require_pairs(self) -> None:
         "Raise `DistilleryError` when nothing usable came out."
         if self.totals["pairs"]: return
-        why = next((self.first[r] for r, _ in self.reasons.most_common() if "repeats another question" not in r), "no sentence to ask about")
+        reasons = (self.first[r] for r, _ in self.reasons.most_common() if not r.endswith("repeats another question"))
+        why = next(reasons, "no sentence to ask about")
         raise DistilleryError(f"no usable pair came out of {self.totals['slots']} slots; {why}",
                               fix="read the rejections, then loosen generation_limits or choose another teacher or prompts.pack")
 

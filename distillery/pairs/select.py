@@ -100,8 +100,9 @@ def near_duplicates(
     "Near-duplicate removal with MinHash and LSH: questions that repeat an earlier one with the same answer."
     repeats, kept = dict[str, str](), dict[str, str]()
     buckets = defaultdict[tuple[Any, bytes], list[str]](list)
-    blocks = (pairs[i : i + BLOCK] for i in range(0, len(pairs), BLOCK))
-    for pair, bands in ((p, b) for block in blocks for p, b in zip(block, bands_of([p.question for p in block], 0.9 * threshold), strict=True)):
+    blocks = ([p.question for p in pairs[i : i + BLOCK]] for i in range(0, len(pairs), BLOCK))
+    signed = (bands for block in blocks for bands in bands_of(block, 0.9 * threshold))
+    for pair, bands in zip(pairs, signed, strict=True):
         fact, own = same_fact(pair), grams(pair.question)
         near = sorted({name for band in bands for name in buckets.get((fact, band), ())})
         first = next((name for name in near if overlap(grams(kept[name]), own) >= threshold), None)
