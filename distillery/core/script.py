@@ -133,8 +133,8 @@ def text_width(
 SCRIPTS = {
     "ru": "\u0400-\u052f", "el": "\u0370-\u03ff\u1f00-\u1fff", "he": "\u0590-\u05ff",
     "ar": "\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc", "hi": "\u0900-\u097f", "bn": "\u0980-\u09ff", "ta": "\u0b80-\u0bff", "te": "\u0c00-\u0c7f", "th": "\u0e00-\u0e7f",
-    "lo": "\u0e80-\u0eff", "my": "\u1000-\u109f", "ka": "\u10a0-\u10ff", "km": "\u1780-\u17ff", "hy": "\u0530-\u058f", "am": "\u1200-\u137f",
-    "ko": "\u1100-\u11ff\uac00-\ud7af", "ja": "\u3040-\u30ff\uff66-\uff9f", "zh": "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff",
+    "lo": "\u0e80-\u0eff",
+    "my": "\u1000-\u109f", "ka": "\u10a0-\u10ff", "km": "\u1780-\u17ff", "hy": "\u0530-\u058f", "am": "\u1200-\u137f", "ko": "\u1100-\u11ff\uac00-\ud7af", "ja": "\u3040-\u30ff\uff66-\uff9f", "zh": "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff",
     "latin": "A-Za-z\u00c0-\u024f\u1e00-\u1eff"}
 SIGNS = {"uk": "[іїєґІЇЄҐ]", "fa": "[پچژگکی]", "ur": "[ٹڈڑےں]"}  # Letters that neighbours of a script do not use
 _PATTERNS = {name: re.compile(f"[{chars}]") for name, chars in SCRIPTS.items()}

@@ -40,7 +40,8 @@ class SftSection(Section):
     batch_size: int = key(16, "result", "examples per forward pass", ge=1)
     gradient_accumulation: int = key(4, "result", "forward passes per optimiser step", ge=1)
     learning_rate: float = key(2e-5, "result", "peak learning rate", gt=0)
-    max_length: int = key(384, "result", "longer examples are cut, tokens", ge=1)
+    max_length: int = key(
+        384, "result", "tokens of a training row, as the student counts; passages are cut to fit, rows left out are counted", ge=1)
     warmup_ratio: float = key(0.05, "result", "share of steps that warm up", ge=0, lt=1)
     weight_decay: float = key(0.0, "result", "decay of the weights", ge=0)
     packing: bool = key(True, "result", "several short examples share a row")

@@ -8,7 +8,7 @@ __all__ = ['Progress', 'ROOM', 'TRIAL', 'sampling_settings', 'prompt_fields', 'm
 
 # %% ../../nbs/pairs/39_asking.ipynb #ca5e61b1
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..core.config import Config
@@ -113,23 +113,34 @@ class TeacherClient:
         self.prompts = dict[str, str]()  # of the last tasks: kind of prompt
         self.seeds = dict[str, int]()    # and its seed
 
-    def send(self, step: str, requests: Iterable[ChatRequest]) -> dict[str, ChatResult]:
-        "Send requests through the journal."
-        listed = list(requests)
-        self.sent += len(listed)
+    def turn_to(self, chunks: Iterable[Chunk]) -> None:
+        "Begin with other passages; what was noted about requests and replies of the last ones is forgotten."
+        self.chunks = {c.chunk_id: c for c in chunks}
+        self.rejected = []
+        self.prompts.clear()
+        self.seeds.clear()
 
-        def report(done: int, total: int) -> None:
-            if self.progress: self.progress(step, done, total)
+    def send(self, step: str, requests: Iterable[ChatRequest], total: int) -> dict[str, ChatResult]:
+        "Send requests through the journal: each is written when its turn comes, and none is kept."
+        results = dict[str, ChatResult]()
+        for request, result in self.journal.stream(self.teacher, requests, max(1, total)):
+            results[request.key] = result
+            if self.progress: self.progress(step, len(results), total)
+        self.sent += len(results)
+        return results
 
-        return self.journal.ask(self.teacher, listed, report)
+    def written(self, tasks: Mapping[str, Task], attempt: int) -> Iterator[ChatRequest]:
+        "Requests of tasks, one after the other; their seeds and prompts are noted."
+        for key, task in tasks.items():
+            request = make_request(key, task, self.pack, self.config, attempt)
+            self.seeds[key], self.prompts[key] = request.seed, task.kind
+            yield request
 
     def ask(self, step: str, tasks: Mapping[str, Task], attempt: int = 0) -> dict[str, ChatResult]:
         "Send all tasks, batched where that is asked for; raises `DistilleryError` when not one answer came."
         found = ask_groups(self, step, tasks, attempt)
-        requests = [make_request(key, task, self.pack, self.config, attempt) for key, task in tasks.items() if key not in found]
-        self.seeds |= {r.key: r.seed for r in requests}
-        self.prompts |= {r.key: tasks[r.key].kind for r in requests}
-        results = self.send(step, requests)
+        alone = {key: task for key, task in tasks.items() if key not in found}
+        results = self.send(step, self.written(alone, attempt), len(alone))
         if not found: self.check(results)
         return {key: found[key] if key in found else results[key] for key in tasks}  # in the order of the tasks, whichever came first
 
@@ -156,7 +167,7 @@ def send_groups(
     keys = {f"group {'+'.join(members)}": members for members in groups}
     sent = [group_request(name, {k: tasks[k] for k in members}, client.pack, client.config, attempt) for name, members in keys.items()]
     outcomes = Counter[str]()
-    readings = ask_forms(lambda requests: client.send(f"{step}, in groups", requests), sent, Items, outcomes)
+    readings = ask_forms(lambda requests: client.send(f"{step}, in groups", requests, len(requests)), sent, Items, outcomes)
     found = dict[str, ChatResult]()
     for request in sent:
         value = readings[request.key].value

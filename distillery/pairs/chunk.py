@@ -14,6 +14,7 @@ from ..core.records import Chunk, Document
 from ..core.files import digest_text
 from ..core.sentences import Span, split_sentences
 from ..core.script import MARKS, PIECE, UNSPACED
+from .room import Room
 
 # %% ../../nbs/pairs/20_chunk.ipynb #ceb5069f
 TOKEN = re.compile(rf"{PIECE}|(?:(?![{UNSPACED}])[\w{MARKS}])+|[^\w\s]")
@@ -104,11 +105,14 @@ def chunk_documents(
     documents: Iterable[Document],  # As plain text
     max_tokens: int = 220,          # Most tokens a chunk may have
     min_tokens: int = 20,           # Shorter ones join a neighbour
+    room: Room | None = None,       # What the student's training row holds; None cuts no further
 ) -> list[Chunk]:                   # In reading order; `document.text[start:end] == text`
     "Split every document into chunks."
     chunks, seen = list[Chunk](), set[str]()
     for d in documents:
-        for heading, start, end in passages(d.text, max_tokens, min_tokens):
+        whole = ((h, d.text[a:b], a) for h, a, b in passages(d.text, max_tokens, min_tokens))
+        cut = ((h, at + a, at + b) for h, text, at in whole for a, b in (room.cut(text) if room else [(0, len(text))]))
+        for heading, start, end in cut:
             text = d.text[start:end]
             name = f"{d.doc_id}-{digest_text(text)[:8]}"
             while name in seen: name += "x"

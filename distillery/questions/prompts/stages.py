@@ -118,10 +118,10 @@ def _bert(replies: Mapping[str, tuple[str, str]], config: Config) -> dict[str, f
 class SlotClient(TeacherClient):
     "A client whose seeds follow from the slots and not from the words."
 
-    def send(self, step: str, requests: Iterable[ChatRequest]) -> dict[str, ChatResult]:
+    def send(self, step: str, requests: Iterable[ChatRequest], total: int) -> dict[str, ChatResult]:
         "Put requests through the journal, each with the seed of its slot."
         seed = self.config.decisions.seed
-        return super().send(step, [replace(r, seed=int(digest_json([seed, step, r.key])[:7], 16)) for r in requests])
+        return super().send(step, (replace(r, seed=int(digest_json([seed, step, r.key])[:7], 16)) for r in requests), total)
 
 
 class _Apart(set[str]):
