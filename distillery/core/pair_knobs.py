@@ -128,8 +128,12 @@ class GenerationLimitsSection(Section):
 
 # %% ../../nbs/core/07_pair_knobs.ipynb #6ed639fb
 class ValidationSection(Section):
-    "Settings of warnings."
+    "Settings of validation: warnings, and when an answer in other words counts as supported."
     context_token_warn: int = key(2000, "presentation", "warn when the teacher is given more words and punctuation marks", ge=1)
+    min_support: float = key(
+        0.6, "result", "share of an answer's words that must stand near the question's where it is not copied; over 1: only copied ones", ge=0)
+    judge: Literal["rules", "teacher"] = key(
+        "rules", "result", "who settles what rules leave open: whether a passage supports an answer, whether a reply declines")
 
 
 class PromptsSection(Section):

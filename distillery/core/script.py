@@ -131,11 +131,12 @@ def text_width(
 
 # %% ../../nbs/core/33_script.ipynb #3837b30b
 SCRIPTS = {
-    "ru": "\u0400-\u052f", "el": "\u0370-\u03ff\u1f00-\u1fff", "he": "\u0590-\u05ff",
-    "ar": "\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc", "hi": "\u0900-\u097f", "bn": "\u0980-\u09ff", "ta": "\u0b80-\u0bff", "te": "\u0c00-\u0c7f", "th": "\u0e00-\u0e7f",
-    "lo": "\u0e80-\u0eff",
-    "my": "\u1000-\u109f", "ka": "\u10a0-\u10ff", "km": "\u1780-\u17ff", "hy": "\u0530-\u058f", "am": "\u1200-\u137f", "ko": "\u1100-\u11ff\uac00-\ud7af", "ja": "\u3040-\u30ff\uff66-\uff9f", "zh": "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff",
-    "latin": "A-Za-z\u00c0-\u024f\u1e00-\u1eff"}
+    "ru": r"\u0400-\u052f", "el": r"\u0370-\u03ff\u1f00-\u1fff", "he": r"\u0590-\u05ff",
+    "ar": r"\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc", "hi": r"\u0900-\u097f", "bn": r"\u0980-\u09ff",
+    "ta": r"\u0b80-\u0bff", "te": r"\u0c00-\u0c7f", "th": r"\u0e00-\u0e7f", "lo": r"\u0e80-\u0eff", "my": r"\u1000-\u109f",
+    "ka": r"\u10a0-\u10ff", "km": r"\u1780-\u17ff", "hy": r"\u0530-\u058f", "am": r"\u1200-\u137f",
+    "ko": r"\u1100-\u11ff\uac00-\ud7af", "ja": r"\u3040-\u30ff\uff66-\uff9f", "zh": r"\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff",
+    "latin": r"A-Za-z\u00c0-\u024f\u1e00-\u1eff"}
 SIGNS = {"uk": "[іїєґІЇЄҐ]", "fa": "[پچژگکی]", "ur": "[ٹڈڑےں]"}  # Letters that neighbours of a script do not use
 _PATTERNS = {name: re.compile(f"[{chars}]") for name, chars in SCRIPTS.items()}
 
