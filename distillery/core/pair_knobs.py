@@ -131,7 +131,7 @@ class ValidationSection(Section):
     "Settings of validation: warnings, and when an answer in other words counts as supported."
     context_token_warn: int = key(2000, "presentation", "warn when the teacher is given more words and punctuation marks", ge=1)
     min_support: float = key(
-        0.6, "result", "share of an answer's words that must stand near the question's where it is not copied; over 1: only copied ones", ge=0)
+        0.6, "result", "share of the words of an answer in other words that must stand where it is asked about; over 1: copied ones only", ge=0)
     judge: Literal["rules", "teacher"] = key(
         "rules", "result", "who settles what rules leave open: whether a passage supports an answer, whether a reply declines")
 
@@ -139,6 +139,7 @@ class ValidationSection(Section):
 class PromptsSection(Section):
     "Settings of prompts: prompt pack and JSON mode."
     pack: str = key("handbook", "result", "prompt pack: handbook | technical-docs | resume | a folder")
+    language: str = key("auto", "result", "language to ask for: auto (of each passage), or a code like de", pattern=r"^(auto|[a-z]{2,3})$")
     person_name: str = key("the person", "result", "resume pack: the name that questions use")
     json_mode: Literal["prompt", "object", "schema"] = key(
         "prompt", "result", "how JSON is asked for: in words only, by the server's JSON mode, or by its JSON schema")

@@ -97,6 +97,10 @@ class Evidence(Part):
         "Whether a judge had to say that the document supports it."
         return False
 
+    def plain(self) -> "Evidence":
+        "The span alone, as it is stored."
+        return Evidence(start=self.start, end=self.end, text=self.text)
+
 
 class Paraphrase(Evidence):
     "Evidence of an answer in other words: the sentences that support it."

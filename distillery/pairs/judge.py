@@ -24,7 +24,8 @@ def evidence_score(
     "Evidence score: whether the answer stands in its passage, at the characters the pair points at."
     if pair.kind == "refusal" or chunk is None or reworded_answer(pair): return None
     if find_span(chunk.text, pair.answer) is None:
-        return float(bool(pair.scores.get("judged")) or supported(pair.question, pair.answer, chunk.text, least) is not None)
+        told = pair.scores.get("judged") or supported(pair.question, pair.answer, chunk.text, least)
+        return float(bool(told))
     if pair.evidence is None: return 0.5
     e = pair.evidence
     there = chunk.start <= e.start and e.end <= chunk.end and chunk.text[e.start - chunk.start : e.end - chunk.start] == e.text
@@ -87,7 +88,8 @@ def score_pairs(
     agreement = bert_scores(pairs, bert_scorer, references or {})
     scored = list[Pair]()
     for p in pairs:
-        measured = {"evidence": evidence_score(p, by_id.get(p.chunk_id), least), "relevance": relevance.get(p.id), "bert_f1": agreement.get(p.id)}
+        evidence = evidence_score(p, by_id.get(p.chunk_id), least)
+        measured = {"evidence": evidence, "relevance": relevance.get(p.id), "bert_f1": agreement.get(p.id)}
         scores = p.scores | {name: value for name, value in measured.items() if value is not None}
         scored.append(p.model_copy(update={"scores": scores}))
     return scored

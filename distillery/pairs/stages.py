@@ -88,7 +88,8 @@ def _judge(job: Job, cache: Path) -> None:
     where = job.needs.get("generate") or job.needs["documents"]
     pairs, chunks = read_jsonl(where / "pairs.jsonl", Pair), read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
     job.say("scoring", 0, len(pairs))
-    write_jsonl(job.out / "pairs.jsonl", score_pairs(pairs, chunks, Embedder(job.config.judge.embedder, cache / "vectors.sqlite")))
+    embedder = Embedder(job.config.judge.embedder, cache / "vectors.sqlite")
+    write_jsonl(job.out / "pairs.jsonl", score_pairs(pairs, chunks, embedder, least=job.config.validation.min_support))
 
 # %% ../../nbs/pairs/90_stages.ipynb #3cb7b113
 def _select(job: Job) -> None:
@@ -121,7 +122,8 @@ def pairs_stages(
     "Pipeline stages from a source to a dataset."
     origin: dict[str, str] = {source.kind: content_digest(source.path, cache)}
     student = {"student's tokenizer": tokenizer_files_digest(config.student.base)}
-    kinds = (*KINDS, "standard", "reanswer") if source.kind == "pairs" else asked_kinds(config.dataset.questions_per_call)
+    generating = asked_kinds(config.dataset.questions_per_call, config.validation.judge)
+    kinds = (*KINDS, "standard", "reanswer") if source.kind == "pairs" else generating
     asked = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack, kinds)}
     write = partial(_augment if source.kind == "pairs" else _generate, cache=cache, opener=teacher_opener(config.teacher.model, config))
     writes = Stage("generate", write, ASKING, ("documents",), asked, "asking the teacher", place="")
@@ -135,7 +137,7 @@ def pairs_stages(
     measured = student | ({"gold": content_digest(source.gold, cache)} if source.gold else {})
     return [
         *read,
-        Stage("judge", partial(_judge, cache=cache), ("judge",), before, about="scoring pairs"),
+        Stage("judge", partial(_judge, cache=cache), ("judge", "validation.min_support"), before, about="scoring pairs"),
         Stage("select", _select, ("selection", "dataset.seed"), ("judge",), about="choosing pairs", place=""),
         Stage("dataset", partial(_dataset, source=source), ("dataset", "student.base", "sft.max_length"), ("documents", "select"), measured,
               "splitting by document", place="dataset"),
