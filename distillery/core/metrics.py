@@ -72,7 +72,7 @@ def token_f1(
 DECIDING, DECIDING_VERSION = "answer_match", 1  # What gates and decisions rest on; raise the version when `match_form` changes
 SQUAD_MATCH = "exact_match"                     # What decided before there was `answer_match`
 
-_PLAIN = {  # In this order: pattern to what takes its place
+_PLAIN: dict[str, str | Callable[[re.Match[str]], str]] = {  # In this order: pattern to what takes its place
     # Articles; `A` is a name but at the start, and so is what ends the answer
     r"(?<![\w'-])(?:the|an|The|An|THE|AN|a)(?=\s)|^\s*A(?=\s)": " ",
     r"(?<![\w.])(?:[^\W\d_]\.){1,12}(?:[^\W\d_](?![\w.])|(?<=\.[^\W\d_]\.)(?!\w))": lambda m: m[0].replace(".", ""),  # U.S.

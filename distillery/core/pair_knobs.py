@@ -131,7 +131,7 @@ class ValidationSection(Section):
     "Settings of validation: warnings, and when an answer in other words counts as supported."
     context_token_warn: int = key(2000, "presentation", "warn when the teacher is given more words and punctuation marks", ge=1)
     min_support: float = key(
-        0.6, "result", "share of the words of an answer in other words that must stand where it is asked about; over 1: copied ones only", ge=0)
+        0.6, "result", "share of the words of an uncopied answer that must stand where it is asked about; over 1: copied ones only", ge=0)
     judge: Literal["rules", "teacher"] = key(
         "rules", "result", "who settles what rules leave open: whether a passage supports an answer, whether a reply declines")
 
