@@ -60,7 +60,7 @@ def make_request(
 ) -> ChatRequest:      # With a seed that follows from the prompt
     "Render one request; its seed follows from its prompt."
     temperature, tokens = sampling_settings(task.kind, config)
-    language = prompt_language(task.passage or task.question, config.prompts.language)
+    language = task.language or prompt_language(task.passage or task.question, config.prompts.language)
     prompt = pack[task.kind].render(**prompt_fields(task, config)) + closing(task.kind, language)
     seed = int(digest_json([config.dataset.seed, prompt, attempt])[:7], 16)
     return user_request(key, prompt, task=task, temperature=temperature, max_tokens=tokens, seed=seed,
@@ -82,7 +82,7 @@ def group_request(
     batch = list(tasks.values())
     kind = f"{batch[0].kind}_many"
     temperature, tokens = sampling_settings(kind, config)
-    spoken = {prompt_language(t.passage or t.question, config.prompts.language) for t in batch}
+    spoken = {t.language or prompt_language(t.passage or t.question, config.prompts.language) for t in batch}
     prompt = pack[kind].render(**prompt_fields(batch[0], config), **group_fields(batch)) + "".join(closing(kind, x) for x in sorted(spoken))
     seed = int(digest_json([config.dataset.seed, prompt, attempt])[:7], 16)
     return user_request(key, prompt, temperature=temperature, max_tokens=len(batch) * (tokens + ROOM) + ROOM, seed=seed,

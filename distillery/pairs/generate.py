@@ -30,7 +30,7 @@ from .slots import chance, refusal_quota, slot_windows
 from ..teachers.counters import run_counters
 from ..teachers.journal import Journal
 from ..teachers.protocol import Task, Teacher
-from .prompts import refusal_of
+from .prompts import prompt_language, refusal_of
 from ..core.script import language_of
 
 # %% ../../nbs/pairs/40_generate.ipynb #8976e6fd
@@ -98,7 +98,9 @@ def draft_rewordings(
     found = {d.slot.slot_id: list[Wording]() for d in drafts}
     for attempt in range(wanted + 1 if wanted else 0):
         still = {d.slot.slot_id: d for d in drafts if len(found[d.slot.slot_id]) < wanted}
-        results = client.ask("rewordings", {k: Task("rephrase", question=d.question) for k, d in still.items()}, attempt)
+        spoken = {k: prompt_language(client.chunks[d.slot.chunk_id].text, client.config.prompts.language) for k, d in still.items()}
+        tasks = {k: Task("rephrase", question=d.question, language=spoken[k]) for k, d in still.items()}
+        results = client.ask("rewordings", tasks, attempt)
         prompts = {key: client.prompts[key] for key in results}
         asked = dict[str, tuple[Slot, str]]()
         for key, result in results.items():
