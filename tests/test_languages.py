@@ -32,7 +32,7 @@ CASES = Path(__file__).resolve().parents[2] / "shared/cases/19_documents_in_othe
 
 
 class Fact(NamedTuple):
-    "A sentence with what a teacher makes of it: question, another wording, the answer as it stands there, as the teacher writes it, and a near miss."
+    "A sentence with what a teacher makes of it: question, wording, the answer as it stands and as the teacher writes it, a near miss."
     sentence: str
     question: str
     wording: str
@@ -42,7 +42,8 @@ class Fact(NamedTuple):
 
 
 FACTS = {
-    "ru": [Fact("Барабан чистят тёплой водой каждые 14 дней.", "Вопрос: Как часто чистят барабан водой?", "Через сколько дней чистят барабан?",
+    "ru": [Fact("Барабан чистят тёплой водой каждые 14 дней.", "Вопрос: Как часто чистят барабан водой?",
+    "Через сколько дней чистят барабан?",
                 "каждые 14 дней", "Ответ: «каждые 14 дней»", "каждые 15 дней"),
            Fact("Ролик протирают сухой тканью после каждой смены.", "1. Чем протирают ролик после смены?", "Какой тканью протирают ролик?",
                 "сухой тканью", "**сухой тканью**", "мокрой тканью")],
@@ -50,7 +51,8 @@ FACTS = {
                 "14日ごと", "答え：14日ごと", "15日ごと"),
            Fact("ローラーは毎月乾いた布で拭いてください。", "「ローラーは毎月何で拭きますか？」", "毎月ローラーを拭くものは何ですか？",
                 "乾いた布", "「乾いた布」", "濡れた布")],
-    "de": [Fact("Die Trommel wird alle 14 Tage mit Wasser gereinigt.", "Frage: Wie oft wird die Trommel gereinigt?", "In welchem Abstand reinigt man die Trommel?",
+    "de": [Fact("Die Trommel wird alle 14 Tage mit Wasser gereinigt.", "Frage: Wie oft wird die Trommel gereinigt?",
+    "In welchem Abstand reinigt man die Trommel?",
                 "alle 14 Tage", "Antwort: alle 14 Tage", "alle 15 Tage"),
            Fact("Überprüfen Sie die Walze nach jeder Schicht mit der Lehre.", "Womit überprüfen Sie die Walze nach der Schicht?",
                 "Mit welchem Werkzeug prüft man die Walze?", "mit der Lehre", "„mit der Lehre“", "mit der Waage")],
@@ -88,7 +90,8 @@ class Speaker(Server):
 
 def page_of(language):
     "Each fact on a page of its own."
-    return [Document(doc_id=f"{language}-{i}", path=f"{language}/{i}.md", title=str(i), text=f"# {i}\n\n{f.sentence}", mime="text/markdown", digest=str(i))
+    return [Document(doc_id=f"{language}-{i}", path=f"{language}/{i}.md", title=str(i), text=f"# {i}\n\n{f.sentence}",
+        mime="text/markdown", digest=str(i))
             for i, f in enumerate(FACTS[language])]
 
 
@@ -163,9 +166,11 @@ def test_sentences_of_other_languages(text, n):
 
 
 @pytest.mark.parametrize(("text", "code"), [
-    ("Die Pumpe ist nicht für den Betrieb mit Öl und wird von der Firma geprüft.", "de"), ("La pompe est dans le local et ne doit pas être ouverte.", "fr"),
+    ("Die Pumpe ist nicht für den Betrieb mit Öl und wird von der Firma geprüft.", "de"),
+    ("La pompe est dans le local et ne doit pas être ouverte.", "fr"),
     ("La bomba no se debe abrir y está en el sótano con los filtros.", "es"), ("The pump is in the cellar and must not be opened.", "en"),
-    ("Насос стоїть у підвалі, і його не відкривають.", "uk"), ("펌프는 지하실에 있습니다.", "ko"), ("泵在地下室。", "zh"), ("ปั๊มอยู่ในห้องใต้ดิน", "th"),
+    ("Насос стоїть у підвалі, і його не відкривають.", "uk"), ("펌프는 지하실에 있습니다.", "ko"), ("泵在地下室。", "zh"),
+    ("ปั๊มอยู่ในห้องใต้ดิน", "th"),
     ("12 bar", "en"), ("", "en"), ("Raven 74 GmbH", "en")])
 def test_the_language_of_a_text(text, code):
     assert language_of(text) == code
@@ -177,7 +182,8 @@ def test_english_prompts_have_no_last_line():
     assert "Burmese" in closing("ask", "my")
 
 
-SCRIPTS = st.sampled_from(["ab", "éü", "жд", "λς", "سم", "कि", "清", "か", "가", "ไม", "1", " ", ".", "。", "؟", "-", "–", "’", "ﬁ", "\u00ad", "e\u0301"])
+SCRIPTS = st.sampled_from(["ab", "éü", "жд", "λς", "سم", "कि", "清", "か", "가", "ไม", "1", " ", ".", "。", "؟", "-", "–", "’", "ﬁ",
+    "\u00ad", "e\u0301"])
 TEXTS = st.lists(SCRIPTS, max_size=30).map("".join)
 
 
@@ -188,7 +194,8 @@ def test_every_script_keeps_its_places(text):
     spans = split_sentences(text)
     assert "".join("".join(text[a:b] for a, b in spans).split()) == "".join(text.removeprefix("- ").split())
     folded = fold_places(text)
-    assert all(fold(text[a:b])[-1:] == c.strip() or c == " " or not fold(text[a:b]) or c in fold(text[a:b]) for c, a, b in zip(*folded, strict=True))
+    assert all(fold(text[a:b])[-1:] == c.strip() or c == " " or not fold(text[a:b]) or c in fold(text[a:b]) for c, a, b in zip(*folded,
+        strict=True))
     assert fold(fold(text)) == fold(text)
     assert bool(words(text)) == any(c.isalnum() for c in fold(text))
     assert count_words(text) <= len(text)
