@@ -24,7 +24,7 @@ from .dataset import build_dataset, check_leaks
 from .generate import Generated, stream_pairs
 from .fit import fit_rows
 from .gold import gold_coverage, read_gold
-from .judge import score_pairs
+from .judge import stream_scores
 from .prompts import KINDS, asked_kinds, prompts_digest
 from .room import Room, StudentTokens, tokenizer_files_digest
 from .select import select_pairs
@@ -86,9 +86,9 @@ def _augment(job: Job, cache: Path, opener: Opener) -> None:
 # %% ../../nbs/pairs/90_stages.ipynb #38a85d20
 def _judge(job: Job, cache: Path) -> None:
     where = job.needs.get("generate") or job.needs["documents"]
-    pairs, chunks = read_jsonl(where / "pairs.jsonl", Pair), read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
-    job.say("scoring", 0, len(pairs))
-    write_jsonl(job.out / "pairs.jsonl", score_pairs(pairs, chunks, Embedder(job.config.judge.embedder, cache / "vectors.sqlite")))
+    pairs, chunks = stream_jsonl(where / "pairs.jsonl", Pair), read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    job.say("scoring", 0)
+    write_jsonl(job.out / "pairs.jsonl", stream_scores(pairs, chunks, Embedder(job.config.judge.embedder, cache / "vectors.sqlite")))
 
 # %% ../../nbs/pairs/90_stages.ipynb #3cb7b113
 def _select(job: Job) -> None:
