@@ -121,7 +121,8 @@ def donors(
     mine = places.get(chunk.doc_id, ())
     first = bisect_left(mine, start)
     near = (drafts[i] for i in (*mine[first:], *mine[:first]))
-    far = (d for d in chain(islice(drafts, start, None), islice(drafts, start)) if d.slot.doc_id != chunk.doc_id)
+    turned = (drafts[(start + i) % len(drafts)] for i in range(len(drafts)))
+    far = (d for d in turned if d.slot.doc_id != chunk.doc_id)
     fit = (d for d in chain(near, far) if d.slot.chunk_id != chunk.chunk_id and not limits.find_span(chunk.text, d.evidence.text))
     return list(islice(fit, slot.replica * ATTEMPTS, (slot.replica + 1) * ATTEMPTS))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'LEAST_GIB', 'FEW_GIB', 'PACKAGES', 'Check', 'PlanError', 'outcome', 'check_packages', 'check_space',
-           'server_problem', 'check_teacher', 'check_base', 'check_plan', 'require_plan']
+           'server_problem', 'check_teacher', 'check_base', 'check_row', 'check_plan', 'require_plan']
 
 # %% ../../nbs/workbook/65_checks.ipynb #b57521d8
 import importlib.metadata
@@ -145,6 +145,21 @@ def check_base(
     for f in wrong: yield Check(f"base {base}: {f.name}", f.name in LENIENT, f.found, f.fix, warns=f.name in LENIENT)
     if not wrong: yield Check(f"base {base}", True, "can be trained and exported")
 
+# %% ../../nbs/workbook/65_checks.ipynb #7f15b381
+def check_row(
+    config: Config,  # Read: student.base, sft.max_length, generation_limits.*
+) -> Iterator[Check]:
+    "Does a training row hold the longest question and answer that may be written, and a passage beside them?"
+    from distillery.pairs.room import LEAST, Room
+
+    room, limits = Room(config), config.generation_limits
+    asked = limits.question_max_tokens + limits.answer_max_tokens
+    holds = f"a training row holds {room.row} tokens (sft.max_length)"
+    if asked > room.row: found = f"{holds}, and a question and its answer may have {asked}"
+    elif room.passage <= LEAST: found = f"{holds}, which leaves no room for a passage beside its question"
+    else: return
+    yield Check("training row", True, found, "raise sft.max_length, or lower generation_limits.answer_max_tokens", warns=True)
+
 # %% ../../nbs/workbook/65_checks.ipynb #263322ee
 def _teachers(waiting: Iterable[Stage], config: Config) -> list[str]:
     from distillery.training.stages import teacher_of
@@ -192,6 +207,7 @@ def check_plan(
     needed = {m: e for m, e in NEEDED.items() if e in extras and (config.export.backend == "genai" or m != "onnxruntime_genai")}
     checks = [check_space(plan.shelf.cache), *(c for c in check_packages(needed) if not c.ok), *_files(source, names, config)]
     for spec in _teachers(waiting, config): checks += check_teacher(spec, config)
+    if names & {"documents", "dataset"}: checks += check_row(config)
     if all(c.ok for c in checks):  # a preflight reads tokenizers, which takes seconds
         for base in _bases(waiting, config): checks += check_base(base, config)
     return checks
