@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['IN_THIS_PROCESS', 'M', 'StoreError', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'files_below',
            'file_entries', 'digest_tree', 'disk_errors', 'sync_dir', 'replacing', 'atomic_write', 'read_memory',
-           'FileDigests', 'known_digest', 'read_text', 'read_jsonl', 'json_line', 'write_jsonl', 'write_json']
+           'FileDigests', 'known_digest', 'read_text', 'stream_jsonl', 'read_jsonl', 'json_line', 'write_jsonl',
+           'write_json']
 
 # %% ../../nbs/core/25_files.ipynb #50c6025d
 import errno
@@ -206,6 +207,21 @@ def _reason(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else first["msg"]
 
 
+def _record(path: Path, number: int, line: str, model: type[M]) -> M:
+    try: return model.model_validate_json(line)
+    except ValidationError as e: raise StoreError(f"{path}, line {number}: {_reason(e)}", fix=f"mend or delete line {number}") from e
+
+
+def stream_jsonl(
+    path: Path,  # .jsonl, as `write_jsonl` leaves it
+    model: type[M],  # What each line is
+) -> Iterator[M]:  # One per line
+    "Read a JSONL file record by record, with one in memory at a time; an error names the file, the line and the fix."
+    with Path(path).open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip(): yield _record(Path(path), number, line, model)
+
+
 def read_jsonl(
     path: Path,  # .jsonl or .jsonl.gz
     model: type[M],  # What each line is
@@ -213,12 +229,7 @@ def read_jsonl(
 ) -> list[M]:  # One per line; blank lines are passed over
     "Read a JSONL file of records; an error names the file, the line and the fix."
     path = Path(path)
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip(): continue
-        try: rows.append(model.model_validate_json(line))
-        except ValidationError as e:
-            raise StoreError(f"{path}, line {number}: {_reason(e)}", fix=f"mend or delete line {number}") from e
+    rows = [_record(path, number, line, model) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     if not rows and not allow_empty: raise StoreError(f"{path} is empty", fix="make it again, or leave it out")
     return rows
 

@@ -22,9 +22,9 @@ class DocumentsSection(Section):
 
 
 class ChunkingSection(Section):
-    "Settings of chunking; a token is a word or a punctuation mark."
-    max_tokens: int = key(220, "result", "longest chunk", ge=1)
-    min_tokens: int = key(20, "result", "shorter chunks join their neighbour", ge=0)
+    "Settings of chunking; a token is a word or a punctuation mark, and a chunk is cut further where the student's row has no room for it."
+    max_tokens: int = key(220, "result", "longest chunk, words and punctuation marks; shorter where sft.max_length asks for it", ge=1)
+    min_tokens: int = key(20, "result", "shorter chunks join their neighbour, words and punctuation marks", ge=0)
 
 # %% ../../nbs/core/07_pair_knobs.ipynb #5264e746
 class TeacherSection(Section):
@@ -109,16 +109,16 @@ class DatasetSection(Section):
 class LlmDefaultsSection(Section):
     "Sampling settings of requests without narrower ones."
     temperature: float = key(0.7, "result", "sampling temperature of other requests", ge=0)
-    max_tokens: int = key(128, "result", "longest other answer, tokens", ge=1)
-    variation_max_tokens: int = key(64, "result", "longest rewording, tokens", ge=1)
+    max_tokens: int = key(128, "result", "longest other answer, tokens of the teacher", ge=1)
+    variation_max_tokens: int = key(64, "result", "longest rewording, tokens of the teacher", ge=1)
     long_question_skip_prob: float = key(0.1, "result", "chance to keep a question over max_question_words", ge=0, le=1)
     stop_sequences: list[str] = key(["\n\n\n", "Question:"], "result", "an answer ends where one of these begins")
 
 # %% ../../nbs/core/07_pair_knobs.ipynb #75c6c4d0
 class GenerationLimitsSection(Section):
     "Length limits of generated pairs; characters unless named otherwise."
-    question_max_tokens: int = key(64, "result", "longest question, tokens", ge=1)
-    answer_max_tokens: int = key(80, "result", "longest answer, tokens", ge=1)
+    question_max_tokens: int = key(64, "result", "longest question, tokens of the teacher", ge=1)
+    answer_max_tokens: int = key(80, "result", "longest answer, tokens of the teacher", ge=1)
     min_question_length: int = key(15, "result", "shorter questions are rejected", ge=0)
     min_answer_length: int = key(15, "result", "shorter answers are rejected", ge=0)
     min_variation_length: int = key(15, "result", "shorter rewordings are rejected", ge=0)
@@ -128,13 +128,18 @@ class GenerationLimitsSection(Section):
 
 # %% ../../nbs/core/07_pair_knobs.ipynb #6ed639fb
 class ValidationSection(Section):
-    "Settings of warnings."
-    context_token_warn: int = key(2000, "presentation", "warn when a passage given to the teacher is longer, tokens", ge=1)
+    "Settings of validation: warnings, and when an answer in other words counts as supported."
+    context_token_warn: int = key(2000, "presentation", "warn when the teacher is given more words and punctuation marks", ge=1)
+    min_support: float = key(
+        0.6, "result", "share of the words of an uncopied answer that must stand where it is asked about; over 1: copied ones only", ge=0)
+    judge: Literal["rules", "teacher"] = key(
+        "rules", "result", "who settles what rules leave open: whether a passage supports an answer, whether a reply declines")
 
 
 class PromptsSection(Section):
     "Settings of prompts: prompt pack and JSON mode."
     pack: str = key("handbook", "result", "prompt pack: handbook | technical-docs | resume | a folder")
+    language: str = key("auto", "result", "language to ask for: auto (of each passage), or a code like de", pattern=r"^(auto|[a-z]{2,3})$")
     person_name: str = key("the person", "result", "resume pack: the name that questions use")
     json_mode: Literal["prompt", "object", "schema"] = key(
         "prompt", "result", "how JSON is asked for: in words only, by the server's JSON mode, or by its JSON schema")

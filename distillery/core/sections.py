@@ -47,8 +47,8 @@ class EmbedderSection(Section):
     tune_learning_rate: float = key(1e-4, "result", "peak learning rate of tuning; few steps want large ones", gt=0)
 
 # %% ../../nbs/core/08_sections.ipynb #7566994e
-MARGINS = {"exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05, "uniqueness": 0.05,
-           "mean_absolute_error": 0.1, "ndcg": 0.02}
+MARGINS = {"answer_match": 0.05, "exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05,
+           "uniqueness": 0.05, "mean_absolute_error": 0.1, "ndcg": 0.02}
 
 
 class DecisionsSection(Section):

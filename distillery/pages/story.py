@@ -15,6 +15,7 @@ from typing import Any
 from ..core.files import read_jsonl
 from ..core.numbers import address, count, number
 from ..core.records import Pair
+from ..pairs.fit import fit_sentence
 from ..questions.results import Results
 
 # %% ../../nbs/pages/45_story.ipynb #9bb4d82d
@@ -43,6 +44,7 @@ def tell_story(
         "Why candidates were rejected": _rejected(base),
         "Why written pairs were not kept": [{"reason": r, "pairs": n} for r, n in dropped.most_common()],
         "The dataset": sets,
+        "What fits a training row": _fits(results.json("dataset/fit.json", {})),
     }
     return {k: v for k, v in story.items() if v}
 
@@ -51,6 +53,13 @@ def _documents(base: Path, kept: Sequence[Pair], most: int = 10) -> list[dict[st
     titles = {d["doc_id"]: (d["title"], d["path"]) for d in _lines(base / "documents.jsonl")}
     counted = Counter(p.doc_id for p in kept).most_common(most)
     return [{"title": titles[d][0], "file": titles[d][1], "pairs": n} for d, n in counted if d in titles]
+
+
+def _fits(fit: dict[str, Any]) -> list[dict[str, Any]]:
+    "Rows and refusals whose passages were shortened, or that were left out, where there are any."
+    named = {"rows with a shorter passage": "rows_cut", "refusals with a shorter passage": "refusals_cut", "rows left out": "rows_left_out",
+             "refusals left out": "refusals_left_out", "recall questions left out": "recall_left_out"}
+    return [{"what": what, "count": number(fit[key], src=address("dataset/fit.json", key))} for what, key in named.items() if fit.get(key)]
 
 
 def _rejected(base: Path) -> list[dict[str, Any]]:
@@ -75,6 +84,9 @@ def warnings_of(
     if str(facts.get("student base", "")).startswith("builtin:"):
         said.append("The student's base is a built-in model of a few million parameters that knows only the English of print-shop "
                     "handbooks. Its scores say nothing about what a real base would reach on these documents.")
+    if fit := fit_sentence(results.json("dataset/fit.json", {})): said.append(fit)
+    if cut := results.json("student/adapter/training.json", {}).get("truncated"):
+        said.append(f"The trainer cut or left out {count(cut, 'rows')} that were longer than sft.max_length.")
     if not facts.get("gold"):
         said.append("Nobody wrote reference questions for these documents: "
                     "the sets were asked by the same teacher that wrote the training pairs.")

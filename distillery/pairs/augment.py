@@ -18,7 +18,7 @@ from ..core.metrics import normalize_answer
 from ..core.records import Chunk, Pair
 from . import limits
 from .asking import TeacherClient, Progress, Rejected, flaw, prompt_fields, sampling_settings
-from .generate import long_passages
+from .generate import LongPassages
 from ..teachers.journal import Journal
 from ..teachers.protocol import ChatRequest, Task, Teacher, user_request
 
@@ -144,7 +144,7 @@ def draft_form(
     passages = {chunk_id: chunk.text for chunk_id, chunk in client.chunks.items()}
     requests = {key: form_request(pair, form, passages.get(pair.chunk_id, ""), client) for key, pair in asked.items()}
     made = dict[str, Pair]()
-    results = client.send(form, requests.values())
+    results = client.send(form, requests.values(), len(requests))
     client.check(results)
     for key, pair in asked.items():
         text = limits.clean_answer(results[key].text) if form == "answer" else limits.clean_question(results[key].text)
@@ -177,7 +177,9 @@ def augment_pairs(
     if not forms: return Augmented(list(pairs), [], {})
     client = TeacherClient(chunks, teacher, journal, config, progress, config.dataset.questions_per_call)
     known = {normalize_answer(p.question) for p in pairs}
-    long_passages(chunks, config)
+    long = LongPassages(config)
+    long.look(chunks)
+    long.warn()
     added = dict[str, list[Pair]]()
     counts = Counter({"pairs before": len(pairs)})
     for form in forms:
