@@ -262,6 +262,7 @@ def beir_queries(
     good = {q: {p: g for p, g in row.items() if g >= 1} for q, row in judged.items()}
     asked = read_jsonl(_find(folder, "queries.jsonl"), BeirQuery)
     if twice := _repeated(q.id for q in asked):
-        raise DistilleryError(f"{folder}: two queries share the id {twice!r}", fix="give every query an id of its own, or leave the repeat out")
-    queries = (Query(query_id=q.id, text=q.text, relevant=good[q.id], cluster=title[next(iter(good[q.id]))]) for q in asked if good.get(q.id))
+        raise DistilleryError(f"{folder}: two queries share the id {twice!r}", fix="give every query an id of its own, or drop the repeat")
+    judged_ones = (q for q in asked if good.get(q.id))
+    queries = (Query(query_id=q.id, text=q.text, relevant=good[q.id], cluster=title[next(iter(good[q.id]))]) for q in judged_ones)
     return _finished(folder.name, list(text), list(text.values()), queries)
