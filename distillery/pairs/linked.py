@@ -10,17 +10,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.extras import later
+from ..core.metrics import normalize_answer
+from ..core.records import Example, Pair
 
 if TYPE_CHECKING:
     import numpy as np
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['GRAM', 'CONTAINED', 'BOILERPLATE', 'LEAST_SPREAD', 'LEAST_COPY', 'SAMPLE', 'POSTINGS', 'plain_letters', 'text_grams',
-           'Passages', 'index_passages', 'contained', 'Link', 'find_links', 'find_copies', 'Linked', 'link_documents']
+__all__ = ['GRAM', 'CONTAINED', 'BOILERPLATE', 'LEAST_SPREAD', 'LEAST_COPY', 'LONG_ANSWER', 'SAMPLE', 'POSTINGS', 'plain_letters',
+           'text_grams', 'Passages', 'index_passages', 'contained', 'Link', 'find_links', 'find_copies', 'Linked',
+           'link_documents', 'LinkedPairs', 'link_pairs']
 
 # %% ../../nbs/pairs/65_linked.ipynb #d4a2a151
 GRAM = 5
@@ -49,7 +52,7 @@ def text_grams(
 # %% ../../nbs/pairs/65_linked.ipynb #2f43167f
 CONTAINED = 0.8     # share of the shorter passage's grams
 BOILERPLATE, LEAST_SPREAD = 0.05, 3  # share of the documents; more than three of them in any case
-LEAST_COPY = 20     # letters
+LEAST_COPY, LONG_ANSWER = 20, 80  # letters
 SAMPLE, POSTINGS = 24, 16
 
 
@@ -81,7 +84,8 @@ def index_passages(
     new = np.r_[True, (flat[1:] != flat[:-1]) | (of_doc[1:] != of_doc[:-1])] if len(flat) else np.zeros(0, bool)
     spread = np.add.reduceat(new.astype(np.int64), start) if len(flat) else np.zeros(0, np.int64)
     common = flat[start][spread > max(BOILERPLATE * len(number), LEAST_SPREAD)]
-    return Passages(list(docs), [np.setdiff1d(g, common, assume_unique=True) for g in whole], whole, flat[start], np.r_[start, len(flat)], owners)
+    own = [np.setdiff1d(g, common, assume_unique=True) for g in whole]
+    return Passages(list(docs), own, whole, flat[start], np.r_[start, len(flat)], owners)
 
 # %% ../../nbs/pairs/65_linked.ipynb #6f73f426
 def _candidates(index: Passages, i: int) -> list[int]:
@@ -156,7 +160,8 @@ def find_copies(
     for at in places.values():
         letters = tuple(plain_letters(texts[i]) for i in at)
         before = first.setdefault(letters, at)
-        if before is not at and sum(map(len, letters)) >= LEAST_COPY: found += [Link(i, j, 1.0, True) for i, j in zip(before, at, strict=True)]
+        if before is at or sum(map(len, letters)) < LEAST_COPY: continue
+        found += [Link(i, j, 1.0, True) for i, j in zip(before, at, strict=True)]
     return found
 
 # %% ../../nbs/pairs/65_linked.ipynb #748800dc
@@ -196,9 +201,11 @@ def link_documents(
     docs: Sequence[str],           # Document of each passage; passages of one document stand together
     texts: Sequence[str],          # The passages
     weights: Mapping[str, int],    # Document to its pairs
+    answers: Sequence[str] = (),   # For a text that is a question and its answer, the answer; "" for a passage
 ) -> Linked:
     "Groups of documents that share passages; a group above half of the pairs loses its repeats instead."
-    links = [*find_links(docs, texts), *find_copies(docs, texts)]
+    same = lambda k: not answers or answers[k.first] == answers[k.second] or min(len(answers[k.first]), len(answers[k.second])) > LONG_ANSWER
+    links = [k for k in [*find_links(docs, texts), *find_copies(docs, texts)] if same(k)]
     groups = _joined(docs, links)
     large = _too_large(groups, weights)
     links = [k for k in links if groups[docs[k.first]] not in large or k.numbers]
@@ -207,3 +214,27 @@ def link_documents(
     repeats = {k.second for k in links if groups[docs[k.first]] in large}
     links = [k for k in links if not {k.first, k.second} & repeats]
     return Linked(_joined(docs, links), repeats, links)
+
+# %% ../../nbs/pairs/65_linked.ipynb #9485d1e9
+@dataclass(frozen=True)
+class LinkedPairs:
+    "Groups of documents whose pairs stay on one side, and what is left out of a group that is too large."
+    groups: dict[str, str] = field(default_factory=dict)  # Document to the first of its group
+    repeats: set[str] = field(default_factory=set)        # Ids of pairs
+    links: int = 0                                        # Pairs of passages that hold the same text
+
+
+def link_pairs(
+    pairs: Sequence[Pair | Example],  # Any pairs, or rows made of them
+    passages: Mapping[str, str],      # Chunk id to text, the chunks of a document in their order
+) -> LinkedPairs:
+    "Link the documents of pairs by the texts of their passages, or of question and answer where they have none."
+    texts = {p.chunk_id or p.id: (p.doc_id, passages.get(p.chunk_id, "") if p.chunk_id else f"{p.question} {p.answer}") for p in pairs}
+    bare = {p.id: normalize_answer(p.answer) for p in pairs if not p.chunk_id}
+    place = {name: i for i, name in enumerate([*passages, *bare])}
+    order = {d: i for i, d in enumerate(dict.fromkeys(p.doc_id for p in pairs))}
+    names = sorted(texts, key=lambda n: (order[texts[n][0]], place.get(n, 0)))
+    docs = [texts[n][0] for n in names]
+    found = link_documents(docs, [texts[n][1] for n in names], Counter(p.doc_id for p in pairs), [bare.get(n, "") for n in names])
+    gone = {names[i] for i in found.repeats}
+    return LinkedPairs(found.groups, {p.id for p in pairs if (p.chunk_id or p.id) in gone}, len(found.links))
