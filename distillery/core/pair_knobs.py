@@ -80,6 +80,8 @@ class DatasetSection(Section):
     questions_per_call: int = key(1, "result", "questions that one request asks for, about chunks of like complexity", ge=1)
     augment: list[Literal["paraphrase", "answer", "standard"]] = key(
         [], "result", "what is added to imported pairs: another wording, another wording of the answer, the question's standard form")
+    columns: dict[str, str] = key(
+        {}, "result", "what a file of pairs calls its question, answer, context, title, id, category, difficulty, system, conversation")
     test_share: float = key(0.17, "result", "share of documents kept for the test set", ge=0, lt=1)
     recall_share: float = key(1.0, "result", "share of families that hold one wording out when there is no gold", ge=0, le=1)
     passage_share: float = key(0.25, "result", "share of training questions also asked with their passage", ge=0, le=1)
@@ -90,6 +92,14 @@ class DatasetSection(Section):
     seed: int = key(88, "result", "seed of slots, shuffles and splits")
     include_military: bool = key(True, "result", "resume pack: ask about military service")
     has_recommendations: bool = key(True, "result", "resume pack: ask about recommendations")
+
+    @field_validator("columns")
+    @classmethod
+    def _known_columns(cls, columns: dict[str, str]) -> dict[str, str]:
+        known = ("question", "answer", "context", "title", "id", "category", "difficulty", "system", "conversation")
+        strange = sorted(columns.keys() - set(known))
+        if strange: raise ValueError(f"a pair has no {strange[0]!r}: {', '.join(known)}")
+        return columns
 
     @field_validator("refusal_mix")
     @classmethod

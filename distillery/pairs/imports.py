@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_NAME', 'MAX_SPAN', 'clean_text', 'ImportedRow', 'Imported', 'group_contexts', 'group_id', 'make_document',
-           'imported_pair', 'read_pairs']
+           'imported_pair', 'read_pairs', 'left_out']
 
 # %% ../../nbs/pairs/80_imports.ipynb #73c92ef9
 import re
@@ -140,9 +140,10 @@ def _unusable(name: str, found: RowFile, rows: Sequence[NumberedRow], left: Mapp
     columns = list(dict.fromkeys(str(k)[:40] for r in rows[:100] if isinstance(r.value, Mapping) for k in r.value))[:20]
     more = lambda places: f" (and {len(places) - 1} more)" if len(places) > 1 else ""
     why = "; ".join(f"{places[0]}: {reason}{more(places)}" for reason, places in left.items())
-    seen = f"columns {', '.join(columns)}" if columns else "no columns"
+    seen = f"the columns {', '.join(columns)}" if columns else "no columns"
+    lacks = " and no column `question`" if columns and all("no question" in reason for reason in left) else ""
     return DistilleryError(
-        f"{name} ({found.kind}) gives no pair of question and answer; it has {seen}; {why or 'it holds no row'}"[:1000],
+        f"{name} ({found.kind}) gives no pair of question and answer. It has {seen}{lacks}; {why or 'it holds no row'}"[:1000],
         "say which columns they are: --set dataset.columns.question=NAME --set dataset.columns.answer=NAME (context, title, id likewise); "
         'or write one {"question": …, "answer": …} a line; SQuAD, Alpaca, ShareGPT, chat messages, CSV and Parquet are read as they are')
 
@@ -180,3 +181,12 @@ def read_pairs(
     if several: notes["questions with several answers: the commonest was taken"] = several
     return Imported([document for document, _ in made.values()], list(place.values()), pairs,
                     f"{found.kind}: {', '.join(shapes)}", len(opened), left, notes)
+
+# %% ../../nbs/pairs/80_imports.ipynb #259916a7
+def left_out(
+    found: Imported,  # From `read_pairs`
+    name: str,        # Of the file
+) -> list[dict[str, str]]:  # As `skipped.json` has it
+    "Rows that gave no pair, by reason."
+    places = lambda some: f"{', '.join(some[:3])}{f' and {len(some) - 3} more' if len(some) > 3 else ''}"
+    return [{"path": f"{name}: {places(some)}", "reason": why} for why, some in found.left.items()]

@@ -23,7 +23,7 @@ else: np = later("numpy")
 # %% auto #0
 __all__ = ['GRAM', 'CONTAINED', 'BOILERPLATE', 'LEAST_SPREAD', 'LEAST_COPY', 'LONG_ANSWER', 'SAMPLE', 'POSTINGS', 'plain_letters',
            'text_grams', 'Passages', 'index_passages', 'contained', 'Link', 'find_links', 'find_copies', 'Linked',
-           'link_documents', 'LinkedPairs', 'link_pairs']
+           'link_documents', 'LinkedPairs', 'link_pairs', 'linked_counts']
 
 # %% ../../nbs/pairs/65_linked.ipynb #d4a2a151
 GRAM = 5
@@ -204,8 +204,9 @@ def link_documents(
     answers: Sequence[str] = (),   # For a text that is a question and its answer, the answer; "" for a passage
 ) -> Linked:
     "Groups of documents that share passages; a group above half of the pairs loses its repeats instead."
-    same = lambda k: not answers or answers[k.first] == answers[k.second] or min(len(answers[k.first]), len(answers[k.second])) > LONG_ANSWER
-    links = [k for k in [*find_links(docs, texts), *find_copies(docs, texts)] if same(k)]
+    said = lambda k: (answers[k.first], answers[k.second]) if answers else ("", "")
+    same = lambda a, b: a == b or min(len(a), len(b)) > LONG_ANSWER
+    links = [k for k in [*find_links(docs, texts), *find_copies(docs, texts)] if same(*said(k))]
     groups = _joined(docs, links)
     large = _too_large(groups, weights)
     links = [k for k in links if groups[docs[k.first]] not in large or k.numbers]
@@ -238,3 +239,11 @@ def link_pairs(
     found = link_documents(docs, [texts[n][1] for n in names], Counter(p.doc_id for p in pairs), [bare.get(n, "") for n in names])
     gone = {names[i] for i in found.repeats}
     return LinkedPairs(found.groups, {p.id for p in pairs if (p.chunk_id or p.id) in gone}, len(found.links))
+
+# %% ../../nbs/pairs/65_linked.ipynb #95a279c1
+def linked_counts(
+    linked: LinkedPairs,  # From `link_pairs`
+) -> dict[str, int]:      # Only what there is
+    "Counts of linked documents and of pairs left out as repeats."
+    counts = {"documents_that_share_a_passage": len(linked.groups), "pairs_left_out_as_repeats": len(linked.repeats)}
+    return {k: n for k, n in counts.items() if n}

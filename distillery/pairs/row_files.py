@@ -177,7 +177,10 @@ def csv_rows(
         if not any(c.strip() for c in cells): continue
         if not heading: heading = [c.strip().strip("\ufeff") for c in cells]
         else: rows.append(NumberedRow(f"line {start}", _by_column(heading, cells)))
-    return RowFile(f"CSV with {SEPARATORS.get(separator, repr(separator))}", rows or [NumberedRow("line 1", dict.fromkeys(heading))])
+    if not rows:
+        shown = ", ".join(c[:40] for c in heading[:20])
+        raise DistilleryError(f"{name} has a header and no pairs: {shown}", "add at least one line with a question and its answer")
+    return RowFile(f"CSV with {SEPARATORS.get(separator, repr(separator))}", rows)
 
 
 def _by_column(heading: list[str], cells: list[str]) -> Any:

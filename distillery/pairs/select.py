@@ -77,7 +77,7 @@ def overlap(
 def same_fact(
     pair: Pair,  # Any pair
 ) -> tuple[str, str, frozenset[str]]:  # Equal for pairs that may repeat each other
-    "Key that paraphrases of one question share: the answer (for a refusal the passage, for an import both), each name and number asked for."
+    "Key that paraphrases of one question share: the answer (of a refusal the passage, of an import both), names and numbers."
     named = re.findall(r"\w*\d\w*|(?<!^)\b[A-Z]\w*", pair.question)
     answer = normalize_answer(pair.answer) if pair.kind == "answer" else ""
     return pair.kind, f"{answer}|{pair.chunk_id}" if pair.teacher == "imported" else answer or pair.chunk_id, frozenset(named)

@@ -23,8 +23,10 @@ from .dataset import build_dataset, check_leaks
 from .generate import Generated, generate_pairs
 from .gold import gold_coverage, read_gold
 from .judge import score_pairs
+from .linked import link_pairs, linked_counts
 from .prompts import KINDS, asked_kinds, prompts_digest
 from .select import select_pairs
+from .set_notes import what_sets_ask
 from ..retrieval.embed import Embedder
 from ..teachers.budget import open_journal
 from ..teachers.open import Opener, teacher_digest, teacher_opener
@@ -50,13 +52,14 @@ def _documents(job: Job, source: Source) -> None:
 
 # %% ../../nbs/pairs/90_stages.ipynb #ff7bd1c2
 def _imported(job: Job, source: Source) -> None:
-    from distillery.pairs.imports import read_pairs
+    from distillery.pairs.imports import left_out, read_pairs
 
-    found = read_pairs(source.path)
+    found = read_pairs(source.path, job.config.dataset.columns)
     write_jsonl(job.out / "documents.jsonl", found.documents)
     write_jsonl(job.out / "chunks.jsonl", found.chunks)
     write_jsonl(job.out / "pairs.jsonl", found.pairs)
-    write_json(job.out / "skipped.json", [])
+    write_json(job.out / "skipped.json", left_out(found, source.path.name))
+    write_json(job.out / "imports.json", {"kind": found.kind, "rows": found.rows, "pairs": len(found.pairs), "notes": found.notes})
 
 # %% ../../nbs/pairs/90_stages.ipynb #96a09e10
 def _write_made(job: Job, made: Generated | Augmented) -> None:
@@ -94,10 +97,15 @@ def _select(job: Job) -> None:
 def _dataset(job: Job, source: Source) -> None:
     chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
     gold = read_gold(source.gold) if source.gold else None
-    splits = build_dataset(read_jsonl(job.needs["select"] / "selected.jsonl", Pair), chunks, job.config, gold)
-    if leaks := check_leaks(splits): raise DistilleryError(f"the splits leak: {leaks[0]}", "report this as a bug: a split must never leak")
+    pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
+    linked = link_pairs(pairs, {c.chunk_id: c.text for c in chunks})
+    splits = build_dataset(pairs, chunks, job.config, gold, linked)
+    if leaks := check_leaks(splits, linked):
+        raise DistilleryError(f"the splits leak: {leaks[0]}", "report this as a bug: a split must never leak")
     for name, examples in splits.items(): write_jsonl(job.out / f"{name}.jsonl", examples)
-    if gold: write_json(job.out / "coverage.json", gold_coverage(gold, chunks, splits))
+    facts = gold_coverage(gold, chunks, splits) if gold else {}
+    write_json(job.out / "coverage.json", facts | linked_counts(linked))
+    write_json(job.out / "asks.json", what_sets_ask(splits, pairs, bool(gold)))
 
 # %% ../../nbs/pairs/90_stages.ipynb #53111d76
 ASKING = ("teacher", "budget", "prompts", "dataset", "llm_defaults", "generation_limits", "validation", "evaluation.refusal_markers")
@@ -115,7 +123,7 @@ def pairs_stages(
     write = partial(_augment if source.kind == "pairs" else _generate, cache=cache, opener=teacher_opener(config.teacher.model, config))
     writes = Stage("generate", write, ASKING, ("documents",), asked, "asking the teacher", place="")
     if source.kind == "pairs":
-        read = [Stage("documents", partial(_imported, source=source), inputs=origin, about="reading pairs", place="")]
+        read = [Stage("documents", partial(_imported, source=source), ("dataset.columns",), inputs=origin, about="reading pairs", place="")]
         if config.dataset.augment: read.append(writes)
     else:
         run, reads = partial(_documents, source=source), ("documents", "chunking")

@@ -42,7 +42,8 @@ def asked_as(
 
 # %% ../../nbs/pairs/68_wordings.ipynb #e358c8c7
 OPENINGS = ("Please tell me: ", "Do you know this: ", "I would like to know: ")
-ENGLISH = re.compile(r"(?:what|when|where|who|whom|whose|which|why|how|is|are|was|were|do|does|did|can|could|will|would|may|must|should|has|have)\b", re.I)
+ENGLISH = re.compile(r"(?:what|when|where|who|whom|whose|which|why|how|is|are|was|were|do|does|did|can|could|will|would|may|must|should)\b",
+                     re.I)
 
 
 def rule_wording(
