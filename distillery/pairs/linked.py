@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['GRAM', 'CONTAINED', 'BOILERPLATE', 'LEAST_SPREAD', 'LEAST_COPY', 'LONG_ANSWER', 'SAMPLE', 'POSTINGS', 'plain_letters',
-           'text_grams', 'Passages', 'index_passages', 'contained', 'Link', 'find_links', 'find_copies', 'Linked',
-           'link_documents', 'LinkedPairs', 'link_pairs', 'linked_counts']
+__all__ = ['GRAM', 'LONG', 'CONTAINED', 'BOILERPLATE', 'LEAST_SPREAD', 'LEAST_COPY', 'LONG_ANSWER', 'SAMPLE', 'POSTINGS',
+           'CANDIDATES', 'plain_letters', 'rolling_grams', 'Passages', 'sampled', 'index_passages', 'own_grams',
+           'contained', 'Link', 'find_links', 'find_copies', 'Linked', 'link_documents', 'LinkedPairs', 'link_pairs',
+           'linked_counts']
 
 # %% ../../nbs/pairs/65_linked.ipynb #d4a2a151
-GRAM = 5
+GRAM, LONG = 5, 12  # characters: what is compared, and what is looked up
 
 
 def plain_letters(
@@ -38,81 +39,107 @@ def plain_letters(
     return " ".join(re.findall(r"[^\W_]+", joined))
 
 
-def text_grams(
-    text: str,  # Any text
-) -> np.ndarray:  # uint64, sorted, each once; empty for less than five characters
-    "Hashes of the character 5-grams (shingles) of a text."
-    codes = np.frombuffer(plain_letters(text).encode("utf-32-le", "replace"), "<u4").astype(np.uint64)
-    if len(codes) < GRAM: return np.zeros(0, np.uint64)
-    rolling, n = np.zeros(len(codes) - GRAM + 1, np.uint64), len(codes) - GRAM + 1
-    for i in range(GRAM): rolling = rolling * np.uint64(0x9E3779B97F4A7C15) + codes[i : i + n]
+def rolling_grams(
+    letters: str,     # From `plain_letters`
+    n: int = GRAM,    # Characters of a gram
+) -> np.ndarray:      # uint64, one a place; empty for a shorter text
+    "Hashes of the character n-grams (shingles) of a text, in their order."
+    codes = np.frombuffer(letters.encode("utf-32-le", "replace"), "<u4").astype(np.uint64)
+    if len(codes) < n: return np.zeros(0, np.uint64)
+    rolling, places = np.zeros(len(codes) - n + 1, np.uint64), len(codes) - n + 1
+    for i in range(n): rolling = rolling * np.uint64(0x9E3779B97F4A7C15) + codes[i : i + places]
     rolling ^= rolling >> np.uint64(31)
-    return np.unique(rolling * np.uint64(0xBF58476D1CE4E5B9))
+    return rolling * np.uint64(0xBF58476D1CE4E5B9)
 
 # %% ../../nbs/pairs/65_linked.ipynb #2f43167f
-CONTAINED = 0.8     # share of the shorter passage's grams
+CONTAINED = 0.8                      # share of the shorter passage's grams
 BOILERPLATE, LEAST_SPREAD = 0.05, 3  # share of the documents; more than three of them in any case
-LEAST_COPY, LONG_ANSWER = 20, 80  # letters
-SAMPLE, POSTINGS = 24, 16
+LEAST_COPY, LONG_ANSWER = 20, 80     # letters
+SAMPLE, POSTINGS, CANDIDATES = 24, 16, 8
 
 
 @dataclass(frozen=True)
 class Passages:
-    "Passages with their grams, as an inverted index."
-    docs: list[str]           # Document of each passage
-    grams: list[np.ndarray]   # Those that are no boilerplate
-    whole: list[np.ndarray]   # All of them
-    first: np.ndarray         # Every gram once, sorted
-    start: np.ndarray         # Where its passages begin in `owners`
-    owners: np.ndarray        # Passages by gram, in their order
+    "Passages, and an inverted index of their long grams."
+    docs: list[str]       # Document of each passage
+    letters: list[str]    # As they are compared
+    every: int            # Grams whose hash is no multiple of it are left out of the index
+    first: np.ndarray     # Every gram once, sorted
+    start: np.ndarray     # Where its passages begin in `owners`; one more at the end
+    owners: np.ndarray    # Passages by gram, in their order
+    common: np.ndarray    # Grams that stand in too many documents, sorted
+
+
+def sampled(
+    letters: str,  # From `plain_letters`
+    every: int,    # 1 keeps all
+) -> np.ndarray:   # uint64, sorted, each once
+    "Long grams of a text whose hash is a multiple of `every` (FracMinHash)."
+    grams = np.unique(rolling_grams(letters, LONG))
+    return grams[grams % np.uint64(every) == 0]
 
 
 def index_passages(
     docs: Sequence[str],   # Document of each passage
     texts: Sequence[str],  # The passages
 ) -> Passages:
-    "Inverted index of passages by the grams that do not stand in too many documents."
-    whole = [text_grams(t) for t in texts]
+    "Inverted index of passages by their long grams."
+    letters = [plain_letters(t) for t in texts]
+    size = sum(map(len, letters))
+    every = 1 if size < 2_000_000 else 4 if size < 16_000_000 else 16
+    grams = [sampled(t, every) for t in letters]
     number = {d: i for i, d in enumerate(dict.fromkeys(docs))}
-    sizes = [len(g) for g in whole]
-    flat = np.concatenate([*whole, np.zeros(0, np.uint64)])
-    owners = np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
+    flat, owners = np.concatenate([*grams, np.zeros(0, np.uint64)]), np.repeat(np.arange(len(texts), dtype=np.int32), [len(g) for g in grams])
     order = np.argsort(flat, kind="stable")
     flat, owners = flat[order], owners[order]
-    start = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]]) if len(flat) else np.zeros(0, np.int64)
+    new = np.r_[np.ones(min(1, len(flat)), bool), flat[1:] != flat[:-1]]
     of_doc = np.fromiter((number[d] for d in docs), np.int64, len(docs))[owners]
-    new = np.r_[True, (flat[1:] != flat[:-1]) | (of_doc[1:] != of_doc[:-1])] if len(flat) else np.zeros(0, bool)
-    spread = np.add.reduceat(new.astype(np.int64), start) if len(flat) else np.zeros(0, np.int64)
+    start = np.flatnonzero(new)
+    spread = np.add.reduceat((new | np.r_[new[:1], of_doc[1:] != of_doc[:-1]]).astype(np.int64), start) if len(start) else start
     common = flat[start][spread > max(BOILERPLATE * len(number), LEAST_SPREAD)]
-    own = [np.setdiff1d(g, common, assume_unique=True) for g in whole]
-    return Passages(list(docs), own, whole, flat[start], np.r_[start, len(flat)], owners)
+    return Passages(list(docs), letters, every, flat[start], np.r_[start, len(flat)], owners, common)
 
 # %% ../../nbs/pairs/65_linked.ipynb #6f73f426
 def _candidates(index: Passages, i: int) -> list[int]:
-    "Passages of other documents that half of a sample of a passage's grams lead to."
-    grams = index.grams[i]
-    at = np.searchsorted(index.first, grams)
-    shared = at[index.start[at + 1] - index.start[at] > 1]
-    picked = shared[np.linspace(0, len(shared) - 1, min(SAMPLE, len(shared))).astype(np.int64)] if len(shared) else shared
+    "Passages of other documents that a third of a sample of a passage's long grams lead to."
+    at = np.searchsorted(index.first, np.setdiff1d(sampled(index.letters[i], index.every), index.common, assume_unique=True))
+    times = index.start[at + 1] - index.start[at]
+    at, times = at[times > 1], times[times > 1]
+    picked = at[np.argsort(times, kind="stable")[:SAMPLE]]
     votes = Counter(int(p) for k in picked for p in index.owners[index.start[k] : min(index.start[k] + POSTINGS, index.start[k + 1])])
     near = Counter[int]()
-    for p in votes: near[p] = sum(votes.get(q, 0) for q in (p - 1, p, p + 1) if 0 <= q < len(index.docs) and index.docs[q] == index.docs[p])
-    return [p for p, n in near.most_common(POSTINGS) if n * 2 >= len(picked) and index.docs[p] != index.docs[i]]
+    for p in votes: near[p] = sum(votes.get(q, 0) for q in _beside(index.docs, p))
+    return [p for p, n in near.most_common(CANDIDATES) if n * 3 >= len(picked) and index.docs[p] != index.docs[i]]
 
 
+def _beside(docs: Sequence[str], p: int) -> list[int]:
+    "A passage and its neighbours in the same document."
+    return [q for q in (p - 1, p, p + 1) if 0 <= q < len(docs) and docs[q] == docs[p]]
+
+
+def own_grams(
+    index: Passages,  # From `index_passages`
+    i: int,           # A passage
+) -> tuple[np.ndarray, np.ndarray]:  # Its 5-grams without those that boilerplate covers, and all of them; each once
+    "5-grams of a passage."
+    grams, long = rolling_grams(index.letters[i]), rolling_grams(index.letters[i], LONG)
+    if not len(index.common) or not len(long): return np.unique(grams), np.unique(grams)
+    begins = np.isin(long, index.common).astype(np.int64)
+    covered = np.convolve(begins, np.ones(LONG - GRAM + 1, np.int64)) > 0
+    return np.unique(grams[~covered]), np.unique(grams)
+
+# %% ../../nbs/pairs/65_linked.ipynb #69205e6f
 def contained(
     index: Passages,  # From `index_passages`
     i: int,           # A passage
     j: int,           # Another
 ) -> float:           # In [0, 1]; 0 where next to nothing of a passage is its own
     "Containment of the shorter of two passages in the other and that one's neighbours, without boilerplate and with it."
-    def share(of: list[np.ndarray], a: int, b: int, least: int) -> float:
-        beside = [of[q] for q in (b - 1, b, b + 1) if 0 <= q < len(of) and index.docs[q] == index.docs[b]]
-        if len(of[a]) < least: return 0.0
-        return float(np.isin(of[a], np.concatenate(beside)).mean())
-
-    a, b = (i, j) if len(index.whole[i]) <= len(index.whole[j]) else (j, i)
-    return min(share(index.grams, a, b, 6), share(index.whole, a, b, 12))
+    a, b = (i, j) if len(index.letters[i]) <= len(index.letters[j]) else (j, i)
+    mine, whole = own_grams(index, a)
+    if len(mine) < 6 or len(whole) < 12: return 0.0
+    beside = np.concatenate([own_grams(index, q)[1] for q in _beside(index.docs, b)])
+    return min(float(np.isin(g, beside).mean()) for g in (mine, whole))
 
 # %% ../../nbs/pairs/65_linked.ipynb #c20e5932
 @dataclass(frozen=True)
@@ -143,7 +170,7 @@ def find_links(
             share = contained(index, i, j)
             if share < CONTAINED: continue
             short, long = sorted(pair, key=lambda p: len(texts[p]))
-            beside = " ".join(texts[q] for q in (long - 1, long, long + 1) if 0 <= q < len(docs) and docs[q] == docs[long])
+            beside = " ".join(texts[q] for q in _beside(docs, long))
             found.append(Link(*pair, share, not _figures(texts[short]) - _figures(beside)))
     return found
 
