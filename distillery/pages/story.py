@@ -79,7 +79,7 @@ def warnings_of(
 ) -> list[str]:  # Sentences; empty when there is nothing to warn of
     "Say plainly how weak a teacher, a student or a set is."
     facts, said = results.json("provenance.json", {}), []
-    if "extractive" in str(facts.get("teacher")):
+    if "extractive" in str(facts.get("teacher")) and facts.get("source") != "pairs":
         said.append("The teacher is a set of rules: its questions are plain and its answers are spans of the text. "
                     "They train and test the machinery on your documents; for questions worth asking, name a real teacher with --teacher.")
     if str(facts.get("student base", "")).startswith("builtin:"):

@@ -74,15 +74,20 @@ def _generate(job: Job, cache: Path, opener: Opener) -> None:
     _write_made(job, generate_pairs(chunks, teacher, journal, job.config, job.say))
 
 
+def _chunks(job: Job) -> list[Chunk]:
+    "Passages; pairs that were imported without contexts have none."
+    return read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
+
+
 def _augment(job: Job, cache: Path, opener: Opener) -> None:
-    chunks, mine = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk), read_jsonl(job.needs["documents"] / "pairs.jsonl", Pair)
+    chunks, mine = _chunks(job), read_jsonl(job.needs["documents"] / "pairs.jsonl", Pair)
     teacher, journal = opener(job.config), open_journal(cache, job.config, job.scratch)
     _write_made(job, augment_pairs(mine, chunks, teacher, journal, job.config, job.say))
 
 # %% ../../nbs/pairs/90_stages.ipynb #38a85d20
 def _judge(job: Job, cache: Path) -> None:
     where = job.needs.get("generate") or job.needs["documents"]
-    pairs, chunks = read_jsonl(where / "pairs.jsonl", Pair), read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    pairs, chunks = read_jsonl(where / "pairs.jsonl", Pair), _chunks(job)
     job.say("scoring", 0, len(pairs))
     write_jsonl(job.out / "pairs.jsonl", score_pairs(pairs, chunks, Embedder(job.config.judge.embedder, cache / "vectors.sqlite")))
 
@@ -95,7 +100,7 @@ def _select(job: Job) -> None:
 
 
 def _dataset(job: Job, source: Source) -> None:
-    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    chunks = _chunks(job)
     gold = read_gold(source.gold) if source.gold else None
     pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
     linked = link_pairs(pairs, {c.chunk_id: c.text for c in chunks})
