@@ -157,6 +157,12 @@ def _checked(turned: Iterable[tuple[str, Turned]]) -> tuple[list[ImportedRow], d
         else: left.setdefault(t.left[0], []).append(where)
     return rows, left, parts
 
+# %% ../../nbs/pairs/80_imports.ipynb #612d1299
+def _apart(rows: Sequence[ImportedRow]) -> tuple[list[ImportedRow], bool]:
+    "Rows without the one title that all of them have."
+    alike = len(rows) > 4 and bool(rows[0].title) and len({r.title for r in rows}) == 1 and len({r.context or r.question for r in rows}) > 4
+    return [r.model_copy(update={"title": ""}) for r in rows] if alike else list(rows), alike
+
 # %% ../../nbs/pairs/80_imports.ipynb #76ebbc88
 def read_pairs(
     path: Path,  # JSON Lines, JSON, CSV, Parquet, Arrow, gzip of these, or a folder of them
@@ -170,12 +176,14 @@ def read_pairs(
     turned = [(r.where, turn_row(r.value, columns, shared)) for r in opened]
     rows, left, parts = _checked(turned)
     if not rows: raise _unusable(path.name, found, opened, left)
+    rows, alike = _apart(rows)
     made = {group: make_document(group, contexts) for group, contexts in group_contexts(rows).items()}
     place = {(group, chunk.text): chunk for group, (_, chunks) in made.items() for chunk in chunks}
     taken = set[str]()
     pairs = [imported_pair(row, place.get((row.group, row.context)), taken) for row in rows]
     shapes = Counter(t.shape for _, t in turned if t.pairs)
     notes = {f"left out of a conversation: {why}": n for why, n in parts.items()}
+    if alike: notes["passages kept apart, since all rows have one title"] = len(made)
     if shared: notes["shared system prompts set aside"] = len(shared)
     several = sum(len(set(map(clean_text, r.answers))) > 1 for r in rows)
     if several: notes["questions with several answers: the commonest was taken"] = several

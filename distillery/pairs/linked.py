@@ -89,7 +89,8 @@ def index_passages(
     every = 1 if size < 2_000_000 else 4 if size < 16_000_000 else 16
     grams = [sampled(t, every) for t in letters]
     number = {d: i for i, d in enumerate(dict.fromkeys(docs))}
-    flat, owners = np.concatenate([*grams, np.zeros(0, np.uint64)]), np.repeat(np.arange(len(texts), dtype=np.int32), [len(g) for g in grams])
+    flat = np.concatenate([*grams, np.zeros(0, np.uint64)])
+    owners = np.repeat(np.arange(len(texts), dtype=np.int32), [len(g) for g in grams])
     order = np.argsort(flat, kind="stable")
     flat, owners = flat[order], owners[order]
     new = np.r_[np.ones(min(1, len(flat)), bool), flat[1:] != flat[:-1]]

@@ -17,7 +17,7 @@ from ..core.records import Chunk, Pair
 from ..core.store import content_digest, read_jsonl, write_json, write_jsonl
 from ..engine.plan import Job, Stage
 from ..engine.source import Source
-from .augment import Augmented, augment_pairs
+from .augment import FORMS, Augmented, augment_pairs
 from .chunk import chunk_documents
 from .dataset import build_dataset, check_leaks
 from .generate import Generated, generate_pairs
@@ -123,7 +123,7 @@ def pairs_stages(
 ) -> list[Stage]:  # documents … dataset
     "Pipeline stages from a source to a dataset."
     origin: dict[str, str] = {source.kind: content_digest(source.path, cache)}
-    kinds = (*KINDS, "standard", "reanswer") if source.kind == "pairs" else asked_kinds(config.dataset.questions_per_call)
+    kinds = (*KINDS, *FORMS.values()) if source.kind == "pairs" else asked_kinds(config.dataset.questions_per_call)
     asked = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack, kinds)}
     write = partial(_augment if source.kind == "pairs" else _generate, cache=cache, opener=teacher_opener(config.teacher.model, config))
     writes = Stage("generate", write, ASKING, ("documents",), asked, "asking the teacher", place="")

@@ -65,12 +65,13 @@ def recall_wordings(
     pairs: Sequence[Pair],  # Training pairs
     held: set[str],         # Families of which a wording is held out already
     config: Config,         # Reads dataset.recall_share and seed
-) -> list[tuple[Pair, str]]:  # Facts without a passage, each with a wording that training does not see
-    "Recall questions of bare pairs, by rule."
+    bare: bool = True,      # Only of pairs without a passage
+) -> list[tuple[Pair, str]]:  # Facts, each with a wording that training does not see
+    "Recall questions by rule."
     asked, found, seen = {normalize_answer(p.question) for p in pairs}, list[tuple[Pair, str]](), set(held)
     share, seed = config.dataset.recall_share, config.dataset.seed
     for p in pairs:
-        if p.kind != "answer" or p.chunk_id or p.family_id in seen: continue
+        if p.kind != "answer" or (bare and p.chunk_id) or p.family_id in seen: continue
         seen.add(p.family_id)
         wording = rule_wording(p.question, asked, seed) if chance(seed, "recall", p.family_id) < share else None
         if wording:
