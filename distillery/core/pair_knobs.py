@@ -79,7 +79,7 @@ class DatasetSection(Section):
     refusal_mix: dict[str, float] = key({"untold": 1.0}, "result", "shares of the kinds untold, off_topic and adversarial; sums to 1")
     questions_per_call: int = key(1, "result", "questions that one request asks for, about chunks of like complexity", ge=1)
     augment: list[Literal["paraphrase", "answer", "standard", "standard_answer", "context"]] = key(
-        [], "result", "forms of imported pairs: other wordings of question or answer, the standard form of either, context for unclear ones")
+        [], "result", "forms of imported pairs: other wordings of question or answer, the standard form of either, context if unclear")
     columns: dict[str, str] = key(
         {}, "result", "what a file of pairs calls its question, answer, context, title, id, category, difficulty, system, conversation")
     test_share: float = key(0.17, "result", "share of documents kept for the test set", ge=0, lt=1)

@@ -218,7 +218,8 @@ def build_dataset(
     unseen = {s: [p for p in first_wordings(on[s]) if asked_as(p, reading) not in asked] for s in ("validation", "test")}
     measured = gold_examples(gold, chunks, sides, train, config.dataset.seed) if gold else {
         "recall": [make_example("recall", p, None) for p in held.values()]
-        + [make_example("recall", p, None, question=w) for p, w in recall_wordings(train, set(held) | reading, config, bool(unseen["test"]))],
+        + [make_example("recall", p, None, question=w)
+           for p, w in recall_wordings(train, set(held) | reading, config, bool(unseen["test"]))],
         "test": [make_example("test", p, passages.get(p.chunk_id)) for p in unseen["test"] if p.kind == "answer"]}
     refusals = [make_example("test", p, passages.get(p.chunk_id)) for p in unseen["test"] if p.kind == "refusal"]
     return {"train": train_rows(train, passages, config, reading),
