@@ -62,7 +62,7 @@ def _rejected(base: Path) -> list[dict[str, Any]]:
     return [{"share of rejections" if k == "share" else k: v for k, v in r.model_dump().items()}
             for r in rejection_table(_lines(base / "rejected.jsonl"))]
 
-
+# %% ../../nbs/pages/45_story.ipynb #2b38e947
 def _imported(told: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not told: return []
     rows = [{"what": f"rows read ({told['kind']})", "count": number(told["rows"], src=address("imports.json", "rows"))},

@@ -10,7 +10,7 @@ __all__ = ['COLUMNS', 'KNOWN', 'MAX_ANSWERS', 'SPEAKERS', 'ROLES', 'EARLIER', 'c
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..core.files import cell_text
 from .row_files import parsed
@@ -105,12 +105,12 @@ def said_text(
     if not isinstance(content, list): return "" if content is None else str(content)
     texts = ("text", "input_text", "output_text")
     parts = [p.get("text") if isinstance(p, Mapping) and p.get("type", "text") in texts else p for p in content]
-    return "\n".join(parts) if all(isinstance(p, str) for p in parts) else None
+    return "\n".join(map(str, parts)) if all(isinstance(p, str) for p in parts) else None
 
 
 def is_talk(
     value: Any,  # Of a column
-) -> bool:       # A list of messages
+) -> TypeGuard[list[Any]]:       # A list of messages
     "Whether a value is a conversation."
     return isinstance(value, list) and bool(value) and all(isinstance(t, Mapping) and ("role" in t or "from" in t) for t in value)
 

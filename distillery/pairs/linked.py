@@ -69,7 +69,7 @@ class Passages:
     owners: np.ndarray    # Passages by gram, in their order
     common: np.ndarray    # Grams that stand in too many documents, sorted
 
-
+# %% ../../nbs/pairs/65_linked.ipynb #f6bb3142
 def sampled(
     letters: str,  # From `plain_letters`
     every: int,    # 1 keeps all
@@ -155,7 +155,7 @@ class Link:
 def _figures(text: str) -> Counter[str]:
     return Counter(re.findall(r"\d+", text))
 
-
+# %% ../../nbs/pairs/65_linked.ipynb #91cdfe73
 def find_links(
     docs: Sequence[str],   # Document of each passage; passages of one document stand together
     texts: Sequence[str],  # The passages
@@ -224,7 +224,7 @@ def _too_large(groups: Mapping[str, str], weights: Mapping[str, int]) -> set[str
     for d, h in groups.items(): sums[h] += weights.get(d, 0)
     return {h for h, n in sums.items() if n * 2 > sum(weights.values())}
 
-
+# %% ../../nbs/pairs/65_linked.ipynb #532f9f4f
 def link_documents(
     docs: Sequence[str],           # Document of each passage; passages of one document stand together
     texts: Sequence[str],          # The passages

@@ -14,9 +14,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..core.errors import DistilleryError
+from ..core.extras import need
 
 # %% ../../nbs/pairs/76_row_files.ipynb #7f97fc05
 class NumberedRow(NamedTuple):
@@ -55,8 +56,7 @@ def unpacked(
     name = path.name
     try:
         with open(path, "rb") as f: zipped = f.read(2) == b"\x1f\x8b"
-        opened: IO[bytes] = gzip.open(path) if zipped or path.suffix == ".gz" else open(path, "rb")
-        with opened as f: data = f.read(MAX_BYTES + 1)
+        with gzip.open(path) if zipped or path.suffix == ".gz" else open(path, "rb") as packed: data = packed.read(MAX_BYTES + 1)
     except FileNotFoundError as e: raise DistilleryError(f"{path} does not exist", "check the path") from e
     except (OSError, EOFError, ValueError) as e: raise DistilleryError(f"cannot read {name}: {e}", "make the file again") from e
     if len(data) > MAX_BYTES:
@@ -124,11 +124,11 @@ def json_rows(
         at += len(text[at : at + 10_000]) - len(text[at : at + 10_000].lstrip())
         if at >= len(text): break
         if text[at].isspace(): continue
-        line = text.count("\n", 0, at) + 1 if len(rows) < 2 else 0
+        where = f"line {text.count(chr(10), 0, at) + 1}" if len(rows) < 2 else f"object {len(rows) + 1}"
         try: value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as e:
             raise _broken(name, text.count("\n", 0, getattr(e, "pos", at)) + 1, e) from e
-        rows.append(NumberedRow(f"line {line}" if line else f"object {len(rows) + 1}", value))
+        rows.append(NumberedRow(where, value))
     return RowFile("JSON objects", rows) if len(rows) > 1 else RowFile("JSON", rows)
 
 
@@ -210,9 +210,7 @@ def columnar_rows(
     before: str = "",  # Words before the number of a row
 ) -> RowFile:
     "Read Parquet or Arrow (IPC file or stream); raises `DistilleryError` for a broken or oversized one."
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    pa, parquet = need("pyarrow", "train"), need("pyarrow.parquet", "train")
     source, kind = pa.BufferReader(data), "Parquet" if data.startswith(b"PAR1") else "Arrow"
     try:
         if kind == "Parquet":

@@ -26,7 +26,7 @@ def _recall_asks(rows: Sequence[Example], written: set[str], gold: bool) -> str:
     most = "all" if by_rule == len(rows) else f"{by_rule} of {len(rows)}"
     return f"taught facts in wordings that training never saw, from memory; {most} of the wordings were made by rule, the mildest test"
 
-
+# %% ../../nbs/pairs/72_set_notes.ipynb #8a074c3f
 def what_sets_ask(
     splits: Mapping[str, Sequence[Example]],  # What `build_dataset` made
     pairs: Iterable[Pair],                    # What it was made of

@@ -102,7 +102,7 @@ def talk_of(
 def _system(fields: Mapping[str, Any], turns: Iterable[tuple[str, str | None]]) -> str:
     return "\n".join(said for who, said in [("system", said_text(fields.get("system"))), *turns] if who == "system" and said)
 
-
+# %% ../../nbs/pairs/78_shapes.ipynb #267514cd
 def turn_conversation(
     fields: Mapping[str, Any],  # From `named_fields`
     talk: list[Any],            # From `talk_of`
@@ -146,12 +146,12 @@ def turn_row(
     said_no = _truth(fields.get("impossible", False)) or not _truth(fields.get("answerable", True)) or fields.get("kind") == "refusal"
     none = said_no or ("answers" in map(column_key, row) and not answers and bool(context))
     shape = _shape(row, fields)
-    kept = {k: fields[k] for k in ("title", "id", "category", "difficulty", "family_id") if k in fields}
+    kept: dict[str, Any] = {k: fields[k] for k in ("title", "id", "category", "difficulty", "family_id") if k in fields}
     if len(question) != 1: return Turned(shape, [], ["no question" if not question else "a list in the place of the question"])
     if not answers and not none: return Turned(shape, [], ["no answer, and nothing says that there is none (`answerable: false`)"])
     alone = shape != "Alpaca rows" or not context
-    pair = {**kept, "question": question[0], "answers": [] if none else answers, "context": context, "answerable": not none, "alone": alone}
-    return Turned(shape, [pair])
+    said = {"question": question[0], "answers": [] if none else answers, "context": context, "answerable": not none, "alone": alone}
+    return Turned(shape, [{**kept, **said}])
 
 # %% ../../nbs/pairs/78_shapes.ipynb #70ca62ad
 def system_prompts(

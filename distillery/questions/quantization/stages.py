@@ -64,7 +64,7 @@ def why_no_levels(
 def pair_slots(
     pairs: Sequence[Pair],  # Selected ones
     chunks: Sequence[Chunk],  # Their passages
-) -> list[dict[str, Any]]:  # In the shape of reference questions; one a family, and only where the answer stands in a sentence of the passage
+) -> list[dict[str, Any]]:  # In the shape of reference questions; one a family, if its answer stands in a sentence of the passage
     "Reference rows made of the run's own pairs."
     by_id, found = {c.chunk_id: c for c in chunks}, list[dict[str, Any]]()
     for p in first_wordings(pairs):
