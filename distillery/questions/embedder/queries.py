@@ -63,11 +63,11 @@ def run_questions(
 ) -> tuple[QuerySet | None, dict[str, str]]:  # The questions, and the difficulty of those that have one
     "The questions of a run, or those of a judged set that it was given."
     if job.config.embedder.judged: return beir_queries(Path(job.config.embedder.judged)), {}
-    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
     pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
     try: made: QuerySet | None = pair_queries(pairs, chunks)
     except DistilleryError: made = None  # refusals only
-    if few_documents(made) or job.config.embedder.headings:
+    if chunks and (few_documents(made) or job.config.embedder.headings):
         documents = read_jsonl(job.needs["documents"] / "documents.jsonl", Document)
         made = own_questions(source, documents, chunks, job.config.documents.include) or made
     return made, {p.id: p.difficulty for p in pairs}
