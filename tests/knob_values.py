@@ -42,7 +42,10 @@ OTHER: dict[str, Any] = {
     "quantization.keep8": ["o_proj"],
     "selection.max_pairs": 7,
     "teacher.concurrency": 3,
+    "teacher.concurrency_of": {"m": 2},
     "teacher.load_bits": 8,
+    "teacher.parameters": {"seed": None},
+    "teacher.timeout_of": {"m": 1800.0},
     "thresholds.p95_latency_ms_max": {"model.onnx": 1.0},
 }
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from .address import public_address
 from .knob import Section, key
 
 # %% ../../nbs/core/07_pair_knobs.ipynb #210ecd54
@@ -33,15 +34,31 @@ class TeacherSection(Section):
     fallback: str | None = key(None, "result", "a second teacher, asked while the first one's server is down; null: none")
     load_bits: Literal[4, 8] | None = key(None, "result", "bits that a local model is loaded in, where the device can; null: as it is")
     logprobs: int = key(0, "result", "log-probabilities kept for each token of an answer, likeliest first", ge=0)
+    parameters: dict[str, str | None] = key(
+        {}, "result", "parameters that the server calls otherwise, e.g. max_tokens: max_completion_tokens; null: is not sent")
     concurrency: int | None = key(None, "execution", "requests in flight at once; null: adapts to what the server can take", ge=1)
+    concurrency_of: dict[str, int] = key({}, "execution", "a model, or URL#model, to its own concurrency")
     batch_size: int = key(32, "execution", "most requests computed together by a local model", ge=1)
     stream: bool = key(False, "execution", "stream answers, so that a silent server is noticed within idle_s")
     idle_s: float = key(120, "execution", "seconds of silence after which a streamed answer is given up", gt=0)
     timeout_s: float = key(600, "execution", "seconds to wait for one answer", gt=0)
+    timeout_of: dict[str, float] = key({}, "execution", "a model, or URL#model, to its own timeout_s: thinking models need up to 1800")
     max_retries: int = key(5, "execution", "attempts after the first before a request counts as failed", ge=0)
     breaker_failures: int = key(3, "execution", "failures in a row that open the circuit breaker: nothing is sent for a while", ge=1)
-    breaker_wait_s: float = key(30, "execution", "seconds until the circuit breaker lets a trial request through", gt=0)
+    breaker_wait_s: float = key(10, "execution", "seconds until the circuit breaker lets a trial request through", gt=0)
     api_key_env: str = key("OPENAI_API_KEY", "execution", "environment variable that holds the server's key")
+
+    @field_validator("model", "fallback")
+    @classmethod
+    def _without_login(cls, spec: str | None) -> str | None:
+        return spec and public_address(spec)
+
+    @field_validator("concurrency_of", "timeout_of")
+    @classmethod
+    def _above_zero(cls, limits: dict[str, float]) -> dict[str, float]:
+        low = [model for model, limit in limits.items() if limit <= 0]
+        if low: raise ValueError(f"the limit of {low[0]} must be above 0")
+        return limits
 
 # %% ../../nbs/core/07_pair_knobs.ipynb #eb3b5e24
 class BudgetSection(Section):

@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..core.address import login_header
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.knobs import ConfigError, find_knob
@@ -31,6 +32,7 @@ from ..engine.plan import Plan, Stage
 from ..engine.source import Source
 from ..core.records import Document
 from ..core.script import language_of, languages
+from ..wire.http import proxy_of
 
 # %% ../../nbs/workbook/65_checks.ipynb #3b87831e
 @dataclass(frozen=True)
@@ -100,9 +102,13 @@ def server_problem(
     timeout_s: float = 10.0,  # Longest wait
 ) -> str:  # Empty where somebody answers
     "Ask whether a server is there."
-    request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 (http or https)
+    bearer = {"Authorization": f"Bearer {key.strip()}"} if key.strip() else {}
+    request = urllib.request.Request(f"{url}/models", headers=bearer | login_header(url))  # noqa: S310 (http or https)
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s): return ""  # noqa: S310
+        proxy = proxy_of(url)
+        way = urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else {})
+        with urllib.request.build_opener(way).open(request, timeout=timeout_s): return ""
+    except DistilleryError as e: return e.message
     except urllib.error.HTTPError as e: return f"{url} refuses the key ({e.code})" if e.code in (401, 403) else ""
     except (OSError, ValueError) as e: return f"no server answers at {url} ({getattr(e, 'reason', e)})"
 
