@@ -17,8 +17,8 @@ from ..core.files import digest_json
 from ..core.metrics import match_form
 from ..core.records import Chunk, Pair
 from . import limits
-from .asking import TeacherClient, Progress, Rejected, flaw, prompt_fields, sampling_settings
-from .generate import LongPassages
+from .asking import TeacherClient, Progress, Rejected, check_answers, flaw, prompt_fields, sampling_settings
+from .counts import LongPassages
 from .wordings import passage_families
 from ..teachers.journal import Journal
 from ..teachers.protocol import ChatRequest, Task, Teacher, user_request
@@ -182,7 +182,7 @@ def draft_form(
     requests = {key: form_request(pair, form, passages.get(pair.chunk_id, ""), client) for key, pair in asked.items()}
     made = dict[str, Pair]()
     results = client.send(form, requests.values(), len(requests))
-    client.check(results)
+    check_answers(client, results)
     for key, pair in asked.items():
         text = limits.clean_answer(results[key].text) if form in OF_ANSWERS else limits.clean_question(results[key].text)
         if form == "standard_answer" and text == pair.answer: continue

@@ -24,7 +24,7 @@ from .dataset import build_dataset, check_leaks
 from .generate import Generated, stream_pairs
 from .fit import fit_rows
 from .gold import gold_coverage, read_gold
-from .judge import score_pairs
+from .judge import stream_scores
 from .linked import link_pairs, linked_counts
 from .prompts import KINDS, asked_kinds, prompts_digest
 from .room import Room, StudentTokens, tokenizer_files_digest
@@ -94,10 +94,10 @@ def _augment(job: Job, cache: Path, opener: Opener) -> None:
 # %% ../../nbs/pairs/90_stages.ipynb #38a85d20
 def _judge(job: Job, cache: Path) -> None:
     where = job.needs.get("generate") or job.needs["documents"]
-    pairs, chunks = read_jsonl(where / "pairs.jsonl", Pair), _chunks(job)
-    job.say("scoring", 0, len(pairs))
+    pairs, chunks = stream_jsonl(where / "pairs.jsonl", Pair), _chunks(job)
+    job.say("scoring", 0)
     embedder = Embedder(job.config.judge.embedder, cache / "vectors.sqlite")
-    write_jsonl(job.out / "pairs.jsonl", score_pairs(pairs, chunks, embedder, least=job.config.validation.min_support))
+    write_jsonl(job.out / "pairs.jsonl", stream_scores(pairs, chunks, embedder, least=job.config.validation.min_support))
 
 # %% ../../nbs/pairs/90_stages.ipynb #3cb7b113
 def _select(job: Job) -> None:
