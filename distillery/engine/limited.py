@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 @dataclass(frozen=True)
 class Limits:
     "What one question may cost."
-    seconds: float    # Of the processor
+    seconds: float    # Of the processor, for a question of weight 1
     memory_mb: float  # Held at once
     output_mb: float  # Of the answer
 
@@ -65,8 +65,8 @@ def _heavy(megabytes: float) -> bool:
 Work = Callable[[dict[str, Any]], Any]
 
 
-def _said(work: Work, line: bytes, limits: Limits) -> bytes:
-    try: said = json.dumps({"is": work(json.loads(line))}).encode()
+def _said(work: Work, question: dict[str, Any], limits: Limits) -> bytes:
+    try: said = json.dumps({"is": work(question)}).encode()
     except MemoryError: return b'{"over": "memory"'
     except Exception as e: return json.dumps({"over": "crash", "how": type(e).__name__}).encode()[:-1]
     return said[:-1] if len(said) <= limits.output_mb * 2**20 else b'{"over": "output"'
@@ -81,8 +81,9 @@ def serve(
     "Answer questions until there are no more, or until one took much memory, which a process never gives back."
     _limit_memory(limits.memory_mb)
     for line in questions:
-        _limit_time(limits.seconds)
-        said, last = _said(work, line, limits), _heavy(limits.memory_mb)
+        asked = json.loads(line)
+        _limit_time(limits.seconds * asked["weight"])
+        said, last = _said(work, asked["ask"], limits), _heavy(limits.memory_mb)
         answers.write(said + (b', "last": true}\n' if last else b"}\n"))
         answers.flush()
         if last: return
@@ -126,16 +127,22 @@ def _used(pid: int) -> tuple[float, float]:
     except psutil.Error: return 0.0, 0.0
 
 
-def _watched(child: subprocess.Popen[bytes], heard: Heard, limits: Limits) -> bytes:
+def _watched(child: subprocess.Popen[bytes], heard: Heard, limits: Limits, most: float) -> bytes:
     "Wait for an answer; raises `OverLimit` when one is not to be waited for."
     began = time.monotonic()
-    with suppress(queue.Empty): return heard.get(timeout=min(0.2, limits.seconds))
+    with suppress(queue.Empty): return heard.get(timeout=min(0.2, most))
     before = _used(child.pid)[0]
     while True:
         with suppress(queue.Empty): return heard.get(timeout=0.1)
         seconds, memory = _used(child.pid)
         if memory > limits.memory_mb: raise OverLimit("memory")
-        if seconds - before > limits.seconds or time.monotonic() - began > PATIENCE * limits.seconds: raise OverLimit("time")
+        if seconds - before > most or time.monotonic() - began > PATIENCE * most: raise OverLimit("time")
+
+
+def _send(child: subprocess.Popen[bytes], question: dict[str, Any]) -> None:
+    assert child.stdin
+    child.stdin.write(json.dumps(question).encode() + b"\n")
+    child.stdin.flush()
 
 
 def _ending(child: subprocess.Popen[bytes]) -> OverLimit:
@@ -157,12 +164,16 @@ class Limited:
         self.work, self.limits = work, limits
         self.running: tuple[subprocess.Popen[bytes], Heard] | None = None
 
-    def __call__(self, question: dict[str, Any]) -> Any:
+    def __call__(
+        self,
+        question: dict[str, Any],  # What JSON can hold
+        weight: float = 1,         # How many times the seconds it may take
+    ) -> Any:                      # What `work` gives
         "Ask; raises `OverLimit`, and the next question meets a new child."
         child, heard = self.running = self.running or _spawn(self.work, self.limits)
         try:
-            with suppress(BrokenPipeError): child.stdin.write(json.dumps(question).encode() + b"\n"), child.stdin.flush()  # type: ignore[union-attr]
-            line = _watched(child, heard, self.limits)
+            with suppress(BrokenPipeError): _send(child, {"ask": question, "weight": weight})
+            line = _watched(child, heard, self.limits, self.limits.seconds * weight)
             if not line: raise _ending(child)
             if not line.endswith(b"\n"): raise OverLimit("output")
             said = json.loads(line)

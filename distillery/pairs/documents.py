@@ -51,7 +51,7 @@ class Corpus:
     skipped: list[Skipped] = field(default_factory=list)
 
 # %% ../../nbs/pairs/10_documents.ipynb #e3449808
-LIMITS = Limits(seconds=10, memory_mb=768, output_mb=64)  # as the settings have them
+LIMITS = Limits(seconds=5, memory_mb=768, output_mb=64)  # as the settings have them
 
 
 def _over(e: OverLimit, limits: Limits) -> str:
@@ -64,9 +64,9 @@ def _over(e: OverLimit, limits: Limits) -> str:
 def _read(reader: Limited, path: Path, root: Path, name: str, max_file_mb: float) -> Document:
     try:
         if not path.resolve().is_relative_to(root.resolve()): raise Unreadable("a link out of the folder is not followed")
-        if (size := path.stat().st_size) > max_file_mb * 2**20:
-            raise Unreadable(f"{size / 2**20:.0f} MiB is more than documents.max_file_mb = {max_file_mb:g}")
-        said = reader({"path": str(path), "name": name})
+        if (size := path.stat().st_size / 2**20) > max_file_mb:
+            raise Unreadable(f"{size:.0f} MiB is more than documents.max_file_mb = {max_file_mb:g}")
+        said = reader({"path": str(path), "name": name}, max(1.0, size))
         if "reason" in said: raise Unreadable(said["reason"])
         return Document(doc_id=make_id(name), path=name, digest=digest_file(path), **said)
     except OverLimit as e: raise Unreadable(_over(e, reader.limits)) from e

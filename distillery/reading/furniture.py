@@ -44,8 +44,8 @@ FURNISHED = ("form", "aside", "header", "footer")
 # %% ../../nbs/reading/30_furniture.ipynb #728060e0
 NAMES = ("cookie|consent|gdpr|breadcrumb|navbar|navigation|nav|sidebar|footer|masthead|topbar|menu|advert|share|social|newsletter|"
          "subscribe|pagination|pager|skip|skiplink|comments|toolbar|toctree|sphinxsidebar|related")
-NAMED = re.compile(rf"(?:^|[\s_-])(?:{NAMES})s?(?:$|[\s_-])|(?-i:Nav|Cookie|Footer|Sidebar|Menu|Banner)(?:$|[\s_-])|cookie-?banner|site-?header",
-                   re.I)
+NAMED = re.compile(rf"(?:^|[\s_-])(?:{NAMES})s?(?:$|[\s_-])|cookie-?banner|site-?header|"
+                   r"(?-i:Nav|Cookie|Footer|Sidebar|Menu|Banner)(?:$|[\s_-])", re.I)
 BOXES = "div, ul, ol, section, p, table, span"
 SMALL = 0.3  # share of the page's characters
 

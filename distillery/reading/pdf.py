@@ -7,7 +7,8 @@ __all__ = ['COLUMN', 'Glyph', 'line_text', 'lines_of', 'pdf_to_text']
 
 # %% ../../nbs/reading/80_pdf.ipynb #ca0f69f1
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -22,21 +23,24 @@ class Glyph(NamedTuple):
     bottom: float
     right: float
     top: float
-    bold: bool = False
+    place: int = 0  # Among the page's characters
 
 
-def _glyphs(page: Any) -> Iterator[Glyph]:
+def _glyphs(text: Any, n: int) -> list[Glyph]:
     import pypdfium2.raw as pdfium
 
-    text = page.get_textpage()
-    try:
-        box = pdfium.FS_RECTF()
-        for i in range(text.count_chars()):
-            if not (code := pdfium.FPDFText_GetUnicode(text, i)): continue
-            pdfium.FPDFText_GetLooseCharBox(text, i, box)
-            bold = pdfium.FPDFText_GetFontWeight(text, i) >= 600
-            yield Glyph("-" if code in (2, 0xFFFE) else chr(code), box.left, box.bottom, box.right, box.top, bold)
-    finally: text.close()
+    code_of, box_of, box, found = pdfium.FPDFText_GetUnicode, pdfium.FPDFText_GetLooseCharBox, pdfium.FS_RECTF(), list[Glyph]()
+    for i in range(n):
+        if not (code := code_of(text, i)): continue
+        box_of(text, i, box)
+        found.append(Glyph("-" if code in (2, 0xFFFE) else chr(code), box.left, box.bottom, box.right, box.top, i))
+    return found
+
+
+def _is_bold(text: Any, row: Sequence[Glyph]) -> bool:
+    import pypdfium2.raw as pdfium
+
+    return all(pdfium.FPDFText_GetFontWeight(text, row[at].place) >= 600 for at in (0, len(row) // 2, -1))
 
 # %% ../../nbs/reading/80_pdf.ipynb #92e47af0
 COLUMN = 1.6  # a gap between columns, in heights of a letter
@@ -62,8 +66,9 @@ def line_text(
 
 # %% ../../nbs/reading/80_pdf.ipynb #fcb53280
 def lines_of(
-    glyphs: Sequence[Glyph],  # Of a page, in reading order, with line breaks among them
-    page: int,                # Its number
+    glyphs: Sequence[Glyph],                   # Of a page, in reading order, with line breaks among them
+    page: int,                                 # Its number
+    bold: Callable[[Sequence[Glyph]], bool],   # Whether a row of characters is set in bold
 ) -> Iterator[Line]:
     "Split a page's characters into lines; a raised note mark on a line of its own goes back to its line."
     rows = list[list[Glyph]]()
@@ -73,9 +78,8 @@ def lines_of(
     for part in rows:
         seen = [g for g in part if not g.char.isspace()]
         words = clean(line_text(part)).strip()
-        bold = sum(g.bold for g in seen) * 2 > len(seen)
         sizes = [g.top - g.bottom for g in seen]
-        if words: yield Line(words, page, seen[0].left, seen[-1].right, median(g.bottom for g in seen), max(median(sizes), 0.1), bold)
+        if words: yield Line(words, page, seen[0].left, seen[-1].right, median(g.bottom for g in seen), max(median(sizes), 0.1), bold(seen))
 
 
 def _rows(glyphs: Sequence[Glyph]) -> Iterator[list[Glyph]]:
@@ -89,7 +93,7 @@ def _rows(glyphs: Sequence[Glyph]) -> Iterator[list[Glyph]]:
 
 def _continues(part: list[Glyph], line: list[Glyph]) -> bool:
     "Whether a row only goes on after a raised mark, which moved it up."
-    seen, last = [g for g in part if not g.char.isspace()], [g for g in line if not g.char.isspace()][-1]
+    seen, last = [g for g in part if not g.char.isspace()], next(g for g in reversed(line) if not g.char.isspace())
     tall, first = last.top - last.bottom, seen[0]
     small, high = first.top - first.bottom < 0.82 * tall, last.bottom < first.bottom < last.top
     if not (small and high and -0.2 * tall < first.left - last.right < 0.4 * tall): return False
@@ -106,8 +110,9 @@ def _has_picture(page: Any) -> bool:
 def _lines(pdf: Any) -> Iterator[Line]:
     for number in range(len(pdf)):
         page = pdf[number]
-        try: yield from lines_of(list(_glyphs(page)), number + 1)
-        finally: page.close()
+        text = page.get_textpage()
+        try: yield from lines_of(_glyphs(text.raw, text.count_chars()), number + 1, partial(_is_bold, text.raw))
+        finally: text.close(), page.close()
 
 
 def pdf_to_text(
