@@ -140,7 +140,8 @@ def fragment_to_text(
     markup: str,  # HTML without anything around it
 ) -> str:         # Its words, as headings, paragraphs and list lines
     "Extract all text of a piece of HTML."
-    return tidy(tree_text(_parse(markup).body, lambda node: node.tag in SILENT))
+    tree = _parse(markup)
+    return tidy(tree_text(tree.body or tree.root, lambda node: node.tag in SILENT))
 
 
 def read_html(
@@ -149,8 +150,9 @@ def read_html(
     "Extract the main text of a page; scripts, styles and the site's furniture are not text."
     tree = _parse(markup)
     title = tree.css_first("title")
-    drop_named(tree.body)
-    part, first = main_part(tree.body), tree.css_first("h1")
+    body = tree.body or tree.root  # a page of frames has no body
+    drop_named(body)
+    part, first = main_part(body), tree.css_first("h1")
     text = tree_text(part, is_furniture)
     if HASH not in text and first is not None: text = f"{HASH} {' '.join(first.text().split())}{GAP}{text}"
     text = tidy(text) if re.search(r"\w", text) else fragment_to_text(markup)
