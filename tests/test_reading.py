@@ -148,6 +148,7 @@ MERGED = ('<w:vMerge w:val="restart"/>', "<w:vMerge/>")
 @pytest.mark.parametrize(("name", "data", "right"), [
     ("a.docx", word(table(["Part", "bar"], [cell(para("Lid"), look=MERGED[0]), "1"], [cell(para(), look=MERGED[1]), "2"])), "Lid | 1\nLid | 2"),
     ("a.docx", word("<w:tbl><w:sdt><w:sdtContent><w:tr>" + cell(para("Lid")) + cell(para("3")) + "</w:tr></w:sdtContent></w:sdt></w:tbl>"), "Lid | 3"),
+    ("a.docx", word(table(["a", "b"], ["c", "d"]).replace("<w:tr>", '<w:tr><w:trPr><w:gridBefore w:val="1"/></w:trPr>')), "| a | b\n| c | d"),
     ("a.html", "<table><tr><td>A<td colspan=2>wide<td>z<tr><td>1<td>2<td>3<td>4</table>", "A | wide | | z\n1 | 2 | 3 | 4"),
     ("a.html", "<table><tr><th>a<th>b<tr><td rowspan=0>x<td>1<tr><td>2<tr><td>3</table>", "x | 1\nx | 2\nx | 3"),
     ("a.html", "<table><tr><td><p>Only</p><p>layout</p></td></tr></table>", "Only\n\nlayout"),

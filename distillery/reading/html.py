@@ -56,7 +56,7 @@ def is_pointer(
     if node.tag == "sup":
         link = node.css_first("a")
         return link is not None and bool(POINTER.fullmatch(node.text().strip())) and "#" in (link.attributes.get("href") or "")
-    if node.tag != "a" or not (node.attributes.get("href") or "").startswith("#"): return False
+    if node.tag != "a" or "#" not in (node.attributes.get("href") or ""): return False
     return (words := node.text()[:9].strip()) in ARROWS or bool(re.fullmatch(r"\[\w{1,3}\]", words))
 
 # %% ../../nbs/reading/40_html.ipynb #7790967b

@@ -47,8 +47,9 @@ def linear(
 
 # %% ../../nbs/reading/60_word.ipynb #9820e9ea
 def _plain(part: ElementTree.Element, w: str) -> None:
-    "Turn equations into runs, and put a text box that has no old drawing behind the paragraph that holds it."
+    "Turn equations into runs, text boxes without an old drawing into paragraphs, and rows that start late into rows with an empty cell."
     for parent in list(part.iter()):
+        if (late := parent.find("{*}trPr/{*}gridBefore")) is not None: parent.insert(1, _empty_cell(late.get(f"{{{w}}}val", "1"), w))
         for at, child in enumerate(parent):
             if child.tag.endswith("}oMath") and parent.tag.rpartition("}")[2] != "oMathPara":
                 parent[at] = _run(f" {linear(child)} ", w)
@@ -64,8 +65,15 @@ def _run(text: str, w: str) -> ElementTree.Element:
     return run
 
 
+def _empty_cell(columns: str, w: str) -> ElementTree.Element:
+    cell = ElementTree.Element(f"{{{w}}}tc")
+    ElementTree.SubElement(ElementTree.SubElement(cell, f"{{{w}}}tcPr"), f"{{{w}}}gridSpan", {f"{{{w}}}val": columns})
+    ElementTree.SubElement(cell, f"{{{w}}}p")
+    return cell
+
+
 PARTS = re.compile(r"word/(?:document|footnotes|endnotes)\w*\.xml")
-ODD = (b"oMath", b"AlternateContent")
+ODD = (b"oMath", b"AlternateContent", b"gridBefore")
 
 
 def for_mammoth(
