@@ -70,12 +70,14 @@ def file_entries(
 def digest_tree(
     root: Path,  # A folder, or a file
     of_file: Callable[[Path], str] = digest_file,  # Digests one file
+    names: Iterable[str] | None = None,  # Relative paths of the files that count, in order; None: all below the folder
 ) -> str:  # Of names and contents of all files below it; of a file, its bytes
     "Digest of a folder: names and contents of its files."
     root = Path(root)
     whole = hashlib.blake2b(digest_size=16)
     if root.is_file(): return of_file(root)
-    for name in files_below(root): whole.update(f"{name}\0{of_file(root / name)}\n".encode("utf-8", "surrogateescape"))
+    for name in files_below(root) if names is None else names:
+        whole.update(f"{name}\0{of_file(root / name)}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()
 
 # %% ../../nbs/core/25_files.ipynb #cb913c1d
@@ -177,10 +179,11 @@ IN_THIS_PROCESS = FileDigests()
 def known_digest(
     path: Path,  # A file or folder
     memory: Path | None = None,  # See `FileDigests`; without one, what this process has read is remembered
+    names: Iterable[str] | None = None,  # As in `digest_tree`
 ) -> str:  # As `digest_tree`
     "Digest of a file or folder; unchanged files are not opened again."
     digests = FileDigests(memory) if memory else IN_THIS_PROCESS
-    found = digest_tree(path, digests.digest)
+    found = digest_tree(path, digests.digest, names)
     digests.save()
     return found
 

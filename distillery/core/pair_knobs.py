@@ -20,6 +20,9 @@ class DocumentsSection(Section):
     "Settings of reading: which files."
     include: list[str] = key(["**/*"], "result", "glob patterns of the files to read, relative to the folder")
     max_file_mb: float = key(50, "result", "larger files are skipped and named", gt=0)
+    max_seconds: float = key(5, "result", "files that take more seconds of the processor for a MiB are skipped and named", gt=0)
+    max_memory_mb: float = key(768, "result", "files that need more memory to read are skipped and named", ge=256)
+    max_text_mb: float = key(64, "result", "files that hold more text are skipped and named", gt=0)
 
 
 class ChunkingSection(Section):

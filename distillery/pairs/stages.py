@@ -26,6 +26,7 @@ from .fit import fit_rows
 from .gold import gold_coverage, read_gold
 from .judge import stream_scores
 from .linked import link_pairs, linked_counts
+from .listing import digest_documents
 from .prompts import KINDS, asked_kinds, prompts_digest
 from .room import Room, StudentTokens, tokenizer_files_digest
 from .select import select_pairs
@@ -36,18 +37,19 @@ from ..teachers.open import Opener, teacher_digest, teacher_opener
 
 # %% ../../nbs/pairs/90_stages.ipynb #2cc9cb03
 def _documents(job: Job, source: Source) -> None:
-    from distillery.pairs.documents import Skipped, refuse_empty, stream_documents
+    from distillery.pairs.documents import Limits, Skipped, refuse_empty, stream_documents
 
-    how = job.config
-    skipped, room = list[Skipped](), Room(how)
+    how, may = job.config.chunking, job.config.documents
+    limits = Limits(may.max_seconds, may.max_memory_mb, may.max_text_mb)
+    skipped, room = list[Skipped](), Room(job.config)
     read = 0
     with replacing(job.out / "documents.jsonl") as documents, replacing(job.out / "chunks.jsonl") as chunks:
-        for found in stream_documents(source.path, how.documents.include, how.documents.max_file_mb):
-            if isinstance(found, Skipped):
-                skipped.append(found)
-                continue
+        for found in stream_documents(source.path, may.include, may.max_file_mb, limits):
+            if isinstance(found, Skipped): skipped.append(found); continue
+            cut = chunk_documents([found], how.max_tokens, how.min_tokens, room)
+            if not cut: skipped.append(Skipped(found.path, "no sentence in it, only headings")); continue
             documents.write(json_line(found))
-            chunks.writelines(map(json_line, chunk_documents([found], how.chunking.max_tokens, how.chunking.min_tokens, room)))
+            chunks.writelines(map(json_line, cut))
             read += 1
             job.say("documents", read)
         if not read: raise refuse_empty(source.path, skipped)
@@ -133,7 +135,8 @@ def pairs_stages(
     cache: Path,  # The store's folder
 ) -> list[Stage]:  # documents … dataset
     "Pipeline stages from a source to a dataset."
-    origin: dict[str, str] = {source.kind: content_digest(source.path, cache)}
+    of_documents = partial(digest_documents, include=config.documents.include, memory=cache / "files.json")
+    origin: dict[str, str] = {source.kind: content_digest(source.path, cache) if source.kind == "pairs" else of_documents(source.path)}
     student = {"student's tokenizer": tokenizer_files_digest(config.student.base)}
     generating = asked_kinds(config.dataset.questions_per_call, config.validation.judge)
     kinds = (*KINDS, *FORMS.values()) if source.kind == "pairs" else generating

@@ -15,6 +15,7 @@ from ...core.files import digest_bytes, digest_text, read_jsonl
 from ...core.records import Chunk, Document, Pair
 from ...engine.plan import Job
 from ...engine.source import Source
+from ...pairs.listing import list_files
 from ...retrieval.queries import QuerySet, beir_queries, description_queries, heading_queries, join_sets, pair_queries
 
 # %% ../../../nbs/questions/embedder/05_queries.ipynb #5f866a24
@@ -24,7 +25,9 @@ def descriptions_of(
     include: Sequence[str],  # documents.include
 ) -> dict[str, str]:  # Document id to its description, for those that have one
     "Read the descriptions in the front matter of markdown files."
-    from distillery.pairs.documents import decode, front_matter, list_files, make_id
+    from distillery.pairs.documents import make_id
+    from distillery.reading.markdown import front_matter
+    from distillery.reading.files import decode
 
     root, known, found = source.path if source.path.is_dir() else source.path.parent, {d.doc_id: d for d in documents}, dict[str, str]()
     for path in list_files(source.path, include) if source.kind != "pairs" else []:
