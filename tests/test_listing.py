@@ -18,7 +18,7 @@ from distillery.core.errors import DistilleryError
 from distillery.engine.plan import Plan
 from distillery.engine.source import open_source
 from distillery.pairs.documents import read_documents
-from distillery.pairs.listing import SUFFIXES, digest_documents, list_files, list_inputs
+from distillery.reading.listing import SUFFIXES, digest_documents, list_files, list_inputs
 from distillery.pairs.stages import pairs_stages
 from distillery.workbook.experiment import prepare
 

@@ -17,7 +17,7 @@ from .options import File, console, settings
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..engine.source import shipped
-from ..pairs.listing import list_files
+from ..reading.listing import list_files
 from ..workbook.checks import Check, check_packages, check_plan, check_space
 
 # %% ../../nbs/commands/23_doctor.ipynb #f9b7c4f0

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..pairs.listing import list_inputs
+from ..reading.listing import list_inputs
 from ..workbook.checks import Check
 
 # %% ../../nbs/commands/10_environment.ipynb #05bce636

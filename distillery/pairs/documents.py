@@ -15,7 +15,7 @@ from ..core.errors import DistilleryError
 from ..core.records import Document
 from ..core.files import digest_bytes, digest_file, digest_text
 from ..engine.limited import Limited, Limits, OverLimit
-from .listing import KINDS, list_files, list_inputs
+from ..reading.listing import KINDS, list_files, list_inputs
 from ..reading.plain import Unreadable
 from ..reading.files import answer, read_file
 

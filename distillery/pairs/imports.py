@@ -21,8 +21,8 @@ from ..core.files import cell_text, digest_json, digest_text
 from ..core.records import Chunk, Document, Pair
 from .documents import make_id
 from .limits import REFUSAL, locate
-from .row_files import NumberedRow, RowFile, read_rows
-from .shapes import Turned, open_rows, system_prompts, turn_row
+from ..reading.row_files import NumberedRow, RowFile, read_rows
+from ..reading.shapes import Turned, open_rows, system_prompts, turn_row
 from .wordings import WITH_PASSAGE
 
 # %% ../../nbs/pairs/80_imports.ipynb #63a6e9cb

@@ -26,7 +26,7 @@ from .fit import fit_rows
 from .gold import gold_coverage, read_gold
 from .judge import stream_scores
 from .linked import link_pairs, linked_counts
-from .listing import digest_documents
+from ..reading.listing import digest_documents
 from .prompts import KINDS, asked_kinds, prompts_digest
 from .room import Room, StudentTokens, tokenizer_files_digest
 from .select import select_pairs

@@ -15,7 +15,7 @@ from ...core.files import digest_bytes, digest_text, read_jsonl
 from ...core.records import Chunk, Document, Pair
 from ...engine.plan import Job
 from ...engine.source import Source
-from ...pairs.listing import list_files
+from ...reading.listing import list_files
 from ...retrieval.queries import QuerySet, beir_queries, description_queries, heading_queries, join_sets, pair_queries
 
 # %% ../../../nbs/questions/embedder/05_queries.ipynb #5f866a24
