@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from .address import public_address
 from .knob import Section, key
 
 # %% ../../nbs/core/06_student_knobs.ipynb #6c6667c8
@@ -77,6 +78,11 @@ class DistillSection(Section):
     steps: int = key(200, "result", "optimiser steps of on_policy", ge=1)
     beta: float = key(1.0, "result", "divergence of on_policy: 0 forward KL, 1 reverse KL, between: Jensen-Shannon", ge=0, le=1)
 
+    @field_validator("teacher")
+    @classmethod
+    def _without_login(cls, spec: str | None) -> str | None:
+        return spec and public_address(spec)
+
 # %% ../../nbs/core/06_student_knobs.ipynb #af9a34c5
 VARIANTS = ("fp32", "int8", "uint8", "q4")
 
@@ -131,8 +137,7 @@ class EvaluationSection(Section):
     full_samples_per_set: int = key(300, "result", "most cases per set in the full suite", ge=1)
     max_new_tokens: int = key(128, "result", "longest answer, tokens", ge=1)
     refusal_markers: list[str] = key(
-        ["does not tell", "does not say", "not mentioned", "no information", "don't know", "do not know", "cannot answer", "can't answer"],
-        "result", "an answer holding one of these is a refusal",
+        [], "result", "further phrases that make an answer a refusal, beside the wordings of core/replies.yaml",
     )
     concurrency: list[Annotated[int, Field(ge=1)]] = key([1, 8], "result", "requests at once for which latency is measured")
     latency_questions: int = key(48, "result", "questions whose first token and further ones are timed; 0 times none", ge=0)
@@ -160,7 +165,7 @@ class ModelSection(Section):
 # %% ../../nbs/core/06_student_knobs.ipynb #b78a53e1
 class ThresholdsSection(Section):
     "Thresholds of the gates, compared with bounds of intervals, not with point estimates."
-    exact_match_rate_min: float = key(0.35, "result", "least share of exact answers", ge=0, le=1)
+    exact_match_rate_min: float = key(0.35, "result", "least share of right answers", ge=0, le=1)
     token_f1_min: float = key(0.55, "result", "least mean token F1", ge=0, le=1)
     keyword_coverage_min: float = key(0.75, "result", "least mean share of the answer's key words", ge=0, le=1)
     refusal_accuracy_min: float = key(0.90, "result", "least share of unanswerable questions refused", ge=0, le=1)

@@ -16,16 +16,18 @@ from typing import NamedTuple
 
 from ..core.config import Config
 from ..core.files import digest_json
-from ..core.metrics import is_refusal
+from ..core.reply import is_refusal
 from ..core.records import Chunk, Evidence, Pair, Slot
 from . import limits
 from .asked import AskedQuestions
-from .asking import TeacherClient, AnsweredQuestion, Progress, Rejected, flaw, read_answers, sampling_settings
+from .asking import AnsweredQuestion, Progress, Rejected, TeacherClient, ask_judge, flaw, read_answers, sampling_settings
 from .counts import Account
 from .refusals import UnanswerableQuestion, adversarial, kind_of_slot, off_topic, refusal_template
 from .slots import chance, refusal_quota, slot_windows
 from ..teachers.journal import Journal
 from ..teachers.protocol import Task, Teacher
+from .prompts import refusal_of
+from ..core.script import language_of
 
 # %% ../../nbs/pairs/40_generate.ipynb #8976e6fd
 ATTEMPTS = 3  # candidates per slot and per wording
@@ -104,8 +106,8 @@ def draft_rewordings(
                 asked[key] = (still[key].slot, question)
                 taken.add(question.lower())
         for key, evidence in read_answers(client, "reading rewordings", asked, attempt).items():
-            if limits.same_answer(evidence.text, still[key].evidence.text): found[key].append(Wording(asked[key][1], prompts[key]))
-            else: client.reject(key, "rewording", attempt, "reads back as another answer", f"{asked[key][1]} -> {evidence.text}")
+            if limits.same_reading(evidence, still[key].evidence): found[key].append(Wording(asked[key][1], prompts[key]))
+            else: client.reject(key, "rewording", attempt, "reads back as another answer", f"{asked[key][1]} -> {evidence.answer}")
     return found
 
 # %% ../../nbs/pairs/40_generate.ipynb #26a75059
@@ -123,7 +125,7 @@ def donors(
     near = (drafts[i] for i in (*mine[first:], *mine[:first]))
     turned = (drafts[(start + i) % len(drafts)] for i in range(len(drafts)))
     far = (d for d in turned if d.slot.doc_id != chunk.doc_id)
-    fit = (d for d in chain(near, far) if d.slot.chunk_id != chunk.chunk_id and not limits.find_span(chunk.text, d.evidence.text))
+    fit = (d for d in chain(near, far) if d.slot.chunk_id != chunk.chunk_id and not limits.find_span(chunk.text, d.evidence.answer))
     return list(islice(fit, slot.replica * ATTEMPTS, (slot.replica + 1) * ATTEMPTS))
 
 # %% ../../nbs/pairs/40_generate.ipynb #2de87665
@@ -135,14 +137,14 @@ def unanswerable_questions(
     "Candidate questions for each refusal slot, of the kind that was sampled for it."
     seed = client.config.dataset.seed
     shuffled = sorted(drafts, key=lambda d: chance(seed, d.slot.chunk_id, d.question))
-    places, told = defaultdict[str, list[int]](list), defaultdict[str, list[tuple[str, str]]](list)
+    places, answers = defaultdict[str, list[int]](list), [d.evidence.answer for d in shuffled]
     for i, d in enumerate(shuffled): places[d.slot.doc_id].append(i)
-    for d in drafts: told[d.slot.chunk_id].append((d.question, d.evidence.text))
-    answers = [d.evidence.text for d in shuffled]
+    told = defaultdict[str, list[tuple[str, str]]](list)
+    for d in drafts: told[d.slot.chunk_id].append((d.question, d.evidence.answer))
     found = dict[str, list[UnanswerableQuestion]]()
     for slot in slots:
         chunk = client.chunks[slot.chunk_id]
-        kind = kind_of_slot(slot, client.config)
+        kind = kind_of_slot(slot, client.config) if language_of(chunk.text) == "en" else "untold"  # the other kinds are written in English
         if kind == "off_topic": found[slot.slot_id] = off_topic(slot, chunk, seed, ATTEMPTS)
         elif kind == "adversarial": found[slot.slot_id] = adversarial(slot, chunk, told[slot.chunk_id], answers, seed, ATTEMPTS)
         else:
@@ -164,9 +166,14 @@ def draft_refusals(
                  if s.slot_id not in done and len(candidates[s.slot_id]) > attempt}
         tasks = {key: Task("refuse", client.chunks[s.chunk_id].text, question=q.question, category=s.category)
                  for key, (s, q) in still.items()}
-        for key, result in client.ask("refusals", tasks).items():
-            refused = result.ok and is_refusal(result.text, client.config.evaluation.refusal_markers)
-            if refused: done[key] = still[key]
+        results = client.ask("refusals", tasks)
+        refused = {k for k, r in results.items() if r.ok and is_refusal(r.text, client.config.evaluation.refusal_markers)}
+        if client.judges:
+            left = {k: r.text for k, r in results.items() if r.ok and r.text.strip() and k not in refused}
+            cases = {k: {"question": still[k][1].question, "reply": text} for k, text in left.items()}
+            refused |= ask_judge(client, "refusals", "judge_refusal", cases)
+        for key, result in results.items():
+            if key in refused: done[key] = still[key]
             else: client.reject(key, "refusal", attempt, flaw(result) or "answered from a passage that does not tell",
                               f"{still[key][1].question} -> {result.text}")
     return list(done.values())
@@ -191,9 +198,11 @@ def generated_pair(
     refusal: str = "untold",    # Kind of a refusal
 ) -> Pair:                      # One record
     "Pair record of one question and its answer."
+    answer = evidence.answer if evidence else refusal_of(client.chunks[slot.chunk_id].text)
+    scores = {"judged": 1.0} if evidence and evidence.judged else {}
     return Pair(id=digest_json([slot.slot_id, question])[:16], doc_id=slot.doc_id, chunk_id=slot.chunk_id, family_id=slot.slot_id,
-                category=slot.category, difficulty=difficulty, question=question, answer=evidence.text if evidence else limits.REFUSAL,
-                kind=slot.kind, evidence=evidence, teacher=client.teacher.name, seed=seed,
+                category=slot.category, difficulty=difficulty, question=question, answer=answer,
+                kind=slot.kind, evidence=evidence and evidence.plain(), scores=scores, teacher=client.teacher.name, seed=seed,
                 template=refusal_template(client.pack[kind].id, refusal), temperature=sampling_settings(kind, client.config)[0])
 
 # %% ../../nbs/pairs/40_generate.ipynb #78611d9e

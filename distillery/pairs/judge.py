@@ -16,15 +16,19 @@ from ..core.records import Chunk, Pair
 from ..core.sentences import Span, split_sentences
 from .limits import find_span, reworded_answer
 from ..retrieval.embed import Embedder
+from .support import supported
 
 # %% ../../nbs/pairs/50_judge.ipynb #0146455d
 def evidence_score(
     pair: Pair,           # With or without evidence
     chunk: Chunk | None,  # Its passage; None when it came without one
-) -> float | None:        # 1 right, 0.5 in the passage but elsewhere, 0 not there; None when there is nothing to check
+    least: float = 2.0,   # validation.min_support; over 1 only copied answers will do
+) -> float | None:        # 1 right or supported, 0.5 in the passage but elsewhere, 0 not there; None when there is nothing to check
     "Evidence score: whether the answer stands in its passage, at the characters the pair points at."
     if pair.kind == "refusal" or chunk is None or reworded_answer(pair): return None
-    if find_span(chunk.text, pair.answer) is None: return 0.0
+    if find_span(chunk.text, pair.answer) is None:
+        told = pair.scores.get("judged") or supported(pair.question, pair.answer, chunk.text, least)
+        return float(bool(told))
     if pair.evidence is None: return 0.5
     e = pair.evidence
     there = chunk.start <= e.start and e.end <= chunk.end and chunk.text[e.start - chunk.start : e.end - chunk.start] == e.text
@@ -85,6 +89,7 @@ def score_pairs(
     embedder: Embedder,                          # Sentence model
     bert_scorer: PairScorer | None = None,       # Used where there are references
     references: Mapping[str, str] | None = None, # Pair id to a reference answer
+    least: float = 2.0,                          # validation.min_support
 ) -> list[Pair]:                                 # The same pairs with `scores`; what cannot be measured is absent
     "Add evidence, relevance and BERTScore to pairs."
     by_id = {c.chunk_id: c for c in chunks}
@@ -92,7 +97,8 @@ def score_pairs(
     agreement = bert_scores(pairs, bert_scorer, references or {})
     scored = list[Pair]()
     for p in pairs:
-        measured = {"evidence": evidence_score(p, by_id.get(p.chunk_id)), "relevance": relevance.get(p.id), "bert_f1": agreement.get(p.id)}
+        evidence = evidence_score(p, by_id.get(p.chunk_id), least)
+        measured = {"evidence": evidence, "relevance": relevance.get(p.id), "bert_f1": agreement.get(p.id)}
         scores = p.scores | {name: value for name, value in measured.items() if value is not None}
         scored.append(p.model_copy(update={"scores": scores}))
     return scored
@@ -105,7 +111,8 @@ def stream_scores(
     pairs: Iterable[Pair],    # Any pairs, as a stream
     chunks: Sequence[Chunk],  # Their passages
     embedder: Embedder,       # Sentence model, with a file of vectors
+    least: float = 2.0,       # validation.min_support
 ) -> Iterator[Pair]:          # The same pairs with `scores`
     "Add evidence and relevance to pairs, block by block."
     source = iter(pairs)
-    while some := list(islice(source, BLOCK)): yield from score_pairs(some, chunks, embedder)
+    while some := list(islice(source, BLOCK)): yield from score_pairs(some, chunks, embedder, least=least)
