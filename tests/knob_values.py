@@ -12,6 +12,7 @@ OTHER: dict[str, Any] = {
     "context.scorer": "finetune",
     "context.turns": 3,
     "dataset.augment": ["paraphrase"],
+    "dataset.columns": {"question": "Frage"},
     "dataset.difficulty_mix": {"easy": 1.0},
     "dataset.refusal_mix": {"off_topic": 1.0},
     "decisions.bases": ["builtin:mini", "builtin:tiny"],
@@ -24,6 +25,7 @@ OTHER: dict[str, Any] = {
     "decisions.prompt_packs": ["handbook", "resume"],
     "decisions.questions_per_call": [1, 4],
     "decisions.teacher_levels": ["fp32"],
+    "decisions.teacher_reference": "pairs",
     "decisions.temperature_factor": "question",
     "decisions.train_shares": [0.25, 0.5],
     "decisions.train_seeds": [1, 2],
@@ -40,7 +42,10 @@ OTHER: dict[str, Any] = {
     "quantization.keep8": ["o_proj"],
     "selection.max_pairs": 7,
     "teacher.concurrency": 3,
+    "teacher.concurrency_of": {"m": 2},
     "teacher.load_bits": 8,
+    "teacher.parameters": {"seed": None},
+    "teacher.timeout_of": {"m": 1800.0},
     "thresholds.p95_latency_ms_max": {"model.onnx": 1.0},
 }
 

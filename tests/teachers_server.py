@@ -158,3 +158,35 @@ class Server:
 
     async def fault_model(self, request, body):
         return web.Response(status=404, text="no such model")
+
+
+class Scripted(Server):
+    """Answers what a script says: `script(body, turn)` returns a body, or (status, headers, body); None is a good answer.
+
+    `turn` counts the requests with the same prompt. A body of None never ends.
+    """
+
+    def __init__(self, script, **more):
+        super().__init__(**more)
+        self.script = script
+
+    async def reply(self, request):
+        raw = await request.read()
+        body = json.loads(raw)
+        prompt = body["messages"][-1]["content"]
+        turn = self.seen[prompt]
+        self.seen[prompt] += 1
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        said = self.script(body, turn)
+        if said is None: said = json.dumps(whole(answer_of(body))).encode()
+        status, headers, content = said if isinstance(said, tuple) else (200, {}, said)
+        if content is None: return await self.endless(request)
+        return web.Response(status=status, headers={"Content-Type": "application/json", **headers}, body=content)
+
+    async def endless(self, request):
+        response = web.StreamResponse(headers={"Content-Type": STREAM})
+        await response.prepare(request)
+        try:
+            while True: await response.write(b'data: {"choices": [{"delta": {"content": "on and on "}}]}\n\n' * 5000)
+        except (ConnectionError, asyncio.CancelledError): return response

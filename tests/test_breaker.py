@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from distillery.core.errors import DistilleryError
-from distillery.core.breaker import Breaker, CircuitOpen, guarded
-from distillery.teachers.openai import server_failed
-from distillery.teachers.replies import BadReply, Busy, Refused
+from distillery.wire.breaker import Breaker, CircuitOpen, guarded
+from distillery.wire.completion import BadReply
+from distillery.wire.http import Busy, Refused
+from distillery.wire.options import server_failed
 
 WAIT = 10.0
 FAILS, IS_WELL, IS_CANCELLED = OSError("no reply"), ValueError("a bad request"), KeyboardInterrupt()

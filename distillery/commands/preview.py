@@ -65,8 +65,8 @@ def preview(
         some, left = left[: n - len(drafts)], left[n - len(drafts) :]
         asked, drafts = asked + some, drafts + draft_families(client, some, set())
     pairs = [generated_pair(client, d.slot, d.question, d.evidence, d.slot.difficulty, d.prompt, d.seed) for d in drafts]
-    sums = {name: sum(x) for name, x in shared(journal.heard, asked, config).figures.items()}
-    return Preview(pairs, client.rejected, len(journal.heard), round(sums["prompt tokens"]),
+    sums = {name: sum(x) for name, x in shared(journal.heard, asked, config).figures.items()}  # type: ignore[attr-defined]
+    return Preview(pairs, client.rejected, len(journal.heard), round(sums["prompt tokens"]),  # type: ignore[attr-defined]
                    round(sums["answer tokens"]), sums["cost"], time.perf_counter() - began)
 
 # %% ../../nbs/commands/35_preview.ipynb #5a7e2c49

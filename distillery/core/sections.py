@@ -59,6 +59,7 @@ class DecisionsSection(Section):
         ["fp32", "int8"], "result", "forms of the teacher to compare; the first is the reference")
     train_shares: list[float] = key([], "result", "shares of the training documents to train a student on each; fewer than two ask nothing")
     bases: list[str] = key([], "result", "bases of the student to compare, e.g. builtin:mini and builtin:tiny; fewer than two ask nothing")
+    teacher_reference: Literal["gold", "pairs"] = key("gold", "result", "what scores the teacher's levels: gold, or the run's own pairs")
     prompt_packs: list[str] = key([], "result", "prompt packs to compare; fewer than two ask nothing")
     prompt_slots: int = key(60, "result", "slots that are asked in the words of every pack", ge=1)
     questions_per_call: list[int] = key([], "result", "numbers of questions per request to compare; fewer than two ask nothing")

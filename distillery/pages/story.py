@@ -8,7 +8,7 @@ __all__ = ['tell_story', 'warnings_of']
 # %% ../../nbs/pages/45_story.ipynb #20451e77
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,15 @@ def tell_story(
     "How the run went, as tables."
     base, counts = results.path, results.json("counts.json", {})
     order = ["documents", "inputs_skipped", "chunks", "pairs_written", "pairs_kept", "training_rows",
-             "gold_facts_on_training_pages", "gold_facts_taught"]
+             "gold_facts_on_training_pages", "gold_facts_taught", "documents_that_share_a_passage", "pairs_left_out_as_repeats"]
     kept = read_jsonl(base / "selected.jsonl", Pair) if (base / "selected.jsonl").is_file() else []
     dropped = Counter(_short(d["reason"]) for d in _lines(base / "dropped.jsonl"))
-    sets = [{"set": p.stem, "questions": len(_lines(p))} for p in sorted(base.glob("dataset/*.jsonl"))]
+    asks = results.json("dataset/asks.json", {})
+    sets = [{"set": p.stem, "questions": len(_lines(p))} | ({"what it asks": asks.get(p.stem, "")} if asks else {})
+            for p in sorted(base.glob("dataset/*.jsonl"))]
     story: dict[str, list[dict[str, Any]]] = {
         "What was read and written": [_counted(k, counts[k]) for k in order if k in counts],
+        "How the pairs were read": _imported(results.json("imports.json", {})),
         "Pairs kept, by difficulty": [{"difficulty": d, "pairs": n} for d, n in sorted(Counter(p.difficulty for p in kept).items())],
         "Documents with the most pairs": _documents(base, kept),
         "Why candidates were rejected": _rejected(base),
@@ -68,6 +71,13 @@ def _rejected(base: Path) -> list[dict[str, Any]]:
     return [{"share of rejections" if k == "share" else k: v for k, v in r.model_dump().items()}
             for r in rejection_table(_lines(base / "rejected.jsonl"))]
 
+# %% ../../nbs/pages/45_story.ipynb #2b38e947
+def _imported(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not told: return []
+    rows = [{"what": f"rows read ({told['kind']})", "count": number(told["rows"], src=address("imports.json", "rows"))},
+            {"what": "pairs made of them", "count": number(told["pairs"], src=address("imports.json", "pairs"))}]
+    return rows + [{"what": what, "count": number(n, src=address("imports.json", "notes", what))} for what, n in told["notes"].items()]
+
 
 def _short(reason: str) -> str:
     return "repeats another pair" if reason.startswith("repeats ") else reason.split(":")[0][:80]
@@ -78,7 +88,7 @@ def warnings_of(
 ) -> list[str]:  # Sentences; empty when there is nothing to warn of
     "Say plainly how weak a teacher, a student or a set is."
     facts, said = results.json("provenance.json", {}), []
-    if "extractive" in str(facts.get("teacher")):
+    if "extractive" in str(facts.get("teacher")) and facts.get("source") != "pairs":
         said.append("The teacher is a set of rules: its questions are plain and its answers are spans of the text. "
                     "They train and test the machinery on your documents; for questions worth asking, name a real teacher with --teacher.")
     if str(facts.get("student base", "")).startswith("builtin:"):
@@ -87,7 +97,9 @@ def warnings_of(
     if fit := fit_sentence(results.json("dataset/fit.json", {})): said.append(fit)
     if cut := results.json("student/adapter/training.json", {}).get("truncated"):
         said.append(f"The trainer cut or left out {count(cut, 'rows')} that were longer than sft.max_length.")
-    if not facts.get("gold"):
+    if facts.get("source") == "pairs":
+        said.append("All questions come from the imported pairs: no score here says how it does on questions of other people.")
+    elif not facts.get("gold"):
         said.append("Nobody wrote reference questions for these documents: "
                     "the sets were asked by the same teacher that wrote the training pairs.")
     for name in ("recall", "test"):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Progress', 'ROOM', 'TRIAL', 'YES', 'sampling_settings', 'prompt_fields', 'make_request', 'group_request', 'Rejected',
-           'TeacherClient', 'send_groups', 'ask_groups', 'flaw', 'AnsweredQuestion', 'ask_judge', 'judged_answers',
-           'read_answers']
+           'TeacherClient', 'write_requests', 'check_answers', 'send_groups', 'ask_groups', 'flaw', 'AnsweredQuestion',
+           'ask_judge', 'judged_answers', 'read_answers']
 
 # %% ../../nbs/pairs/39_asking.ipynb #ca5e61b1
 from collections import Counter
@@ -98,9 +98,6 @@ class Rejected(NamedTuple):
     text: str     # What the teacher wrote
 
 # %% ../../nbs/pairs/39_asking.ipynb #4c4cfdc4
-TRIAL = 4  # groups that decide whether a teacher can do it
-
-
 class TeacherClient:
     "Client of one teacher: sends tasks through the journal, and keeps the list of what was rejected."
 
@@ -133,33 +130,45 @@ class TeacherClient:
         self.sent += len(results)
         return results
 
-    def written(self, tasks: Mapping[str, Task], attempt: int) -> Iterator[ChatRequest]:
-        "Requests of tasks, one after the other; their seeds and prompts are noted."
-        for key, task in tasks.items():
-            request = make_request(key, task, self.pack, self.config, attempt)
-            self.seeds[key], self.prompts[key] = request.seed, task.kind
-            yield request
-
     def ask(self, step: str, tasks: Mapping[str, Task], attempt: int = 0) -> dict[str, ChatResult]:
         "Send all tasks, batched where that is asked for; raises `DistilleryError` when not one answer came."
         found = ask_groups(self, step, tasks, attempt)
         alone = {key: task for key, task in tasks.items() if key not in found}
-        results = self.send(step, self.written(alone, attempt), len(alone))
-        if not found: self.check(results)
+        results = self.send(step, write_requests(self, alone, attempt), len(alone))
+        if not found: check_answers(self, results)
         return {key: found[key] if key in found else results[key] for key in tasks}  # in the order of the tasks, whichever came first
-
-    def check(self, results: Mapping[str, ChatResult]) -> None:
-        "Raise `DistilleryError` when not one answer came."
-        if not results or any(r.ok for r in results.values()): return
-        first = next(iter(results.values())).error
-        raise DistilleryError(f"{self.teacher.name} answered none of {len(results)} requests; the first failed with {first}",
-                              fix="check the teacher, then run the same command again: nothing is lost")
 
     def reject(self, slot: str, step: str, attempt: int, reason: str, text: str) -> None:
         "Record a rejection."
         self.rejected.append(Rejected(slot, step, attempt, reason, text))
 
+# %% ../../nbs/pairs/39_asking.ipynb #13db17e0
+def write_requests(
+    client: TeacherClient,      # Its pack and settings; seeds and prompts are noted there
+    tasks: Mapping[str, Task],  # What to do
+    attempt: int,               # Another attempt draws another seed
+) -> Iterator[ChatRequest]:     # One at a time
+    "Render the requests of tasks, each when its turn comes."
+    for key, task in tasks.items():
+        request = make_request(key, task, client.pack, client.config, attempt)
+        client.seeds[key], client.prompts[key] = request.seed, task.kind
+        yield request
+
+
+def check_answers(
+    client: TeacherClient,             # Names its teacher
+    results: Mapping[str, ChatResult], # Of one sending
+) -> None:
+    "Raise `DistilleryError` when not one answer came."
+    if not results or any(r.ok for r in results.values()): return
+    first = next(iter(results.values())).error
+    raise DistilleryError(f"{client.teacher.name} answered none of {len(results)} requests; the first failed with {first}",
+                          fix="check the teacher, then run the same command again: nothing is lost")
+
 # %% ../../nbs/pairs/39_asking.ipynb #8b9456b3
+TRIAL = 4  # groups that decide whether a teacher can do it
+
+
 def send_groups(
     client: TeacherClient,        # Where to ask
     step: str,                    # Shown as progress

@@ -9,15 +9,17 @@ __all__ = ['DRAWS', 'Gold', 'ANCHOR', 'sizes', 'imbalance', 'split_documents', '
 
 # %% ../../nbs/pairs/70_dataset.ipynb #8cd5e8a4
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from ..core.config import Config
 from ..core.files import digest_json, read_jsonl
-from ..core.metrics import normalize_answer
+from ..core.metrics import match_form
 from ..core.records import ChatTurn, Chunk, Example, Pair
+from .linked import LinkedPairs, link_pairs
 from .slots import chance
+from .wordings import asked_as, passage_families, recall_wordings
 
 # %% ../../nbs/pairs/70_dataset.ipynb #94b3054f
 DRAWS = 64          # candidate splits compared
@@ -52,15 +54,18 @@ def imbalance(
 def split_documents(
     pairs: Iterable[Pair],  # Any pairs
     config: Config,         # Reads dataset.seed, test_share and train_split
+    groups: Mapping[str, str] | None = None,  # Document to the first of its group, from `link_documents`
 ) -> dict[str, str]:        # Document id to train, validation or test
-    "Grouped split: assign whole documents to train, validation and test, as balanced in difficulty as can be."
+    "Grouped split: assign whole documents, and groups of linked ones, to train, validation and test, as balanced in difficulty as can be."
+    pairs, groups = list(pairs), groups or {}
     mixes = defaultdict[str, Counter[str]](Counter)
-    for p in pairs: mixes[p.doc_id][p.difficulty] += 1
+    for p in pairs: mixes[groups.get(p.doc_id, p.doc_id)][p.difficulty] += 1
     layout = [side for side, n in sizes(len(mixes), config).items() for _ in range(n)]
     def draw(i: int) -> dict[str, str]:
         order = sorted(mixes, key=lambda name: chance(config.dataset.seed, "split", i, name))
         return dict(zip(order, layout, strict=True))
-    return min((draw(i) for i in range(DRAWS)), key=lambda sides: imbalance(sides, mixes))
+    best = min((draw(i) for i in range(DRAWS)), key=lambda sides: imbalance(sides, mixes))
+    return {d: best[groups.get(d, d)] for d in dict.fromkeys(p.doc_id for p in pairs)}
 
 # %% ../../nbs/pairs/70_dataset.ipynb #97bb663e
 def student_prompt(
@@ -88,14 +93,15 @@ def make_example(
 def held_out(
     pairs: Sequence[Pair],  # Training pairs
     config: Config,         # Reads dataset.recall_share and seed
+    reading: Set[str] = frozenset(),  # Families asked with their passage only: nothing to recall
 ) -> dict[str, Pair]:       # Family to the wording that training does not see
     "Held-out wordings for recall: one of each family that has several; never the first, never one that another row repeats."
-    times = Counter(normalize_answer(p.question) for p in pairs)
+    times = Counter(match_form(p.question) for p in pairs)
     families = defaultdict[str, list[Pair]](list)
     for p in pairs:
-        if p.kind == "answer": families[p.family_id].append(p)
+        if p.kind == "answer" and p.family_id not in reading: families[p.family_id].append(p)
     chosen = {name: group for name, group in families.items() if chance(config.dataset.seed, "recall", name) < config.dataset.recall_share}
-    free = {name: [p for p in group[1:] if times[normalize_answer(p.question)] == 1] for name, group in chosen.items()}
+    free = {name: [p for p in group[1:] if times[match_form(p.question)] == 1] for name, group in chosen.items()}
     return {name: min(group, key=lambda p: chance(config.dataset.seed, p.question)) for name, group in free.items() if group}
 
 # %% ../../nbs/pairs/70_dataset.ipynb #ffd7ab00
@@ -136,7 +142,7 @@ def new_wording(
     seed: int,        # dataset.seed
 ) -> str | None:      # None when training uses them all
     "Wording of a reference question that training does not use."
-    free = [w for w in row["wordings"] if normalize_answer(w) not in asked]
+    free = [w for w in row["wordings"] if match_form(w) not in asked]
     return min(free, key=lambda w: chance(seed, "wording", w), default=None)
 
 # %% ../../nbs/pairs/70_dataset.ipynb #c339a566
@@ -149,7 +155,7 @@ def teaching_family(
     start = chunk.start + chunk.text.index(row["sentence"])
     for p in pairs:
         inside = p.evidence and start <= p.evidence.start and p.evidence.end <= start + len(row["sentence"])
-        if inside and normalize_answer(p.answer) == normalize_answer(row["answer"]): return p.family_id
+        if inside and match_form(p.answer) == match_form(row["answer"]): return p.family_id
     return None
 
 # %% ../../nbs/pairs/70_dataset.ipynb #773240d6
@@ -161,7 +167,7 @@ def gold_examples(
     seed: int,                 # dataset.seed
 ) -> dict[str, list[Example]]: # recall and test
     "Recall and test examples made of reference questions."
-    asked = {normalize_answer(p.question) for p in train}
+    asked = {match_form(p.question) for p in train}
     by_chunk = defaultdict[str, list[Pair]](list)
     out: dict[str, list[Example]] = {"recall": [], "test": []}
     for p in train: by_chunk[p.chunk_id].append(p)
@@ -180,13 +186,15 @@ def train_rows(
     pairs: Iterable[Pair],          # Training pairs
     passages: Mapping[str, str],    # Chunk id to text
     config: Config,                 # Reads dataset.seed and passage_share
+    reading: Set[str] = frozenset(),  # Families asked with their passage only
 ) -> list[Example]:                 # From memory; refusals, and a share of the others, with the passage
     "Training examples of pairs."
     rows = list[Example]()
     for p in pairs:
         passage = passages.get(p.chunk_id)
-        if p.kind == "answer": rows.append(make_example("train", p, None))
-        if passage and (p.kind == "refusal" or chance(config.dataset.seed, "passage", p.id) < config.dataset.passage_share):
+        only = bool(passage) and p.family_id in reading
+        if p.kind == "answer" and not only: rows.append(make_example("train", p, None))
+        if passage and (p.kind == "refusal" or only or chance(config.dataset.seed, "passage", p.id) < config.dataset.passage_share):
             rows.append(make_example("train", p, passage))
     return rows
 
@@ -203,36 +211,57 @@ def build_dataset(
     chunks: Sequence[Chunk],              # Their passages
     config: Config,                       # Reads dataset.*
     gold: Sequence[Gold] | None = None,   # Reference questions
+    linked: LinkedPairs | None = None,    # From `link_pairs`, where it is known
 ) -> dict[str, list[Example]]:            # train, validation, test and recall
-    "Build train, validation, test and recall; no question of a measuring set is asked in training."
-    sides = split_documents(pairs, config)
+    "Build train, validation, test and recall; no question and no passage of a measuring set is in training."
     passages = {c.chunk_id: c.text for c in chunks}
+    linked = linked or link_pairs(pairs, passages)
+    pairs, reading = [p for p in pairs if p.id not in linked.repeats], passage_families(pairs)
+    sides = split_documents(pairs, config, linked.groups)
     on = {side: [p for p in pairs if sides[p.doc_id] == side] for side in ("train", "validation", "test")}
-    held = {} if gold else held_out(on["train"], config)
+    held = {} if gold else held_out(on["train"], config, reading)
     out_ids = {p.id for p in held.values()}
     train = [p for p in on["train"] if p.id not in out_ids]
-    asked = {normalize_answer(p.question) for p in train}
-    unseen = {s: [p for p in first_wordings(on[s]) if normalize_answer(p.question) not in asked] for s in ("validation", "test")}
+    asked = {asked_as(p, reading) for p in train}
+    unseen = {s: [p for p in first_wordings(on[s]) if asked_as(p, reading) not in asked] for s in ("validation", "test")}
     measured = gold_examples(gold, chunks, sides, train, config.dataset.seed) if gold else {
-        "recall": [make_example("recall", p, None) for p in held.values()],
+        "recall": [make_example("recall", p, None) for p in held.values()]
+        + [make_example("recall", p, None, question=w)
+           for p, w in recall_wordings(train, set(held) | reading, config, bool(unseen["test"]))],
         "test": [make_example("test", p, passages.get(p.chunk_id)) for p in unseen["test"] if p.kind == "answer"]}
     refusals = [make_example("test", p, passages.get(p.chunk_id)) for p in unseen["test"] if p.kind == "refusal"]
-    return {"train": train_rows(train, passages, config),
+    return {"train": train_rows(train, passages, config, reading),
             "validation": [make_example("validation", p, passages.get(p.chunk_id)) for p in unseen["validation"]],
             "test": measured["test"] + refusals, "recall": measured["recall"]}
 
 # %% ../../nbs/pairs/70_dataset.ipynb #5396eb7c
+def _asked(e: Example, many: Set[str]) -> tuple[str, str]:
+    "What a row asks; a question with several answers asks something else beside each passage."
+    return (question := match_form(e.question)), e.passage or "" if question in many else ""
+
+
 def check_leaks(
     splits: Mapping[str, Iterable[Example]],  # What `build_dataset` returned
+    linked: LinkedPairs | None = None,        # From `link_pairs`; without it the passages in the rows are compared
 ) -> list[str]:                               # Sentences; empty when nothing leaks
-    "Leakage check: documents in two splits, measured questions that training asks, recall questions without a family in training."
+    "Leakage check: documents or passages in two splits, measured questions that training asks, recall questions that nothing taught."
     rows = {name: list(examples) for name, examples in splits.items()}
     docs = {name: {e.doc_id for e in rows.get(name, [])} for name in ("train", "validation", "test")}
-    leaks = [f"document {d} is in {a} and in {b}" for a, b in (("train", "validation"), ("train", "test"), ("validation", "test"))
-             for d in sorted(docs[a] & docs[b])]
-    asked = {normalize_answer(e.question) for e in rows.get("train", [])}
+    between = (("train", "validation"), ("train", "test"), ("validation", "test"))
+    leaks = [f"document {d} is in {a} and in {b}" for a, b in between for d in sorted(docs[a] & docs[b])]
+    every = [e for examples in rows.values() for e in examples]
+    linked = linked or link_pairs(every, {e.chunk_id: e.passage for e in every if e.passage})
+    for a, b in between:
+        there = {linked.groups.get(d, d): d for d in sorted(docs[a])}
+        leaks += [f"documents {there[g]} in {a} and {d} in {b} hold the same passage" for d in sorted(docs[b] - docs[a])
+                  if (g := linked.groups.get(d, d)) in there]
+    answers = defaultdict[str, set[str]](set)
+    for e in every:
+        if e.passage and e.kind == "answer": answers[match_form(e.question)].add(match_form(e.answer))
+    many = {q for q, some in answers.items() if len(some) > 1}
+    asked = {_asked(e, many) for e in rows.get("train", [])}
     leaks += [f"{name} asks what train asks: {e.question}" for name in ("validation", "test", "recall") for e in rows.get(name, [])
-              if normalize_answer(e.question) in asked]
+              if {_asked(e, many), (match_form(e.question), "")} & asked]
     taught = {e.family_id for e in rows.get("train", [])}
     unseen = [e for e in rows.get("recall", []) if e.family_id not in taught]
     return leaks + [f"recall asks for a fact that train never saw: {e.question}" for e in unseen]

@@ -54,7 +54,8 @@ def group_fields(
 
 # %% ../../nbs/pairs/37_groups.ipynb #ec6c6543
 def _is_item(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("text"), str) and isinstance(value.get("id"), str | int)
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str): return False
+    return isinstance(value.get("id"), str | int) and not isinstance(value["id"], bool)
 
 
 class Item(BaseModel, defer_build=True):

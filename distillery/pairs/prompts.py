@@ -25,8 +25,8 @@ else: jinja2 = later("jinja2")
 
 # %% ../../nbs/pairs/30_prompts.ipynb #4be9cabd
 KINDS = ("ask", "answer", "rephrase", "refuse")
-COMMON = ("ask_many", "answer_many", "rephrase_many", "standard", "reanswer",  # a pack without one of these takes it from prompts/common
-          "judge_support", "judge_refusal")
+COMMON = ("ask_many", "answer_many", "rephrase_many", "standard", "reanswer", "standard_answer", "clarify",
+          "judge_support", "judge_refusal")  # a pack without one of these takes it from prompts/common
 
 
 @lru_cache(maxsize=1)

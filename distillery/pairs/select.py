@@ -48,10 +48,13 @@ def shortfall(
 def contradictions(
     pairs: Iterable[Pair],  # Any pairs
 ) -> set[str]:              # Ids
-    "Contradictory pairs: the same question has another answer somewhere in the set."
-    groups = defaultdict[str, list[Pair]](list)
+    "Contradictory pairs: the same question has another answer; asked by people about another passage, it is another question."
+    pairs = list(pairs)
+    imported = {p.family_id for p in pairs if p.teacher == "imported"}
+    groups = defaultdict[tuple[str, str], list[Pair]](list)
     for p in pairs:
-        if p.kind == "answer" and not reworded_answer(p): groups[match_form(p.question)].append(p)
+        about = p.chunk_id if p.family_id in imported else ""
+        if p.kind == "answer" and not reworded_answer(p): groups[match_form(p.question), about].append(p)
     return {p.id for group in groups.values() if len({match_form(p.answer) for p in group}) > 1 for p in group}
 
 # %% ../../nbs/pairs/60_select.ipynb #10890f99
@@ -74,9 +77,10 @@ def overlap(
 def same_fact(
     pair: Pair,  # Any pair
 ) -> tuple[str, str, frozenset[str]]:  # Equal for pairs that may repeat each other
-    "Key that paraphrases of one question share: the answer (for a refusal the passage), and every name and number in the question."
+    "Key that paraphrases of one question share: the answer (of a refusal the passage, of an import both), names and numbers."
     named = re.findall(r"\w*\d\w*|(?<!^)\b[A-Z]\w*", pair.question)
-    return pair.kind, match_form(pair.answer) if pair.kind == "answer" else pair.chunk_id, frozenset(named)
+    answer = match_form(pair.answer) if pair.kind == "answer" else ""
+    return pair.kind, f"{answer}|{pair.chunk_id}" if pair.teacher == "imported" else answer or pair.chunk_id, frozenset(named)
 
 # %% ../../nbs/pairs/60_select.ipynb #f1801469
 BLOCK = 1024  # questions hashed together

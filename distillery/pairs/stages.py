@@ -18,34 +18,38 @@ from ..core.records import Chunk, Pair
 from ..core.store import content_digest, read_jsonl, write_json, write_jsonl
 from ..engine.plan import Job, Stage
 from ..engine.source import Source
-from .augment import Augmented, augment_pairs
+from .augment import FORMS, Augmented, augment_pairs
 from .chunk import chunk_documents
 from .dataset import build_dataset, check_leaks
 from .generate import Generated, stream_pairs
 from .fit import fit_rows
 from .gold import gold_coverage, read_gold
-from .judge import score_pairs
+from .judge import stream_scores
+from .linked import link_pairs, linked_counts
+from ..reading.listing import digest_documents
 from .prompts import KINDS, asked_kinds, prompts_digest
 from .room import Room, StudentTokens, tokenizer_files_digest
 from .select import select_pairs
+from .set_notes import what_sets_ask
 from ..retrieval.embed import Embedder
 from ..teachers.budget import open_journal
 from ..teachers.open import Opener, teacher_digest, teacher_opener
 
 # %% ../../nbs/pairs/90_stages.ipynb #2cc9cb03
 def _documents(job: Job, source: Source) -> None:
-    from distillery.pairs.documents import Skipped, refuse_empty, stream_documents
+    from distillery.pairs.documents import Limits, Skipped, refuse_empty, stream_documents
 
-    how = job.config
-    skipped, room = list[Skipped](), Room(how)
+    how, may = job.config.chunking, job.config.documents
+    limits = Limits(may.max_seconds, may.max_memory_mb, may.max_text_mb)
+    skipped, room = list[Skipped](), Room(job.config)
     read = 0
     with replacing(job.out / "documents.jsonl") as documents, replacing(job.out / "chunks.jsonl") as chunks:
-        for found in stream_documents(source.path, how.documents.include, how.documents.max_file_mb):
-            if isinstance(found, Skipped):
-                skipped.append(found)
-                continue
+        for found in stream_documents(source.path, may.include, may.max_file_mb, limits):
+            if isinstance(found, Skipped): skipped.append(found); continue
+            cut = chunk_documents([found], how.max_tokens, how.min_tokens, room)
+            if not cut: skipped.append(Skipped(found.path, "no sentence in it, only headings")); continue
             documents.write(json_line(found))
-            chunks.writelines(map(json_line, chunk_documents([found], how.chunking.max_tokens, how.chunking.min_tokens, room)))
+            chunks.writelines(map(json_line, cut))
             read += 1
             job.say("documents", read)
         if not read: raise refuse_empty(source.path, skipped)
@@ -53,13 +57,14 @@ def _documents(job: Job, source: Source) -> None:
 
 # %% ../../nbs/pairs/90_stages.ipynb #ff7bd1c2
 def _imported(job: Job, source: Source) -> None:
-    from distillery.pairs.imports import read_pairs
+    from distillery.pairs.imports import left_out, read_pairs
 
-    found = read_pairs(source.path)
+    found = read_pairs(source.path, job.config.dataset.columns)
     write_jsonl(job.out / "documents.jsonl", found.documents)
     write_jsonl(job.out / "chunks.jsonl", found.chunks)
     write_jsonl(job.out / "pairs.jsonl", found.pairs)
-    write_json(job.out / "skipped.json", [])
+    write_json(job.out / "skipped.json", left_out(found, source.path.name))
+    write_json(job.out / "imports.json", {"kind": found.kind, "rows": found.rows, "pairs": len(found.pairs), "notes": found.notes})
 
 # %% ../../nbs/pairs/90_stages.ipynb #96a09e10
 def _write_made(job: Job, parts: Iterable[Generated | Augmented]) -> None:
@@ -78,18 +83,23 @@ def _generate(job: Job, cache: Path, opener: Opener) -> None:
     _write_made(job, stream_pairs(chunks, teacher, journal, job.config, job.say))
 
 
+def _chunks(job: Job) -> list[Chunk]:
+    "Passages; pairs that were imported without contexts have none."
+    return read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
+
+
 def _augment(job: Job, cache: Path, opener: Opener) -> None:
-    chunks, mine = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk), read_jsonl(job.needs["documents"] / "pairs.jsonl", Pair)
+    chunks, mine = _chunks(job), read_jsonl(job.needs["documents"] / "pairs.jsonl", Pair)
     teacher, journal = opener(job.config), open_journal(cache, job.config, job.scratch)
     _write_made(job, [augment_pairs(mine, chunks, teacher, journal, job.config, job.say)])
 
 # %% ../../nbs/pairs/90_stages.ipynb #38a85d20
 def _judge(job: Job, cache: Path) -> None:
     where = job.needs.get("generate") or job.needs["documents"]
-    pairs, chunks = read_jsonl(where / "pairs.jsonl", Pair), read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
-    job.say("scoring", 0, len(pairs))
+    pairs, chunks = stream_jsonl(where / "pairs.jsonl", Pair), _chunks(job)
+    job.say("scoring", 0)
     embedder = Embedder(job.config.judge.embedder, cache / "vectors.sqlite")
-    write_jsonl(job.out / "pairs.jsonl", score_pairs(pairs, chunks, embedder, least=job.config.validation.min_support))
+    write_jsonl(job.out / "pairs.jsonl", stream_scores(pairs, chunks, embedder, least=job.config.validation.min_support))
 
 # %% ../../nbs/pairs/90_stages.ipynb #3cb7b113
 def _select(job: Job) -> None:
@@ -100,14 +110,19 @@ def _select(job: Job) -> None:
 
 
 def _dataset(job: Job, source: Source) -> None:
-    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    chunks = _chunks(job)
     gold = read_gold(source.gold) if source.gold else None
-    splits = build_dataset(read_jsonl(job.needs["select"] / "selected.jsonl", Pair), chunks, job.config, gold)
-    if leaks := check_leaks(splits): raise DistilleryError(f"the splits leak: {leaks[0]}", "report this as a bug: a split must never leak")
+    pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
+    linked = link_pairs(pairs, {c.chunk_id: c.text for c in chunks})
+    splits = build_dataset(pairs, chunks, job.config, gold, linked)
+    if leaks := check_leaks(splits, linked):
+        raise DistilleryError(f"the splits leak: {leaks[0]}", "report this as a bug: a split must never leak")
     splits, fit = fit_rows(splits, StudentTokens(job.config.student.base), job.config.sft.max_length)
     for name, examples in splits.items(): write_jsonl(job.out / f"{name}.jsonl", examples)
     write_json(job.out / "fit.json", fit)
-    if gold: write_json(job.out / "coverage.json", gold_coverage(gold, chunks, splits))
+    facts = gold_coverage(gold, chunks, splits) if gold else {}
+    write_json(job.out / "coverage.json", facts | linked_counts(linked))
+    write_json(job.out / "asks.json", what_sets_ask(splits, pairs, bool(gold)))
 
 # %% ../../nbs/pairs/90_stages.ipynb #53111d76
 ROW = ("student.base", "sft.max_length", "generation_limits.question_max_tokens", "generation_limits.answer_max_tokens")
@@ -120,15 +135,16 @@ def pairs_stages(
     cache: Path,  # The store's folder
 ) -> list[Stage]:  # documents … dataset
     "Pipeline stages from a source to a dataset."
-    origin: dict[str, str] = {source.kind: content_digest(source.path, cache)}
+    of_documents = partial(digest_documents, include=config.documents.include, memory=cache / "files.json")
+    origin: dict[str, str] = {source.kind: content_digest(source.path, cache) if source.kind == "pairs" else of_documents(source.path)}
     student = {"student's tokenizer": tokenizer_files_digest(config.student.base)}
     generating = asked_kinds(config.dataset.questions_per_call, config.validation.judge)
-    kinds = (*KINDS, "standard", "reanswer") if source.kind == "pairs" else generating
+    kinds = (*KINDS, *FORMS.values()) if source.kind == "pairs" else generating
     asked = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack, kinds)}
     write = partial(_augment if source.kind == "pairs" else _generate, cache=cache, opener=teacher_opener(config.teacher.model, config))
     writes = Stage("generate", write, ASKING, ("documents",), asked, "asking the teacher", place="")
     if source.kind == "pairs":
-        read = [Stage("documents", partial(_imported, source=source), inputs=origin, about="reading pairs", place="")]
+        read = [Stage("documents", partial(_imported, source=source), ("dataset.columns",), inputs=origin, about="reading pairs", place="")]
         if config.dataset.augment: read.append(writes)
     else:
         run, reads = partial(_documents, source=source), ("documents", "chunking", *ROW)

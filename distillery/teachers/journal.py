@@ -23,6 +23,7 @@ from ..core.errors import DistilleryError
 from .call_file import UNBILLED, Bill, CallFile, explained, read_calls, request_digest
 from .counters import run_counters
 from .protocol import ChatRequest, ChatResult, Teacher, feed, run_async
+from ..wire.parameters import with_parameters
 
 if TYPE_CHECKING:
     import asyncio
@@ -73,6 +74,7 @@ class PendingRequests:
         self.waiting = deque[ChatRequest]()       # To be sent
         self.open: dict[str, tuple[str, list[ChatRequest]]] = {}     # Key of the request sent, to digest and all that share it
         self.same: dict[tuple[str, int], list[ChatRequest]] = {}
+        journal.recall(teacher)
 
     def refill(self) -> bool:
         "Look up the next block: serve what is known, queue the rest; false when there is none."
@@ -178,7 +180,8 @@ class BudgetedCalls(AskingClock):
     def known(self, teacher: Teacher, digest: str, request: ChatRequest) -> ChatResult | None:
         "A recorded answer of the teacher, or of its fallback."
         hit = self.lookup(digest, request)
-        second = getattr(teacher, "second", None)
+        earlier, second = getattr(teacher, "earlier", None), getattr(teacher, "second", None)
+        if hit is None and earlier: hit = self.lookup(request_digest(request, earlier), request)
         if hit or second is None: return hit
         found = self.lookup(request_digest(request, second.identity), request)
         return replace(found, by=second.name) if found else None
@@ -186,7 +189,10 @@ class BudgetedCalls(AskingClock):
     def keep(self, teacher: Teacher, digest: str, request: ChatRequest, result: ChatResult) -> None:
         "Charge and commit one new result, under the name of the teacher that gave it."
         bill = self.budget.bill(teacher, request, result) if self.budget else UNBILLED
-        if result.by: digest = request_digest(request, teacher.second.identity)  # type: ignore[attr-defined]
+        who = teacher.second if result.by else teacher  # type: ignore[attr-defined]
+        if result.by or result.parameters or getattr(teacher, "learned", None):
+            digest = request_digest(request, with_parameters(who.identity, dict(result.parameters)))
+            self.remember(who)
         self.record(digest, request, result, result.by or teacher.name, bill)
         self.asked += 1
         if not getattr(teacher, "lazy", False): run_counters().answered(result)  # a server's client counts as it goes

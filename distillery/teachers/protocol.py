@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkabl
 
 from ..core.extras import later
 from ..core.errors import DistilleryError
+from ..wire.bounded import whole_text
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,6 +30,10 @@ class Message:
     "One turn of a chat."
     role: Role
     content: str
+
+    def __post_init__(self) -> None:
+        "Mend halves of characters, which no request, file or database takes."
+        object.__setattr__(self, "content", whole_text(self.content))
 
 @dataclass(frozen=True)
 class Task:
@@ -101,6 +106,7 @@ class ChatResult:
     error: str | None = None
     reasoning: str = ""                # The reasoning of a thinking model; never part of the answer
     by: str = ""                       # Name of the fallback, where it answered
+    parameters: tuple[tuple[str, str | None], ...] = ()  # Renamed, or (None) not sent, since the server takes them no other way
 
     @property
     def ok(self) -> bool:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDED', 'LEAST_GIB', 'FEW_GIB', 'LOOKED_AT', 'PACKAGES', 'Check', 'PlanError', 'outcome', 'check_packages',
            'check_space', 'server_problem', 'check_teacher', 'source_languages', 'check_language', 'check_base',
-           'check_plan', 'require_plan']
+           'check_row', 'check_plan', 'require_plan']
 
 # %% ../../nbs/workbook/65_checks.ipynb #b57521d8
 import importlib.metadata
@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..core.address import login_header
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.knobs import ConfigError, find_knob
@@ -31,6 +32,7 @@ from ..engine.plan import Plan, Stage
 from ..engine.source import Source
 from ..core.records import Document
 from ..core.script import language_of, languages
+from ..wire.http import proxy_of
 
 # %% ../../nbs/workbook/65_checks.ipynb #3b87831e
 @dataclass(frozen=True)
@@ -100,9 +102,13 @@ def server_problem(
     timeout_s: float = 10.0,  # Longest wait
 ) -> str:  # Empty where somebody answers
     "Ask whether a server is there."
-    request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 (http or https)
+    bearer = {"Authorization": f"Bearer {key.strip()}"} if key.strip() else {}
+    request = urllib.request.Request(f"{url}/models", headers=bearer | login_header(url))  # noqa: S310 (http or https)
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s): return ""  # noqa: S310
+        proxy = proxy_of(url)
+        way = urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else {})
+        with urllib.request.build_opener(way).open(request, timeout=timeout_s): return ""
+    except DistilleryError as e: return e.message
     except urllib.error.HTTPError as e: return f"{url} refuses the key ({e.code})" if e.code in (401, 403) else ""
     except (OSError, ValueError) as e: return f"no server answers at {url} ({getattr(e, 'reason', e)})"
 
@@ -191,6 +197,21 @@ def check_base(
     for f in wrong: yield Check(f"base {base}: {f.name}", f.name in LENIENT, f.found, f.fix, warns=f.name in LENIENT)
     if not wrong: yield Check(f"base {base}", True, "can be trained and exported")
 
+# %% ../../nbs/workbook/65_checks.ipynb #7f15b381
+def check_row(
+    config: Config,  # Read: student.base, sft.max_length, generation_limits.*
+) -> Iterator[Check]:
+    "Does a training row hold the longest question and answer that may be written, and a passage beside them?"
+    from distillery.pairs.room import LEAST, Room
+
+    room, limits = Room(config), config.generation_limits
+    asked = limits.question_max_tokens + limits.answer_max_tokens
+    holds = f"a training row holds {room.row} tokens (sft.max_length)"
+    if asked > room.row: found = f"{holds}, and a question and its answer may have {asked}"
+    elif room.passage <= LEAST: found = f"{holds}, which leaves no room for a passage beside its question"
+    else: return
+    yield Check("training row", True, found, "raise sft.max_length, or lower generation_limits.answer_max_tokens", warns=True)
+
 # %% ../../nbs/workbook/65_checks.ipynb #263322ee
 def _teachers(waiting: Iterable[Stage], config: Config) -> list[str]:
     from distillery.training.stages import teacher_of
@@ -241,6 +262,7 @@ def check_plan(
     told = source_languages(source, config) if any(n.startswith("builtin:") for n in teachers + bases) else Counter[str]()
     for spec in teachers: checks += [*check_teacher(spec, config), *check_language(spec, told, teaches=True)]
     for base in bases: checks += check_language(base, told, teaches=False)
+    if names & {"documents", "dataset"}: checks += check_row(config)
     if all(c.ok for c in checks):  # a preflight reads tokenizers, which takes seconds
         for base in bases: checks += check_base(base, config)
     return checks

@@ -119,7 +119,7 @@ def take_sample(
         except DistilleryError as e:
             if "no usable pair" not in e.message: raise
     spent = usage(journal, stage=f"{scratch.parent.name}/{scratch.name}")
-    heard = journal.heard
+    heard = journal.heard  # type: ignore[attr-defined]
     overlap = max(spent.busy / spent.seconds if spent.busy and spent.seconds else 1.0, 1e-6)
     pace = getattr(who, "pace", None)  # a teacher without one is as busy with a sample as with a run
     return replace(shared(heard, slots, config), overlap=overlap, limit=overlap if pace is None else max(pace.fixed or inf, overlap))

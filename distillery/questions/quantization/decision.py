@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASKS', 'VARIANT_NAMES', 'QUANTIZATION', 'ship', 'quantization_decision', 'asked_levels', 'teacher_decision',
-           'why_no_quantization', 'quantization_decisions', 'quantization_metrics']
+           'why_no_teacher', 'why_no_quantization', 'quantization_decisions', 'quantization_metrics']
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #975df5bc
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from ...core.numbers import count, milliseconds, number, percent, quantity, with
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, ladder_sentence, read_ladders, variants_at_chance
 from ..decide import decide, level_verdicts
-from .stages import teacher_requests, teacher_stages
+from .stages import teacher_requests, teacher_stages, why_no_levels
 from ..question import Question
 from ..results import Results, TeacherRow
 from ..tables import primary_set, scores_of
@@ -105,6 +105,17 @@ def teacher_decision(
     return made.model_copy(update={"sentence": made.sentence + (f" The others against {levels[0]}: {rest}." if rest else "")})
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #97167d8d
+def why_no_teacher(
+    results: Results,  # A finished run
+) -> str:  # With what would help
+    "Why this run cannot tell whether its teacher may be shrunk."
+    facts = results.json("provenance.json", {})
+    if facts.get("source") == "articles": return "The run read scored articles: no teacher wrote anything."
+    own = results.json("config.json", {}).get("decisions.teacher_reference") == "pairs"
+    return why_no_levels(str(facts.get("teacher", "")), bool(facts.get("gold")) or own) or (
+        "The teacher's forms were not compared: fewer than two of decisions.teacher_levels answered about two documents.")
+
+
 def why_no_quantization(
     results: Results,  # A finished run
 ) -> str | None:  # The reason, or None
@@ -144,7 +155,7 @@ def quantization_metrics(
         found[name] = {key: fmean(getattr(r, key) for r in some) if some else None for key in ("bert_f1", "domain_relevance")}
     parts = {"n_texts", "answers", "everywhere", "alarms", "state"}
     drift = {v: f.model_dump(include=parts) for v, f in read_ladders(results.path).items()}
-    why = {} if rows else {"quantization_comparison": "the teacher has no weights here to quantize"}
+    why = {} if rows else {"quantization_comparison": why_no_teacher(results)}
     students = {v: results.metrics(v) for v in results.variants()}
     return {"quantization_comparison": found, "students": students, "fidelity": drift, "reasons": why}
 

@@ -20,7 +20,7 @@ from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, read_ladders
 from ...evaluation.summary import estimate_cell, measured_by
 from ..decide import compare, interaction_contrasts
-from .decision import VARIANT_NAMES, _sizes, asked_levels, quantization_decision, ship, teacher_decision
+from .decision import VARIANT_NAMES, _sizes, asked_levels, quantization_decision, ship, teacher_decision, why_no_teacher
 from ..results import Results, TeacherRow
 from ..tables import primary_set, scores_of
 
@@ -89,7 +89,7 @@ def _drop_answer(results: Results, made: Decision, config: Config) -> str:
     drops = "; ".join(f"{c.a} {with_interval(c)}" for c in compare(*scores_of(rows, "bert_f1", where), "fp32", config)[1])
     of_student = f"For the student against fp32, n = {count(made.n_items, made.unit)}: {drops}."
     teacher = teacher_decision(results.teacher_rows(), config)
-    if not teacher: return f"The teacher has no weights here to quantize. {of_student}"
+    if not teacher: return f"{why_no_teacher(results)} {of_student}"
     shrunk = "; ".join(f"{c.a} − {c.b}: {with_interval(c)}" for c in teacher.contrasts)
     return f"For the teacher, {shrunk}, n = {count(teacher.n_items, 'slots')}. {of_student}"
 
