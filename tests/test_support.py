@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from distillery.core.config import load_config
+from distillery.core.script import language_of
 from distillery.core.records import Chunk, Document, Pair, Paraphrase
 from distillery.pairs.chunk import chunk_documents
 from distillery.pairs.generate import generate_pairs
@@ -97,7 +98,7 @@ def test_what_is_supported_has_its_numbers_there(question, answer, text):
     found = supported(question, answer, text, LEAST)
     if found:
         assert numbers_in(answer) <= numbers_in(text[found.start : found.end])
-        assert missing_fact(answer, text[found.start : found.end], "en") is None
+        assert missing_fact(answer, text[found.start : found.end], language_of(text)) is None
     best = find_support(question, answer, text, LEAST)
     assert best is None or (0 <= best.score <= 1 and -1 <= best.link <= 0)
 

@@ -176,7 +176,7 @@ def _opening(text: str, courtesy: re.Pattern[str]) -> str:
     a, b = next(iter(line_sentences(text, loose=True)), (0, 0))
     return text[a:b]
 
-
+# %% ../../nbs/core/48_reply.ipynb #a0f2c7f6
 LATIN = ("en", "de", "fr", "es", "it", "pt")
 
 

@@ -20,7 +20,8 @@ from ..core.errors import DistilleryError
 from ..core.files import cell_text, digest_json, digest_text
 from ..core.records import Chunk, Document, Pair
 from .documents import make_id
-from .limits import REFUSAL, locate
+from .limits import locate
+from .prompts import refusal_of
 from ..reading.row_files import NumberedRow, RowFile, read_rows
 from ..reading.shapes import Turned, open_rows, system_prompts, turn_row
 from .wordings import WITH_PASSAGE
@@ -131,7 +132,8 @@ def imported_pair(
     doc_id, chunk_id, category = (chunk.doc_id, chunk.chunk_id, chunk.category) if chunk else (group_id(row.group), "", "general")
     evidence = locate(chunk.text, chunk.start, best) if chunk and row.answerable and len(best) <= MAX_SPAN else None
     return Pair(id=name, doc_id=doc_id, chunk_id=chunk_id, family_id=row.family_id or name, category=row.category or category,
-                difficulty=row.difficulty or "medium", question=row.question, answer=best if row.answerable else REFUSAL,
+                difficulty=row.difficulty or "medium", question=row.question,
+                answer=best if row.answerable else refusal_of(chunk.text if chunk else row.question),
                 kind="answer" if row.answerable else "refusal", evidence=evidence, teacher="imported",
                 template="" if row.alone else WITH_PASSAGE)
 
