@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["core", "wire", "teachers", "engine", "retrieval", "filters", "pairs", "training", "exporting", "evaluation", "shipping",
+ORDER = ["core", "wire", "reading", "teachers", "engine", "retrieval", "filters", "pairs", "training", "exporting", "evaluation", "shipping",
          "questions", "pages", "workbook", "commands"]  # Lowest first; a folder imports itself and what stands before it
 BELOW = {name: set(ORDER[: i + 1]) for i, name in enumerate(ORDER)}
 BELOW["models"] = {"core", "wire", "teachers", "models"}
@@ -144,9 +144,10 @@ def levels(edges: dict[str, set[str]]) -> dict[str, int]:
 
 
 HEAVY = frozenset(  # 20 ms or more, of an extra, or not there on every platform
-    "IPython accelerate aiohttp bert_score bm25s bs4 charset_normalizer datasets datasketch docx faiss gguf huggingface_hub ipywidgets "
-    "jinja2 matplotlib mlx mlx_lm nbconvert numpy onnx onnx_ir onnxruntime onnxruntime_genai onnxscript optimum pandas papermill peft "
-    "prometheus_client psutil pypdf resource safetensors scipy sentence_transformers sklearn tokenizers torch transformers trl".split())
+    "IPython accelerate aiohttp bert_score bm25s charset_normalizer datasets datasketch faiss gguf huggingface_hub ipywidgets "
+    "jinja2 mammoth matplotlib mlx mlx_lm nbconvert numpy onnx onnx_ir onnxruntime onnxruntime_genai onnxscript optimum pandas papermill "
+    "peft prometheus_client psutil pypdfium2 resource safetensors scipy selectolax sentence_transformers sklearn tokenizers torch "
+    "transformers trl".split())
 PLANS = "distillery.workbook.experiment"  # what it loads is loaded before anything runs: an unchanged run pays for it
 LAZY = ("distillery.commands.", "distillery.workbook.checks")  # these load what they need when they are called
 

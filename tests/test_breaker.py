@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from distillery.core.errors import DistilleryError
-from distillery.core.breaker import Breaker, CircuitOpen, guarded
+from distillery.wire.breaker import Breaker, CircuitOpen, guarded
 from distillery.wire.completion import BadReply
 from distillery.wire.http import Busy, Refused
 from distillery.wire.options import server_failed

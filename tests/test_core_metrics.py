@@ -9,17 +9,10 @@ from hypothesis import given, strategies as st
 
 from distillery.core.config import Config
 from distillery.core.metrics import (
-    behaviour_correct,
-    count_sentences,
-    exact_match,
-    is_refusal,
-    keyword_coverage,
-    keywords,
-    length_compliant,
-    normalize_answer,
-    score_all,
+    behaviour_correct, count_sentences, exact_match, keyword_coverage, keywords, length_compliant, normalize_answer, score_all,
     token_f1,
 )
+from distillery.core.reply import is_refusal
 
 SQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "squad"
 needs_squad = pytest.mark.skipif(not SQUAD.exists(), reason="the SQuAD answers lie outside the repository and are not here")

@@ -116,12 +116,12 @@ def test_every_metric_threshold_and_budget_of_the_guide_is_there():
 def test_gates_also_ask_whether_a_variant_is_worse_than_fp32():
     rows = {"fp32": [answered(e, e.answer) for e in toy_examples(300, "test")]}
     rows["q4"] = [r.model_copy(update={"variant": "q4"}) for r in rows["fp32"]]
-    rows["int8"] = [r if i % 5 else r.model_copy(update={"exact_match": 0.0, "token_f1": 0.0}) for i, r in enumerate(rows["fp32"])]
+    rows["int8"] = [r if i % 5 else r.model_copy(update={"answer_match": 0.0, "token_f1": 0.0}) for i, r in enumerate(rows["fp32"])]
     gates = {(g.variant, g.name): g for g in student_gates(align_rows(rows), CFG)}
-    assert gates["q4", "test.exact_match_vs_fp32"].state == "PASS"
-    assert gates["int8", "test.exact_match_vs_fp32"].state == "FAIL"
-    assert gates["q4", "test.exact_match_vs_fp32"].threshold == -CFG.decisions.margins["exact_match"]
-    assert ("fp32", "test.exact_match_vs_fp32") not in gates
+    assert gates["q4", "test.answer_match_vs_fp32"].state == "PASS"
+    assert gates["int8", "test.answer_match_vs_fp32"].state == "FAIL"
+    assert gates["q4", "test.answer_match_vs_fp32"].threshold == -CFG.decisions.margins["answer_match"]
+    assert ("fp32", "test.answer_match_vs_fp32") not in gates
     one_page = {v: [r.model_copy(update={"doc_id": "d"}) for r in some] for v, some in rows.items()}
     assert {g.state for g in student_gates(one_page, CFG) if g.name.endswith("_vs_fp32")} == {"INCONCLUSIVE"}
     assert budget_key("q4") == "model_q4.onnx"
@@ -237,7 +237,7 @@ def test_markers_of_a_refusal_come_from_the_settings():
     cfg = load_config(overrides={"evaluation.refusal_markers": ["no idea"]})
     unanswerable = toy_examples(1)[0].model_copy(update={"kind": "refusal", "answer": ""})
     said = lambda text, c: score_answer(unanswerable, ChatResult("x", text, "stop"), "fp32", c).refusal_accuracy
-    assert (said("No idea at all.", cfg), said("No idea at all.", CFG), said("I do not know.", cfg)) == (1.0, 0.0, 0.0)
+    assert (said("Hard to say, no idea at all.", cfg), said("Hard to say, no idea at all.", CFG), said("Room A10", cfg)) == (1.0, 0.0, 0.0)
     answer = score_answer(unanswerable, ChatResult("x", "Room 4", "stop"), "fp32", cfg)
     assert find_failures([answer], cfg)[0]["reasons"] == ["did not refuse"]
 

@@ -324,9 +324,9 @@ def test_a_warning_reaches_the_terminal(tmp_path):
     import subprocess
     import sys
 
-    code = ("from distillery.core.config import load_config; from distillery.pairs.generate import long_passages; "
+    code = ("from distillery.core.config import load_config; from distillery.pairs.generate import LongPassages; "
             "from distillery.core.records import Chunk; t = 'word ' * 50; "
-            "long_passages([Chunk(chunk_id='c', doc_id='d', heading='h', text=t, start=0, end=len(t), category='x')], "
-            "load_config(overrides={'validation.context_token_warn': 10}))")
+            "long = LongPassages(load_config(overrides={'validation.context_token_warn': 10})); "
+            "long.look([Chunk(chunk_id='c', doc_id='d', heading='h', text=t, start=0, end=len(t), category='x')]); long.warn()")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "1 of 1 passages are longer than validation.context_token_warn (10 tokens), the longest (c) has 50" in done.stderr

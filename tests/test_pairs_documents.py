@@ -15,7 +15,11 @@ from distillery.core.records import Document
 from distillery.core.sentences import split_sentences
 from distillery.pairs.chunk import chunk_documents, count_tokens, passages, sections
 from distillery.pairs.documents import make_id, read_document, read_documents
-from distillery.pairs.formats import Unreadable, docx_to_text, html_to_text, is_markup, markdown_to_text, pdf_to_text
+from distillery.reading.html import html_to_text
+from distillery.reading.markdown import is_markup, markdown_to_text
+from distillery.reading.pdf import pdf_to_text
+from distillery.reading.plain import Unreadable
+from distillery.reading.word import docx_to_text
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -55,7 +59,7 @@ def test_encrypted_pdf_is_named():
 
 
 def test_word_bomb_is_not_unpacked(monkeypatch):
-    monkeypatch.setattr("distillery.pairs.formats.MAX_UNPACKED", 1000)
+    monkeypatch.setattr("distillery.reading.word.MAX_UNPACKED", 1000)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z: z.writestr("word/document.xml", b"0" * 5000)
     with pytest.raises(Unreadable, match="unpacks to more"): docx_to_text(out.getvalue())
@@ -71,12 +75,14 @@ def test_word_tables_and_lists():
     assert docx_to_text(out.getvalue()) == "- Keep dry\n\nCode | 12"
 
 
-@pytest.mark.parametrize(("data", "reason"), [
-    (b"", "empty file"), (b"  \n", "empty file"), (b"\x89PNG\0\0", "binary"), (b"%PDF-1.7 cut", "broken PDF"),
-    (b"PK\x03\x04rest", "archive"), (b"PK\x03\x04 word/ cut", "broken Word"),
-    ("Größe des Papiers und Härte der Farbe".encode("cp1252"), "iconv -f"), (b"--- !!! ---", "no words")])
-def test_every_broken_file_has_a_reason(data, reason):
-    with pytest.raises(Unreadable, match=reason): read_document(data, "a.txt")
+@pytest.mark.parametrize(("data", "reason", "name"), [
+    (b"", "empty file", "a.txt"), (b"  \n", "empty file", "a.txt"), (b"\x89PNG\0\0", "binary", "a.txt"),
+    (b"%PDF-1.7 cut", "broken PDF", "a.pdf"), (b"%PDF-1.7 cut", "broken PDF", "a"), (b"%PDF-1.7\n1 0 obj endobj", "broken PDF", "a.txt"),
+    (b"PK\x03\x04rest", "archive", "a.txt"), (b"PK\x03\x04 word/ cut", "broken Word", "a.txt"), (b"words", "broken Word", "a.docx"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "old Word format", "a.docx"), (b"{\\rtf1 Clean it.}", "rich text", "a.txt"),
+    ("Größe des Papiers und Härte der Farbe".encode("cp1252"), "iconv -f", "a.txt"), (b"--- !!! ---", "no words", "a.txt")])
+def test_every_broken_file_has_a_reason(data, reason, name):
+    with pytest.raises(Unreadable, match=reason): read_document(data, name)
 
 
 def test_one_broken_file_among_good_ones(tmp_path):
@@ -139,7 +145,7 @@ def test_hostile_markdown_is_words():
 def test_html_keeps_words_and_drops_programs():
     page = "<html><head><title>T</title><style>p{}</style></head><body><script>x()</script><h2>A</h2>one"
     page += "<div>two<br>three</div><pre>a\n b</pre></body></html>"
-    assert html_to_text(page) == "## A\n\none\n\ntwo\nthree\n\na\nb"
+    assert html_to_text(page) == "## A\n\none\n\ntwo\nthree\n\na\n b"
     assert read_document(b'<html><meta charset="iso-8859-1"><p>Gr\xf6\xdfe', "a").text == "Größe"
 
 

@@ -408,7 +408,8 @@ def test_embedders_beside_bm25_on_squad(squad, int8, tmp_path):
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
     from distillery.pairs.chunk import chunk_documents
-    from distillery.pairs.documents import front_matter, read_documents
+    from distillery.pairs.documents import read_documents
+    from distillery.reading.markdown import front_matter
     folder = tmp_path_factory.mktemp("audio")
     with tarfile.open(AUDIO) as tar: tar.extractall(folder, filter="data")
     documents = read_documents(folder, ["**/*.md"]).documents

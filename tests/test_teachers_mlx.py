@@ -234,6 +234,7 @@ def test_weights_in_mlx_form_have_levels_too(micro):
     with pytest.raises(DistilleryError, match="names mlx twice"): teacher_stages(open_source(None, None, "builtin"), twice, Path("cache"))
 
 
+@pytest.mark.slow
 def test_levels_come_to_a_card_and_a_page(tmp_path):
     config, source = load_config(preset="handbook", overrides=LEVELS), open_source(None, None, "builtin")
     stages = [pairs_stages(source, config, tmp_path)[0], *teacher_stages(source, config, tmp_path)]

@@ -63,7 +63,7 @@ def preview(
     asked, drafts = list[Slot](), list[Any]()
     while left and len(drafts) < n:
         some, left = left[: n - len(drafts)], left[n - len(drafts) :]
-        asked, drafts = asked + some, drafts + draft_families(client, some)
+        asked, drafts = asked + some, drafts + draft_families(client, some, set())
     pairs = [generated_pair(client, d.slot, d.question, d.evidence, d.slot.difficulty, d.prompt, d.seed) for d in drafts]
     sums = {name: sum(x) for name, x in shared(journal.heard, asked, config).figures.items()}  # type: ignore[attr-defined]
     return Preview(pairs, client.rejected, len(journal.heard), round(sums["prompt tokens"]),  # type: ignore[attr-defined]

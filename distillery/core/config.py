@@ -137,9 +137,11 @@ class _View:
         full = f"{path}{name}"
         if name not in type(node).model_fields: raise ConfigError(f"there is no knob {full!r}", fix="`explain` and `config show` list them")
         value = getattr(node, name)
-        if isinstance(value, Section): return _View(value, prefixes, full + ".", changes)
-        if _covers(prefixes, full): return deepcopy(changes.get(full, value))
-        raise ConfigError(f"{full} was read but not declared", fix=f"add {full!r} to the knobs of this stage")
+        found: Any = _View(value, prefixes, full + ".", changes) if isinstance(value, Section) else deepcopy(changes.get(full, value))
+        if not isinstance(value, Section) and not _covers(prefixes, full):
+            raise ConfigError(f"{full} was read but not declared", fix=f"add {full!r} to the knobs of this stage")
+        if isinstance(found, _View | str | int | float | None): vars(self)[name] = found  # the next read does not come here
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise ConfigError("a configuration is read-only", fix="pass overrides to load_config")

@@ -28,7 +28,7 @@ class ConfigError(DistilleryError):
 class Config(Section):
     "Every knob of a run; sections are read as `config.lora.r`."
     docs: str | None = key(None, "execution", "folder of documents, or one document; in a file relative to that file")
-    pairs: str | None = key(None, "execution", "JSONL or CSV file of pairs, instead of documents; in a file relative to that file")
+    pairs: str | None = key(None, "execution", "file or folder of pairs, instead of documents; in a file relative to that file")
     documents: p.DocumentsSection = Field(default_factory=p.DocumentsSection)
     chunking: p.ChunkingSection = Field(default_factory=p.ChunkingSection)
     teacher: p.TeacherSection = Field(default_factory=p.TeacherSection)

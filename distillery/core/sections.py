@@ -47,8 +47,8 @@ class EmbedderSection(Section):
     tune_learning_rate: float = key(1e-4, "result", "peak learning rate of tuning; few steps want large ones", gt=0)
 
 # %% ../../nbs/core/08_sections.ipynb #7566994e
-MARGINS = {"exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05, "uniqueness": 0.05,
-           "mean_absolute_error": 0.1, "ndcg": 0.02}
+MARGINS = {"answer_match": 0.05, "exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05,
+           "uniqueness": 0.05, "mean_absolute_error": 0.1, "ndcg": 0.02}
 
 
 class DecisionsSection(Section):
@@ -59,6 +59,7 @@ class DecisionsSection(Section):
         ["fp32", "int8"], "result", "forms of the teacher to compare; the first is the reference")
     train_shares: list[float] = key([], "result", "shares of the training documents to train a student on each; fewer than two ask nothing")
     bases: list[str] = key([], "result", "bases of the student to compare, e.g. builtin:mini and builtin:tiny; fewer than two ask nothing")
+    teacher_reference: Literal["gold", "pairs"] = key("gold", "result", "what scores the teacher's levels: gold, or the run's own pairs")
     prompt_packs: list[str] = key([], "result", "prompt packs to compare; fewer than two ask nothing")
     prompt_slots: int = key(60, "result", "slots that are asked in the words of every pack", ge=1)
     questions_per_call: list[int] = key([], "result", "numbers of questions per request to compare; fewer than two ask nothing")

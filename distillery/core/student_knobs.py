@@ -41,7 +41,8 @@ class SftSection(Section):
     batch_size: int = key(16, "result", "examples per forward pass", ge=1)
     gradient_accumulation: int = key(4, "result", "forward passes per optimiser step", ge=1)
     learning_rate: float = key(2e-5, "result", "peak learning rate", gt=0)
-    max_length: int = key(384, "result", "longer examples are cut, tokens", ge=1)
+    max_length: int = key(
+        384, "result", "tokens of a training row, as the student counts; passages are cut to fit, rows left out are counted", ge=1)
     warmup_ratio: float = key(0.05, "result", "share of steps that warm up", ge=0, lt=1)
     weight_decay: float = key(0.0, "result", "decay of the weights", ge=0)
     packing: bool = key(True, "result", "several short examples share a row")
@@ -136,8 +137,7 @@ class EvaluationSection(Section):
     full_samples_per_set: int = key(300, "result", "most cases per set in the full suite", ge=1)
     max_new_tokens: int = key(128, "result", "longest answer, tokens", ge=1)
     refusal_markers: list[str] = key(
-        ["does not tell", "does not say", "not mentioned", "no information", "don't know", "do not know", "cannot answer", "can't answer"],
-        "result", "an answer holding one of these is a refusal",
+        [], "result", "further phrases that make an answer a refusal, beside the wordings of core/replies.yaml",
     )
     concurrency: list[Annotated[int, Field(ge=1)]] = key([1, 8], "result", "requests at once for which latency is measured")
     latency_questions: int = key(48, "result", "questions whose first token and further ones are timed; 0 times none", ge=0)
@@ -165,7 +165,7 @@ class ModelSection(Section):
 # %% ../../nbs/core/06_student_knobs.ipynb #b78a53e1
 class ThresholdsSection(Section):
     "Thresholds of the gates, compared with bounds of intervals, not with point estimates."
-    exact_match_rate_min: float = key(0.35, "result", "least share of exact answers", ge=0, le=1)
+    exact_match_rate_min: float = key(0.35, "result", "least share of right answers", ge=0, le=1)
     token_f1_min: float = key(0.55, "result", "least mean token F1", ge=0, le=1)
     keyword_coverage_min: float = key(0.75, "result", "least mean share of the answer's key words", ge=0, le=1)
     refusal_accuracy_min: float = key(0.90, "result", "least share of unanswerable questions refused", ge=0, le=1)

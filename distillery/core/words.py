@@ -40,7 +40,8 @@ def plural(
 
 # %% ../../nbs/core/21_words.ipynb #c69f2e3a
 METRIC_NAMES = {
-    "bert_f1": "BERTScore F1", "token_f1": "token F1", "exact_match": "exact match", "keyword_coverage": "keyword coverage",
+    "bert_f1": "BERTScore F1", "token_f1": "token F1", "exact_match": "exact match", "answer_match": "answer match",
+    "keyword_coverage": "keyword coverage",
     "refusal_accuracy": "refusal accuracy", "behaviour_accuracy": "behaviour accuracy",
     "length_compliance": "length compliance", "fp32_alignment": "agreement with fp32",
     "rag_improvement": "RAG improvement", "domain_relevance": "domain relevance",

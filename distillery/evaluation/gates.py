@@ -12,12 +12,13 @@ from ..core.knobs import Config
 from ..core.records import Contrast, Gate
 from ..core.stats import paired_contrast
 from ..core.verdicts import gate, noninferiority_gate, quantile_gate
-from .evaluate import EvalRow
+from .evaluate import EvalRow, deciding_metric
 from .summary import METRICS, metric_values
+from ..core.metrics import DECIDING, SQUAD_MATCH
 
 # %% ../../nbs/evaluation/50_gates.ipynb #d6c9afbf
 THRESHOLDS = {
-    "exact_match_rate_min": "exact_match", "token_f1_min": "token_f1", "keyword_coverage_min": "keyword_coverage",
+    "exact_match_rate_min": DECIDING, "token_f1_min": "token_f1", "keyword_coverage_min": "keyword_coverage",
     "refusal_accuracy_min": "refusal_accuracy", "behavior_accuracy_min": "behaviour_accuracy",
     "response_length_compliance_min": "length_compliance", "fp32_alignment_min": "fp32_alignment",
 }
@@ -39,9 +40,10 @@ def paired_contrasts(
     "Paired contrasts of two variants on the same questions, by set and metric."
     theirs = {(r.set, r.id): r for r in others}
     found: dict[tuple[str, str], Contrast | None] = {}
+    other = {DECIDING, SQUAD_MATCH} - {deciding_metric({"": [*rows, *others]})}  # one of the two decides
     for name in sorted({r.set for r in rows}):
         both = [(r, theirs[r.set, r.id]) for r in rows if r.set == name and (r.set, r.id) in theirs]
-        for metric in [m for m in METRICS if m in cfg.decisions.margins]:
+        for metric in [m for m in METRICS if m in cfg.decisions.margins and m not in other]:
             fit = [(r, t) for r, t in both if metric_values([r], metric)[0] and metric_values([t], metric)[0]]
             if fit: found[name, metric] = _contrast(fit, metric, levels, cfg)
     return found
@@ -74,6 +76,7 @@ def paired_gates(
 def _set_gates(variant: str, name: str, rows: Sequence[EvalRow], cfg: Config) -> list[Gate]:
     gates: list[Gate] = []
     for threshold, metric in THRESHOLDS.items():
+        if metric == DECIDING: metric = deciding_metric({variant: rows})
         values, clusters = metric_values(rows, metric)
         if values and not (metric == "fp32_alignment" and variant == "fp32"):
             least = getattr(cfg.thresholds, threshold)

@@ -25,6 +25,7 @@ from .evaluate import EvalCase, EvalRow, evaluate_variant
 from ..exporting.export import variant_bytes
 from ..teachers.local import model_identity
 from ..teachers.onnx import OnnxTeacher
+from ..core.metrics import DECIDING, DECIDING_VERSION
 
 # %% ../../nbs/evaluation/45_measure.ipynb #6fa3bfb3
 def memory_mb() -> tuple[float, float]:
@@ -80,7 +81,8 @@ def measure_variant(
 ) -> tuple[list[EvalRow], dict[str, Any]]:  # Rows, and {bytes, peak_rss_mb, model_rss_mb, load_s, threads}
     "Measure one variant in a child process: rows, peak memory, load time, size; a finished measurement is reused."
     knobs = {name: getattr(getattr(cfg, name.split(".")[0]), name.split(".")[1]) for name in KNOBS}
-    digest = digest_json([variant, model_identity(Path(onnx))["digest"], [e.model_dump() for e in examples], knobs])
+    asked = [e.model_dump() for e in examples]
+    digest = digest_json([variant, model_identity(Path(onnx))["digest"], asked, knobs, DECIDING, DECIDING_VERSION])
     done = Path(out, "cost.json")
     if not done.exists() or json.loads(done.read_text())["digest"] != digest:
         done.unlink(missing_ok=True)

@@ -18,7 +18,8 @@ from ..core.numbers import address, count, estimate, exact, number
 from ..core.records import Gate
 from ..core.stats import mean_interval
 from ..core.words import Sentence, metric_name, sentence
-from .evaluate import EvalRow, Rows
+from .evaluate import EvalRow, Rows, deciding_metric
+from ..core.metrics import DECIDING, DECIDING_VERSION, SQUAD_MATCH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +27,12 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['METRICS', 'REASONS', 'metric_values', 'summarise_rows', 'speed_of', 'find_failures', 'worst_cases', 'estimate_cell',
-           'latency_table', 'difficulty_table', 'inline_code', 'write_evaluation', 'gate_figures', 'gate_line',
-           'gate_table']
+           'latency_table', 'difficulty_table', 'deciding', 'measured_by', 'inline_code', 'write_evaluation',
+           'gate_figures', 'gate_line', 'gate_table']
 
 # %% ../../nbs/evaluation/42_summary.ipynb #3c1008ca
 METRICS = {
-    "exact_match": "answer", "token_f1": "answer", "keyword_coverage": "answer", "bert_f1": "answer",
+    "answer_match": "answer", "exact_match": "answer", "token_f1": "answer", "keyword_coverage": "answer", "bert_f1": "answer",
     "refusal_accuracy": "refusal", "behaviour_accuracy": "all", "length_compliance": "all", "fp32_alignment": "all",
 }
 REASONS = {"answer": "no question with an answer", "refusal": "no question without an answer", "all": "no question"}
@@ -157,12 +158,27 @@ def difficulty_table(
     def row(name: str, level: str, v: str, x: Mapping[str, Any]) -> dict[str, Any]:
         at = lambda key: address(f"{root}/{v}/metrics.json", "sets", name, "difficulty", level, key) if root else None
         return {"set": name, "difficulty": level, "variant": v,
-                **{metric_name(key): estimate_cell(x[key], at(key)) for key in ("exact_match", "token_f1")}}
+                **{metric_name(key): estimate_cell(x[key], at(key)) for key in (measured_by(x), "token_f1")}}
 
     found = [(name, level, v, x) for v, m in told.items() for name, s in m["sets"].items() for level, x in s["difficulty"].items()]
     return [row(*part) for part in sorted(found, key=lambda f: f[:2])]
 
 # %% ../../nbs/evaluation/42_summary.ipynb #f041f18f
+def deciding(
+    rows: Rows,  # Variant to its rows
+) -> dict[str, Any]:  # For metrics.json
+    "Name and version of the metric that decides about rows."
+    name = deciding_metric(rows)
+    return {"metric": name, "version": DECIDING_VERSION if name == DECIDING else None}
+
+
+def measured_by(
+    found: Mapping[str, Any],  # Metrics of one set, from metrics.json
+) -> str:  # answer_match, or exact_match in those of before there was one
+    "The metric that decides about stored figures."
+    return DECIDING if found.get(DECIDING, {}).get("mean") is not None else SQUAD_MATCH
+
+
 def inline_code(
     text: Any,  # What a person or a model wrote
 ) -> str:  # In backticks, on one line
@@ -181,7 +197,7 @@ def write_evaluation(
     "Write evaluation rows, metrics, failure cases and summary."
     failures = find_failures(rows, cfg)
     metrics = {"variant": variant, "sets": summarise_rows(rows, cfg.decisions.confidence), "cost": {**speed_of(rows), **cost},
-               "latency": list(latency), "failures": len(failures)}
+               "latency": list(latency), "failures": len(failures), "deciding": deciding({variant: rows})}
     Path(out).mkdir(parents=True, exist_ok=True)
     write_jsonl(Path(out, "rows.jsonl"), rows)
     write_jsonl(Path(out, "failures.jsonl"), failures)

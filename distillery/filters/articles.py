@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from ..core.extras import later
 from ..core.errors import DistilleryError
-from ..core.files import digest_text, read_text
+from ..core.files import cell_text, digest_text, read_text
 from ..core.records import Record
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def _article(line: str, number: int, fields: Sequence[str], cluster: str) -> Art
     text = row.get("text")
     scores = _scores(row, fields)
     if not isinstance(text, str) or not text.strip(): raise ArticlesError("no text", fix="give the text of the article, or delete the line")
-    name = str(row.get("id", f"line-{number}"))
-    try: return Article(id=name, cluster=str(row.get(cluster, name)), title=str(row.get("title") or ""), text=text, scores=scores)
+    name = cell_text(row.get("id")) or f"line-{number}"
+    title, topic = cell_text(row.get("title")) or "", cell_text(row.get(cluster)) or name
+    try: return Article(id=name, cluster=topic, title=title, text=text, scores=scores)
     except ValidationError as e:
         raise ArticlesError(f"{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}", fix=f"mend line {number}") from e
 

@@ -8,13 +8,14 @@ __all__ = ['tell_story', 'warnings_of']
 # %% ../../nbs/pages/45_story.ipynb #20451e77
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.files import read_jsonl
 from ..core.numbers import address, count, number
 from ..core.records import Pair
+from ..pairs.fit import fit_sentence
 from ..questions.results import Results
 
 # %% ../../nbs/pages/45_story.ipynb #9bb4d82d
@@ -32,17 +33,21 @@ def tell_story(
     "How the run went, as tables."
     base, counts = results.path, results.json("counts.json", {})
     order = ["documents", "inputs_skipped", "chunks", "pairs_written", "pairs_kept", "training_rows",
-             "gold_facts_on_training_pages", "gold_facts_taught"]
+             "gold_facts_on_training_pages", "gold_facts_taught", "documents_that_share_a_passage", "pairs_left_out_as_repeats"]
     kept = read_jsonl(base / "selected.jsonl", Pair) if (base / "selected.jsonl").is_file() else []
     dropped = Counter(_short(d["reason"]) for d in _lines(base / "dropped.jsonl"))
-    sets = [{"set": p.stem, "questions": len(_lines(p))} for p in sorted(base.glob("dataset/*.jsonl"))]
+    asks = results.json("dataset/asks.json", {})
+    sets = [{"set": p.stem, "questions": len(_lines(p))} | ({"what it asks": asks.get(p.stem, "")} if asks else {})
+            for p in sorted(base.glob("dataset/*.jsonl"))]
     story: dict[str, list[dict[str, Any]]] = {
         "What was read and written": [_counted(k, counts[k]) for k in order if k in counts],
+        "How the pairs were read": _imported(results.json("imports.json", {})),
         "Pairs kept, by difficulty": [{"difficulty": d, "pairs": n} for d, n in sorted(Counter(p.difficulty for p in kept).items())],
         "Documents with the most pairs": _documents(base, kept),
         "Why candidates were rejected": _rejected(base),
         "Why written pairs were not kept": [{"reason": r, "pairs": n} for r, n in dropped.most_common()],
         "The dataset": sets,
+        "What fits a training row": _fits(results.json("dataset/fit.json", {})),
     }
     return {k: v for k, v in story.items() if v}
 
@@ -53,11 +58,25 @@ def _documents(base: Path, kept: Sequence[Pair], most: int = 10) -> list[dict[st
     return [{"title": titles[d][0], "file": titles[d][1], "pairs": n} for d, n in counted if d in titles]
 
 
+def _fits(fit: dict[str, Any]) -> list[dict[str, Any]]:
+    "Rows and refusals whose passages were shortened, or that were left out, where there are any."
+    named = {"rows with a shorter passage": "rows_cut", "refusals with a shorter passage": "refusals_cut", "rows left out": "rows_left_out",
+             "refusals left out": "refusals_left_out", "recall questions left out": "recall_left_out"}
+    return [{"what": what, "count": number(fit[key], src=address("dataset/fit.json", key))} for what, key in named.items() if fit.get(key)]
+
+
 def _rejected(base: Path) -> list[dict[str, Any]]:
     from distillery.pairs.account import rejection_table
 
     return [{"share of rejections" if k == "share" else k: v for k, v in r.model_dump().items()}
             for r in rejection_table(_lines(base / "rejected.jsonl"))]
+
+# %% ../../nbs/pages/45_story.ipynb #2b38e947
+def _imported(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not told: return []
+    rows = [{"what": f"rows read ({told['kind']})", "count": number(told["rows"], src=address("imports.json", "rows"))},
+            {"what": "pairs made of them", "count": number(told["pairs"], src=address("imports.json", "pairs"))}]
+    return rows + [{"what": what, "count": number(n, src=address("imports.json", "notes", what))} for what, n in told["notes"].items()]
 
 
 def _short(reason: str) -> str:
@@ -69,13 +88,18 @@ def warnings_of(
 ) -> list[str]:  # Sentences; empty when there is nothing to warn of
     "Say plainly how weak a teacher, a student or a set is."
     facts, said = results.json("provenance.json", {}), []
-    if "extractive" in str(facts.get("teacher")):
+    if "extractive" in str(facts.get("teacher")) and facts.get("source") != "pairs":
         said.append("The teacher is a set of rules: its questions are plain and its answers are spans of the text. "
                     "They train and test the machinery on your documents; for questions worth asking, name a real teacher with --teacher.")
     if str(facts.get("student base", "")).startswith("builtin:"):
         said.append("The student's base is a built-in model of a few million parameters that knows only the English of print-shop "
                     "handbooks. Its scores say nothing about what a real base would reach on these documents.")
-    if not facts.get("gold"):
+    if fit := fit_sentence(results.json("dataset/fit.json", {})): said.append(fit)
+    if cut := results.json("student/adapter/training.json", {}).get("truncated"):
+        said.append(f"The trainer cut or left out {count(cut, 'rows')} that were longer than sft.max_length.")
+    if facts.get("source") == "pairs":
+        said.append("All questions come from the imported pairs: no score here says how it does on questions of other people.")
+    elif not facts.get("gold"):
         said.append("Nobody wrote reference questions for these documents: "
                     "the sets were asked by the same teacher that wrote the training pairs.")
     for name in ("recall", "test"):

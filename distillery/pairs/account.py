@@ -84,5 +84,5 @@ def grouping_rows(
         for s in plan:
             d = drafts.get(s.slot_id)
             rows.append(GroupedRow(level=level, slot_id=s.slot_id, doc_id=s.doc_id, kept=float(d is not None), requests=client.sent,
-                                   question=d.question if d else "", answer=d.evidence.text if d else ""))
+                                   question=d.question if d else "", answer=d.evidence.answer if d else ""))
     return rows

@@ -4,29 +4,30 @@
 
 # %% auto #0
 __all__ = ['ATTEMPTS', 'ask_questions', 'draft_families', 'Wording', 'draft_rewordings', 'donors', 'unanswerable_questions',
-           'draft_refusals', 'Generated', 'generated_pair', 'long_passages', 'summarise', 'generate_pairs']
+           'draft_refusals', 'Generated', 'generated_pair', 'generate_window', 'stream_pairs', 'generate_pairs']
 
 # %% ../../nbs/pairs/40_generate.ipynb #79a657b9
-import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
 
 from ..core.config import Config
-from ..core.errors import DistilleryError
 from ..core.files import digest_json
-from ..core.metrics import is_refusal
+from ..core.reply import is_refusal
 from ..core.records import Chunk, Evidence, Pair, Slot
 from . import limits
-from .asking import TeacherClient, AnsweredQuestion, Progress, Rejected, flaw, read_answers, sampling_settings
-from .chunk import count_tokens
+from .asked import AskedQuestions
+from .asking import AnsweredQuestion, Progress, Rejected, TeacherClient, ask_judge, flaw, read_answers, sampling_settings
+from .counts import Account
 from .refusals import UnanswerableQuestion, adversarial, kind_of_slot, off_topic, refusal_template
-from .slots import chance, plan_slots, refusal_quota
-from ..teachers.counters import run_counters
+from .slots import chance, refusal_quota, slot_windows
 from ..teachers.journal import Journal
 from ..teachers.protocol import Task, Teacher
+from .prompts import refusal_of
+from ..core.script import language_of
 
 # %% ../../nbs/pairs/40_generate.ipynb #8976e6fd
 ATTEMPTS = 3  # candidates per slot and per wording
@@ -35,7 +36,7 @@ ATTEMPTS = 3  # candidates per slot and per wording
 def ask_questions(
     client: TeacherClient,  # Where to ask
     slots: Sequence[Slot],  # Slots still open
-    taken: set[str],        # Questions that exist already; grows
+    taken: set[str] | AskedQuestions,  # Questions that exist already; grows
     closed: set[str],       # Slots the teacher has nothing to say about; grows
     attempt: int,           # From 0
 ) -> list[AnsweredQuestion]:           # Accepted, in the order of the slots
@@ -65,13 +66,14 @@ def ask_questions(
 def draft_families(
     client: TeacherClient,  # Where to ask
     slots: Sequence[Slot],  # What to ask
+    taken: set[str] | AskedQuestions,  # Questions that exist already; grows
 ) -> list[AnsweredQuestion]:           # At most one for each slot, in their order
     "Questions with answers for all slots, with up to `ATTEMPTS` candidates each."
     done = dict[str, AnsweredQuestion]()
-    taken = set[str]()
     closed = set[str]()
     for attempt in range(ATTEMPTS):
-        still = [s for s in slots if s.slot_id not in closed | done.keys()]
+        over = closed | done.keys()
+        still = [s for s in slots if s.slot_id not in over]
         done |= {d.slot.slot_id: d for d in ask_questions(client, still, taken, closed, attempt)}
     return [done[s.slot_id] for s in slots if s.slot_id in done]
 
@@ -85,11 +87,11 @@ class Wording(NamedTuple):
 def draft_rewordings(
     client: TeacherClient,      # Where to ask
     drafts: Sequence[AnsweredQuestion],    # Accepted questions
+    taken: set[str] | AskedQuestions,  # Questions that exist already, the accepted ones among them; grows
 ) -> dict[str, list[Wording]]:  # Slot to its further wordings
     "Paraphrase each question, up to variations_per_question wordings in all; each must lead back to the same answer."
     wanted = client.config.dataset.variations_per_question - 1
     found = {d.slot.slot_id: list[Wording]() for d in drafts}
-    taken = {d.question.lower() for d in drafts}
     for attempt in range(wanted + 1 if wanted else 0):
         still = {d.slot.slot_id: d for d in drafts if len(found[d.slot.slot_id]) < wanted}
         results = client.ask("rewordings", {k: Task("rephrase", question=d.question) for k, d in still.items()}, attempt)
@@ -104,23 +106,25 @@ def draft_rewordings(
                 asked[key] = (still[key].slot, question)
                 taken.add(question.lower())
         for key, evidence in read_answers(client, "reading rewordings", asked, attempt).items():
-            if limits.same_answer(evidence.text, still[key].evidence.text): found[key].append(Wording(asked[key][1], prompts[key]))
-            else: client.reject(key, "rewording", attempt, "reads back as another answer", f"{asked[key][1]} -> {evidence.text}")
+            if limits.same_reading(evidence, still[key].evidence): found[key].append(Wording(asked[key][1], prompts[key]))
+            else: client.reject(key, "rewording", attempt, "reads back as another answer", f"{asked[key][1]} -> {evidence.answer}")
     return found
 
 # %% ../../nbs/pairs/40_generate.ipynb #26a75059
 def donors(
     slot: Slot,               # A refusal slot
     drafts: Sequence[AnsweredQuestion],  # Accepted questions, in a shuffled order
+    places: Mapping[str, Sequence[int]],  # Document to the places of its questions among them
     chunk: Chunk,             # The passage of the slot
     seed: int,                # dataset.seed
 ) -> list[AnsweredQuestion]:             # The first `ATTEMPTS` to try
     "Candidate unanswerable questions: those of the same document first, then of any document, from a random start."
     start = int(chance(seed, chunk.text) * len(drafts))
-    turned = [*drafts[start:], *drafts[:start]]
-    near = [d for d in turned if d.slot.doc_id == chunk.doc_id]
-    far = [d for d in turned if d.slot.doc_id != chunk.doc_id]
-    fit = (d for d in chain(near, far) if d.slot.chunk_id != chunk.chunk_id and not limits.find_span(chunk.text, d.evidence.text))
+    mine = places.get(chunk.doc_id, ())
+    first = bisect_left(mine, start)
+    near = (drafts[i] for i in (*mine[first:], *mine[:first]))
+    far = (d for d in chain(islice(drafts, start, None), islice(drafts, start)) if d.slot.doc_id != chunk.doc_id)
+    fit = (d for d in chain(near, far) if d.slot.chunk_id != chunk.chunk_id and not limits.find_span(chunk.text, d.evidence.answer))
     return list(islice(fit, slot.replica * ATTEMPTS, (slot.replica + 1) * ATTEMPTS))
 
 # %% ../../nbs/pairs/40_generate.ipynb #2de87665
@@ -132,17 +136,19 @@ def unanswerable_questions(
     "Candidate questions for each refusal slot, of the kind that was sampled for it."
     seed = client.config.dataset.seed
     shuffled = sorted(drafts, key=lambda d: chance(seed, d.slot.chunk_id, d.question))
+    places, answers = defaultdict[str, list[int]](list), [d.evidence.answer for d in shuffled]
+    for i, d in enumerate(shuffled): places[d.slot.doc_id].append(i)
+    told = defaultdict[str, list[tuple[str, str]]](list)
+    for d in drafts: told[d.slot.chunk_id].append((d.question, d.evidence.answer))
     found = dict[str, list[UnanswerableQuestion]]()
     for slot in slots:
         chunk = client.chunks[slot.chunk_id]
-        kind = kind_of_slot(slot, client.config)
+        kind = kind_of_slot(slot, client.config) if language_of(chunk.text) == "en" else "untold"  # the other kinds are written in English
         if kind == "off_topic": found[slot.slot_id] = off_topic(slot, chunk, seed, ATTEMPTS)
-        elif kind == "adversarial":
-            answered = [(d.question, d.evidence.text) for d in drafts if d.slot.chunk_id == slot.chunk_id]
-            found[slot.slot_id] = adversarial(slot, chunk, answered, [d.evidence.text for d in shuffled], seed, ATTEMPTS)
+        elif kind == "adversarial": found[slot.slot_id] = adversarial(slot, chunk, told[slot.chunk_id], answers, seed, ATTEMPTS)
         else:
             found[slot.slot_id] = [UnanswerableQuestion(d.question, d.seed, difficulty=d.slot.difficulty)
-                                   for d in donors(slot, shuffled, chunk, seed)]
+                                   for d in donors(slot, shuffled, places, chunk, seed)]
     return found
 
 # %% ../../nbs/pairs/40_generate.ipynb #a916cfc8
@@ -159,9 +165,14 @@ def draft_refusals(
                  if s.slot_id not in done and len(candidates[s.slot_id]) > attempt}
         tasks = {key: Task("refuse", client.chunks[s.chunk_id].text, question=q.question, category=s.category)
                  for key, (s, q) in still.items()}
-        for key, result in client.ask("refusals", tasks).items():
-            refused = result.ok and is_refusal(result.text, client.config.evaluation.refusal_markers)
-            if refused: done[key] = still[key]
+        results = client.ask("refusals", tasks)
+        refused = {k for k, r in results.items() if r.ok and is_refusal(r.text, client.config.evaluation.refusal_markers)}
+        if client.judges:
+            left = {k: r.text for k, r in results.items() if r.ok and r.text.strip() and k not in refused}
+            cases = {k: {"question": still[k][1].question, "reply": text} for k, text in left.items()}
+            refused |= ask_judge(client, "refusals", "judge_refusal", cases)
+        for key, result in results.items():
+            if key in refused: done[key] = still[key]
             else: client.reject(key, "refusal", attempt, flaw(result) or "answered from a passage that does not tell",
                               f"{still[key][1].question} -> {result.text}")
     return list(done.values())
@@ -186,52 +197,24 @@ def generated_pair(
     refusal: str = "untold",    # Kind of a refusal
 ) -> Pair:                      # One record
     "Pair record of one question and its answer."
+    answer = evidence.answer if evidence else refusal_of(client.chunks[slot.chunk_id].text)
+    scores = {"judged": 1.0} if evidence and evidence.judged else {}
     return Pair(id=digest_json([slot.slot_id, question])[:16], doc_id=slot.doc_id, chunk_id=slot.chunk_id, family_id=slot.slot_id,
-                category=slot.category, difficulty=difficulty, question=question, answer=evidence.text if evidence else limits.REFUSAL,
-                kind=slot.kind, evidence=evidence, teacher=client.teacher.name, seed=seed,
+                category=slot.category, difficulty=difficulty, question=question, answer=answer,
+                kind=slot.kind, evidence=evidence and evidence.plain(), scores=scores, teacher=client.teacher.name, seed=seed,
                 template=refusal_template(client.pack[kind].id, refusal), temperature=sampling_settings(kind, client.config)[0])
 
-# %% ../../nbs/pairs/40_generate.ipynb #60055f84
-def long_passages(
-    chunks: Iterable[Chunk],  # Passages that a teacher is given
-    config: Config,           # Reads validation.context_token_warn
-) -> dict[str, int]:          # Chunk to its tokens, for those over the limit
-    "Passages over validation.context_token_warn, with a warning in the log."
-    most = config.validation.context_token_warn
-    sized = {c.chunk_id: count_tokens(c.text) for c in chunks}
-    found = {name: n for name, n in sized.items() if n > most}
-    if found:
-        logging.getLogger(__name__).warning(
-            "%d of %d passages are longer than validation.context_token_warn (%d tokens), the longest (%s) has %d: "
-            "lower chunking.max_tokens",
-            len(found), len(sized), most, max(found, key=lambda name: found[name]), max(found.values()))
-    return found
-
-
-def summarise(
-    client: TeacherClient,  # Its rejections
-    slots: Sequence[Slot],  # What was planned
-    pairs: Sequence[Pair],  # What came out
-) -> dict[str, int]:        # Totals, then reasons
-    "Counts of slots, families, pairs, and rejections by step and reason."
-    totals = {"slots": len(slots), "families": len({p.family_id for p in pairs}), "pairs": len(pairs),
-              "passages over validation.context_token_warn": len(long_passages(client.chunks.values(), client.config))}
-    return totals | dict(client.counts) | dict(Counter(f"{r.step}: {r.reason.split(': ')[0]}" for r in client.rejected).most_common())
-
 # %% ../../nbs/pairs/40_generate.ipynb #78611d9e
-def generate_pairs(
-    chunks: Sequence[Chunk],              # Passages
-    teacher: Teacher,                     # Who writes
-    journal: Journal,                     # Remembers every answer
-    config: Config,                       # Reads dataset, prompts, generation_limits, llm_defaults, validation, evaluation.refusal_markers
-    progress: Progress | None = None,     # Told (step, done, total)
-    slots: Sequence[Slot] | None = None,  # Another plan than `plan_slots` makes
-) -> Generated:                           # Pairs in the order of the slots, rejections, counts
-    "Generate the pairs of a corpus; raises `DistilleryError` when nothing usable came out."
-    client = TeacherClient(chunks, teacher, journal, config, progress, config.dataset.questions_per_call)
-    plan = list(plan_slots(chunks, config) if slots is None else slots)
-    drafts = draft_families(client, [s for s in plan if s.kind == "answer"])
-    wordings = draft_rewordings(client, drafts)
+def generate_window(
+    client: TeacherClient,   # Has the passages of the window
+    plan: Sequence[Slot],    # What to ask about them
+    asked: AskedQuestions,   # Questions of earlier windows; those of this one are added
+) -> list[Pair]:             # Families in the order of the slots, then refusals
+    "Generate the pairs of some passages."
+    config = client.config
+    drafts = draft_families(client, [s for s in plan if s.kind == "answer"], asked)
+    asked.now = {d.question.lower() for d in drafts}
+    wordings = draft_rewordings(client, drafts, asked)
     pairs = list[Pair]()
     for d in drafts:
         pairs.append(generated_pair(client, d.slot, d.question, d.evidence, d.slot.difficulty, d.prompt, d.seed))
@@ -241,9 +224,39 @@ def generate_pairs(
     room = [s for s in plan if s.kind == "refusal" and s.replica < refusal_quota(client.chunks[s.chunk_id], written[s.chunk_id], config)]
     for slot, f in draft_refusals(client, room, drafts):
         pairs.append(generated_pair(client, slot, f.question, None, f.difficulty, "refuse", f.seed, f.kind))
-    counts = summarise(client, plan, pairs)
-    run_counters().add(documents=len({c.doc_id for c in chunks}))
-    if pairs: return Generated(pairs, client.rejected, counts)
-    why = Counter(r.reason for r in client.rejected if r.reason != "repeats another question").most_common(1)
-    raise DistilleryError(f"no usable pair came out of {len(plan)} slots; {why[0][0] if why else 'no sentence to ask about'}",
-                          fix="read the rejections, then loosen generation_limits or choose another teacher or prompts.pack")
+    return pairs
+
+# %% ../../nbs/pairs/40_generate.ipynb #ae8829e8
+def stream_pairs(
+    chunks: Iterable[Chunk],              # Passages, as a stream
+    teacher: Teacher,                     # Who writes
+    journal: Journal,                     # Remembers every answer
+    config: Config,                       # Reads dataset, prompts, generation_limits, llm_defaults, validation, evaluation.refusal_markers
+    progress: Progress | None = None,     # Told (step, done, total)
+    slots: Sequence[Slot] | None = None,  # Another plan than `slot_windows` makes
+) -> Iterator[Generated]:                 # A window's pairs and rejections, and the counts so far
+    "Generate the pairs of a corpus window by window; raises `DistilleryError` at the end when nothing usable came out."
+    client = TeacherClient((), teacher, journal, config, progress, config.dataset.questions_per_call)
+    asked, account = AskedQuestions(), Account(config)
+    least = {"least": None} if getattr(teacher, "discounted", False) else {}
+    for some, plan in slot_windows(chunks, config, **least) if slots is None else [(chunks, slots)]:
+        client.turn_to(some)
+        pairs = generate_window(client, plan, asked)
+        account.add(some, plan, pairs, ((r.step, r.reason) for r in client.rejected))
+        asked.next_window(p.question for p in pairs if p.kind == "answer")
+        yield Generated(pairs, client.rejected, account.counts(client.counts))
+    account.long.warn()
+    account.require_pairs()
+
+
+def generate_pairs(
+    chunks: Iterable[Chunk],              # Passages
+    teacher: Teacher,                     # Who writes
+    journal: Journal,                     # Remembers every answer
+    config: Config,                       # As for `stream_pairs`
+    progress: Progress | None = None,     # Told (step, done, total)
+    slots: Sequence[Slot] | None = None,  # Another plan than `slot_windows` makes
+) -> Generated:                           # Pairs in the order of the slots, rejections, counts
+    "Generate the pairs of a corpus, all at once; raises `DistilleryError` when nothing usable came out."
+    parts = list(stream_pairs(chunks, teacher, journal, config, progress, slots))
+    return Generated([p for part in parts for p in part.pairs], [r for part in parts for r in part.rejected], parts[-1].counts)

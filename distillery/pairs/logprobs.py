@@ -69,7 +69,8 @@ def _tokenizer(spec: str) -> str:
 
 
 def _logprobs(job: Job, cache: Path, opener: Opener) -> None:
-    pairs, chunks = read_jsonl(job.needs["select"] / "selected.jsonl", Pair), read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
+    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
     requests = answer_requests(pairs, chunks, job.config)
     teacher, journal = opener(job.config), open_journal(cache, job.config, job.scratch)
     results = journal.ask(teacher, requests, lambda done, total: job.say("answers", done, total))

@@ -16,6 +16,7 @@ from ..core.records import Contrast, Decision, Estimate
 from ..core.stats import holm, mean_interval, paired_contrast
 from ..core.verdicts import verdict
 from ..core.words import metric_name
+from ..core.metrics import DECIDING, DECIDING_VERSION
 
 # %% ../../nbs/questions/30_decide.ipynb #1267719d
 Scores = Mapping[str, Mapping[str, float]]  # Level to item id to number
@@ -86,7 +87,8 @@ def decide(
     worst = max(contrasts, key=lambda c: abs(c.diff)).a if contrasts else baseline
     word, sentence = judged.get(worst, ("not asked", f"Only {baseline} was measured."))
     return Decision(
-        name=name, question=question, factor=factor, levels=list(scores), metric=metric, unit=units[0], n_items=len(common_items(scores)),
+        name=name, question=question, factor=factor, levels=list(scores), metric=metric, unit=units[0],
+        metric_version=DECIDING_VERSION if metric == DECIDING else None, n_items=len(common_items(scores)),
         n_clusters=len({clusters[i] for i in common_items(scores)}), estimates=estimates, contrasts=contrasts, margin=margin,
         verdict=word, sentence=sentence, cost=dict(cost or {}),
     )

@@ -21,7 +21,8 @@ import numpy as np
 from ..core.config import load_config
 from ..core.errors import DistilleryError
 from ..core.files import digest_text
-from ..core.metrics import exact_match, is_refusal, token_f1
+from ..core.metrics import exact_match, token_f1
+from ..core.reply import is_refusal
 from ..core.records import Estimate
 from ..core.stats import mean_interval
 from .rag import plain_prompt, refusal_threshold

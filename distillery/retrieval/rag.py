@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from ..core.errors import DistilleryError
-from ..core.metrics import exact_match, is_refusal, token_f1
+from ..core.metrics import exact_match, token_f1
+from ..core.reply import is_refusal
 from ..core.records import Pair, Record
 from .queries import QuerySet
 from .search import Searcher

@@ -24,6 +24,7 @@ from ..core.numbers import estimate
 from ..exporting.export import variant_bytes
 from ..exporting.ollama import folder_template
 from ..teachers.chat import read_json
+from ..evaluation.summary import measured_by
 
 # %% ../../nbs/shipping/62_package.ipynb #736eabae
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def figure_table(
     lines = []
     for name, values in figures["sets"].items():
         lines += [f"| {name} | {m} | {_figure(v)} |" for m, v in values.items() if isinstance(v, dict) and m != "difficulty"]
-        lines += [f"| {name}, {level} | exact_match | {_figure(v['exact_match'])} |" for level, v in values.get("difficulty", {}).items()]
+        by_level = [(level, measured_by(v), v) for level, v in values.get("difficulty", {}).items()]
+        lines += [f"| {name}, {level} | {m} | {_figure(v[m])} |" for level, m, v in by_level]
     return "\n".join(["| questions | metric | value |", "|---|---|---|", *lines])
 
 # %% ../../nbs/shipping/62_package.ipynb #e92fa0fa

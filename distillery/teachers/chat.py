@@ -82,10 +82,14 @@ class ChatTokenizer:
                  self._tokens.token_to_id(self.special["eos_token"])]
         self.stop_ids = frozenset(i for ids in named for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        "The prompt as text, ready for the assistant's turn."
+    def render(self, messages: Sequence[Message], unanswered: bool = True) -> str:
+        "The prompt as text, ready for the assistant's turn; or a whole chat, as training sees it."
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        return self._template.render(messages=turns, add_generation_prompt=True, tools=None, **self.special)
+        return self._template.render(messages=turns, add_generation_prompt=unanswered, tools=None, **self.special)
+
+    def starts(self, text: str) -> list[int]:
+        "Where the tokens of a text begin, in characters; several may begin at one."
+        return [start for start, _ in self._tokens.encode(text, add_special_tokens=False).offsets]
 
     def tokens(self, text: str) -> list[int]:
         "Any text as token ids, without marks around it."

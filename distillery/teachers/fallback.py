@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from ..core.errors import DistilleryError
-from ..core.breaker import CircuitOpen
+from ..wire.breaker import CircuitOpen
 from .openai import PASSING, OpenAITeacher
 from .pace import Places
 from .protocol import ChatRequest, ChatResult, Teacher

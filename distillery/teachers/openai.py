@@ -16,7 +16,7 @@ import aiohttp
 import stamina
 
 from ..core.address import public_address
-from ..core.breaker import Breaker, CircuitOpen, guarded
+from ..wire.breaker import Breaker, CircuitOpen, guarded
 from ..core.errors import DistilleryError
 from .counters import run_counters
 from .pace import Pace, Places

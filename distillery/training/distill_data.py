@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import atomic_write, digest_json
-from ..core.metrics import is_refusal
+from ..core.reply import is_refusal
 from ..core.records import ChatTurn, Example
 from ..pairs.asking import make_request
 from ..pairs.dataset import student_prompt

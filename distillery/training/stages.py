@@ -82,7 +82,7 @@ def passages_of(
 ) -> dict[str, str]:  # Chunk to its text; empty for pairs without passages
     "Passages of a run, by chunk."
     file = job.needs["documents"] / "chunks.jsonl"
-    return {c.chunk_id: c.text for c in read_jsonl(file, Chunk)} if file.is_file() else {}
+    return {c.chunk_id: c.text for c in read_jsonl(file, Chunk, allow_empty=True)} if file.is_file() else {}
 
 
 def _teach(job: Job, k: int, cache: Path, opener: Opener) -> None:

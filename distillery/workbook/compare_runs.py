@@ -14,10 +14,10 @@ from ..core.errors import DistilleryError
 from ..core.numbers import count, with_interval
 from ..core.records import Contrast
 from ..core.words import metric_name
-from ..evaluation.evaluate import EvalRow
+from ..evaluation.evaluate import EvalRow, deciding_metric
 from ..questions.decide import compare, level_verdicts
 from ..questions.tables import scores_of
-from ..questions.results import Results
+from ..questions.results import Results, require_one_metric
 from .tune import asked_alike
 
 # %% ../../nbs/workbook/72_compare_runs.ipynb #07845a52
@@ -33,7 +33,7 @@ def changed_settings(
     return {n: (one.get(n), other.get(n)) for n in names if one.get(n) != other.get(n)}
 
 # %% ../../nbs/workbook/72_compare_runs.ipynb #9adbe8be
-METRICS = ("exact_match", "token_f1", "bert_f1")
+METRICS = ("token_f1", "bert_f1")  # Beside the one that decides
 
 
 def run_contrasts(
@@ -44,7 +44,7 @@ def run_contrasts(
     "Paired differences on the questions that both were asked."
     rows, found = asked_alike({"first": one, "second": other}), list[tuple[str, str, Contrast, str]]()
     for name in sorted({r.set for r in rows["first"]}):
-        for metric in METRICS:
+        for metric in (deciding_metric(rows), *METRICS):
             scores, documents = scores_of(rows, metric, name)
             if scores["first"].keys() != scores["second"].keys() or len(set(documents.values())) < 2: continue
             c, = compare(scores, documents, "first", config)[1]
@@ -59,6 +59,7 @@ def compare_table(
 ) -> list[dict[str, Any]]:  # One row a variant, set and metric
     "What the second run did better or worse, with intervals."
     a, b, rows = one.rows(), other.rows(), []
+    require_one_metric(one, other)
     for variant in [v for v in one.variants() if v in b]:
         for name, metric, c, word in run_contrasts(a[variant], b[variant], config):
             rows.append({"variant": variant, "set": name, "metric": metric_name(metric), "n": c.n_items, "documents": c.n_clusters,

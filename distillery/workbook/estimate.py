@@ -10,7 +10,7 @@ __all__ = ['SAMPLE', 'FIGURES', 'CONFIDENCE', 'NOISE', 'count_requests', 'sample
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, sqrt
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..pairs.slots import chance, plan_slots
 from ..questions.all import QUESTIONS
 from ..teachers.budget import open_journal, price_of, call_tokens
 from ..teachers.calls import usage
-from ..teachers.journal import Journal
+from ..teachers.journal import WINDOW, Journal
 from ..teachers.protocol import ChatRequest, ChatResult, Teacher
 from .experiment import Request
 
@@ -59,14 +59,15 @@ def sample_slots(
 class Listening(Journal):
     "A journal that remembers what went through it."
 
-    heard: list[tuple[ChatRequest, ChatResult]]
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.heard = list[tuple[ChatRequest, ChatResult]]()
 
-    def ask(self, teacher: Teacher, requests: Sequence[ChatRequest],
-            progress: Callable[[int, int], object] | None = None) -> dict[str, ChatResult]:
+    def stream(self, teacher: Teacher, requests: Iterable[ChatRequest], window: int = WINDOW) -> Iterator[tuple[ChatRequest, ChatResult]]:
         "Ask as usual, and remember."
-        told = super().ask(teacher, requests, progress)
-        self.heard = [*getattr(self, "heard", []), *((r, told[r.key]) for r in requests)]
-        return told
+        for told in super().stream(teacher, requests, window):
+            self.heard.append(told)
+            yield told
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def take_sample(
         except DistilleryError as e:
             if "no usable pair" not in e.message: raise
     spent = usage(journal, stage=f"{scratch.parent.name}/{scratch.name}")
-    heard = getattr(journal, "heard", [])
+    heard = journal.heard  # type: ignore[attr-defined]
     overlap = max(spent.busy / spent.seconds if spent.busy and spent.seconds else 1.0, 1e-6)
     pace = getattr(who, "pace", None)  # a teacher without one is as busy with a sample as with a run
     return replace(shared(heard, slots, config), overlap=overlap, limit=overlap if pace is None else max(pace.fixed or inf, overlap))

@@ -29,7 +29,7 @@ from ..evaluation.summary import gate_line, gate_table, latency_table, worst_cas
 from ..evaluation.markdown import render_overview, write_summaries
 from ..pages.html import finding, note, sections_page, table
 from ..pairs.dataset import examples_of
-from ..questions.results import Results
+from ..questions.results import Results, require_one_metric
 from ..retrieval.embed import embedder_dir
 from ..teachers.local import model_identity
 from ..teachers.onnx import OnnxTeacher
@@ -126,6 +126,7 @@ def evaluate_run(
     progress: Progress = lambda what, done, total: None,  # Told what is asked and how far it is
 ) -> Evaluation:  # Its folder lies in `evaluation.report_output`
     "Evaluate the variants of a run, and those of the incumbent on the same questions."
+    if incumbent: require_one_metric(results, incumbent)
     asked, (cases, notes) = variants_of(results, variants), cases_of(results, config)
     if incumbent:
         cases, overlaps = unseen_cases(cases, examples_of(incumbent.path / "dataset", ["train", "validation"]))

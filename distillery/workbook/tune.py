@@ -15,7 +15,7 @@ from typing import Any
 from ..core.config import Config, flatten, load_config
 from ..core.errors import DistilleryError
 from ..core.files import read_jsonl
-from ..evaluation.evaluate import EvalRow
+from ..evaluation.evaluate import EvalRow, deciding_metric
 from ..training.sft import read_log
 from ..questions.decide import compare, level_verdicts
 from .experiment import prepare
@@ -23,7 +23,8 @@ from ..engine.plan import Event, Plan
 from ..questions.tables import primary_set, scores_of
 from ..questions.results import Results
 from ..core.numbers import interval, number
-from ..evaluation.summary import estimate_cell, gate_figures
+from ..evaluation.summary import estimate_cell, gate_figures, measured_by
+from ..core.words import metric_name
 
 # %% ../../nbs/workbook/71_tune.ipynb #a0700196
 Change = Mapping[str, Any]
@@ -99,16 +100,17 @@ def judge(
     "Hold every candidate against the settings at hand."
     same = asked_alike(rows)
     where = primary_set(same)
-    scores, pages = scores_of(same, "exact_match", where)
+    metric = deciding_metric(same)
+    scores, pages = scores_of(same, metric, where)
     if len(set(pages.values())) < 2:
         raise DistilleryError("the candidates share no questions about two documents",
                               fix="give reference questions with dataset.gold, or tune another step")
     estimates, contrasts = compare(scores, pages, "as it is", config)
-    said = level_verdicts(contrasts, config.decisions.margins["exact_match"], "exact_match", "documents")
-    other = scores_of(same, "exact_match", "test" if where == "recall" else "recall")[0]
+    said = level_verdicts(contrasts, config.decisions.margins[metric], metric, "documents")
+    other = scores_of(same, metric, "test" if where == "recall" else "recall")[0]
     mean = lambda by: sum(by.values()) / len(by) if by else None
     empty = {"difference": None, "interval": "", "p (Holm)": None, "verdict": "the reference"}
-    lines = [{"step": step, "share of epochs": share, "candidate": e.level, "n": e.n, f"exact match ({where})": round(e.mean, 4),
+    lines = [{"step": step, "share of epochs": share, "candidate": e.level, "n": e.n, f"{metric_name(metric)} ({where})": round(e.mean, 4),
               "other set": mean(other.get(e.level, {})), **empty} for e in estimates]
     for c in contrasts:
         line = next(row for row in lines if row["candidate"] == c.a)
@@ -184,7 +186,7 @@ def symptoms(
         seen.append(("overfitting", f"validation loss {number(logged[-1])} at the end, {number(min(logged))} at its best"))
     if drift := of("fp32_alignment", "FAIL"): seen.append(("variants drift", say(drift)))
     low = [(name, m) for v in results.variants()[:1] for name, s in results.metrics(v).get("sets", {}).items()
-           if (m := s.get("exact_match", {})).get("ci_high") is not None and m["ci_high"] < 0.8]
+           if (m := s.get(measured_by(s), {})).get("ci_high") is not None and m["ci_high"] < 0.8]
     if low: seen.append(("accuracy below 80 %", "; ".join(f"{name}: {estimate_cell(m)}" for name, m in low)))
     if open_ := [g for g in gates if g.state == "INCONCLUSIVE"]:
         seen.append(("too few cases", f"{len(open_)} of {len(gates)} gates are open: {say(open_)}"))

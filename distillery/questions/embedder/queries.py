@@ -15,6 +15,7 @@ from ...core.files import digest_bytes, digest_text, read_jsonl
 from ...core.records import Chunk, Document, Pair
 from ...engine.plan import Job
 from ...engine.source import Source
+from ...reading.listing import list_files
 from ...retrieval.queries import QuerySet, beir_queries, description_queries, heading_queries, join_sets, pair_queries
 
 # %% ../../../nbs/questions/embedder/05_queries.ipynb #5f866a24
@@ -24,7 +25,9 @@ def descriptions_of(
     include: Sequence[str],  # documents.include
 ) -> dict[str, str]:  # Document id to its description, for those that have one
     "Read the descriptions in the front matter of markdown files."
-    from distillery.pairs.documents import decode, front_matter, list_files, make_id
+    from distillery.pairs.documents import make_id
+    from distillery.reading.markdown import front_matter
+    from distillery.reading.files import decode
 
     root, known, found = source.path if source.path.is_dir() else source.path.parent, {d.doc_id: d for d in documents}, dict[str, str]()
     for path in list_files(source.path, include) if source.kind != "pairs" else []:
@@ -63,11 +66,11 @@ def run_questions(
 ) -> tuple[QuerySet | None, dict[str, str]]:  # The questions, and the difficulty of those that have one
     "The questions of a run, or those of a judged set that it was given."
     if job.config.embedder.judged: return beir_queries(Path(job.config.embedder.judged)), {}
-    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
     pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
     try: made: QuerySet | None = pair_queries(pairs, chunks)
     except DistilleryError: made = None  # refusals only
-    if few_documents(made) or job.config.embedder.headings:
+    if chunks and (few_documents(made) or job.config.embedder.headings):
         documents = read_jsonl(job.needs["documents"] / "documents.jsonl", Document)
         made = own_questions(source, documents, chunks, job.config.documents.include) or made
     return made, {p.id: p.difficulty for p in pairs}

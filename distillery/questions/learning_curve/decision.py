@@ -18,7 +18,7 @@ from ...core.records import Contrast, Decision, Example
 from ...core.stats import mean_interval, paired_contrast
 from ...core.verdicts import verdict
 from ...core.words import metric_name
-from ...evaluation.evaluate import EvalRow, Rows
+from ...evaluation.evaluate import EvalRow, Rows, deciding_metric
 from ..decide import Scores, decide
 from .stages import curve_stages, taught_documents
 from ..results import Results
@@ -92,18 +92,19 @@ def curve_decision(
 ) -> Decision:  # With a sentence about the next doubling
     "What more documents would bring."
     where = "test" if len(_asked_about(rows, "test")) > 1 else "recall"
-    scores, clusters = scores_of(rows, "exact_match", where)
+    metric = deciding_metric(rows)
+    scores, clusters = scores_of(rows, metric, where)
     *_, before, whole = rows
     documents = {level: len(d) or max(1, round(100 * float(level[:-1]))) for level, d in taught.items()}
     cost = {"documents": ", ".join(f"{level}: {n:,}" for level, n in documents.items())}
-    made = decide("learning_curve", ASKS, "share of the documents", scores, clusters, before, "exact_match",
+    made = decide("learning_curve", ASKS, "share of the documents", scores, clusters, before, metric,
                   ("questions", "documents"), config, cost)
     slope, last = doubling(scores, clusters, documents, config), next(c for c in made.contrasts if c.a == whole)
     word, mean = verdict(slope, made.margin, unit="documents")[0], {e.level: number(e.mean) for e in made.estimates}
     kind = "on unseen documents" if where == "test" else "on questions about taught and untaught documents"
     worth = with_interval(slope, level=config.decisions.confidence)
     return made.model_copy(update={"verdict": word, "sentence":
-        f"{_claim(slope, word)} in exact match {kind}: along the curve, a doubling is worth {worth}, "
+        f"{_claim(slope, word)} in {metric_name(metric)} {kind}: along the curve, a doubling is worth {worth}, "
         f"n = {count(made.n_items, 'questions')} in {count(made.n_clusters, 'documents')}; "
         f"the last step, {before} to {whole}, went from {mean[before]} to {mean[whole]} ({with_interval(last)})."})
 
@@ -122,9 +123,10 @@ def curve_table(
     rows: Rows,  # From `curve_rows`
     taught: Mapping[str, set[str]],  # From `curve_documents`
     config: Config,  # For decisions.confidence
-    metric: str = "exact_match",  # A field of the rows
+    metric: str = "",  # A field of the rows; empty: the one that decides
 ) -> list[dict[str, Any]]:  # One row a set, difficulty and share
     "Means with intervals, by set, difficulty and share."
+    metric = metric or deciding_metric(rows)
     shared = min(taught.values(), key=len, default=set())
     readings = {"unseen documents": lambda r: r.set == "test",
                 "documents that all were taught": lambda r: r.set == "recall" and r.doc_id in shared,

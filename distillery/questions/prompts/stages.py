@@ -118,10 +118,10 @@ def _bert(replies: Mapping[str, tuple[str, str]], config: Config) -> dict[str, f
 class SlotClient(TeacherClient):
     "A client whose seeds follow from the slots and not from the words."
 
-    def send(self, step: str, requests: Iterable[ChatRequest]) -> dict[str, ChatResult]:
+    def send(self, step: str, requests: Iterable[ChatRequest], total: int) -> dict[str, ChatResult]:
         "Put requests through the journal, each with the seed of its slot."
         seed = self.config.decisions.seed
-        return super().send(step, [replace(r, seed=int(digest_json([seed, step, r.key])[:7], 16)) for r in requests])
+        return super().send(step, (replace(r, seed=int(digest_json([seed, step, r.key])[:7], 16)) for r in requests), total)
 
 
 class _Apart(set[str]):
@@ -144,7 +144,7 @@ def ask_pack(
              for a, _ in slots if a.question and a.reference}
     replies = {k: limits.clean_answer(r.text) for k, r in (client.ask("reference questions", known) if known else {}).items() if r.ok}
     both = {a.id: (replies[a.id], a.reference) for a, _ in slots if a.id in replies and a.reference}
-    written = {k: f"{d.question} {d.evidence.text}" for k, d in held.items()}
+    written = {k: f"{d.question} {d.evidence.answer}" for k, d in held.items()}
     near = _relevance({a.id: (written[a.id], a.sentence) for a, _ in slots if a.id in held}, config, cache)
     f1, rows = _bert(both, config), list[PromptRow]()
     for a, _ in slots:
@@ -152,7 +152,7 @@ def ask_pack(
         against = lambda metric, a=a: metric(*both[a.id]) if a.id in both else None
         rows.append(PromptRow(
             id=a.id, doc_id=a.chunk.doc_id, difficulty=a.difficulty, reason=why, reference=a.reference, reply=replies.get(a.id),
-            question=draft.question if draft else said[a.id].text if a.id in said else "", answer=draft.evidence.text if draft else "",
+            question=draft.question if draft else said[a.id].text if a.id in said else "", answer=draft.evidence.answer if draft else "",
             answerable=1.0 if draft else None if why and why.startswith("the request failed") else 0.0,
             domain_relevance=near.get(a.id), exact_match=against(exact_match), token_f1=against(token_f1), bert_f1=f1.get(a.id)))
     return rows

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASKS', 'VARIANT_NAMES', 'QUANTIZATION', 'ship', 'quantization_decision', 'asked_levels', 'teacher_decision',
-           'why_no_quantization', 'quantization_decisions', 'quantization_metrics']
+           'why_no_teacher', 'why_no_quantization', 'quantization_decisions', 'quantization_metrics']
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #975df5bc
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,14 @@ from typing import Any
 from ...core.config import Config
 from ...core.records import Decision
 from ...core.numbers import count, milliseconds, number, percent, quantity, with_interval
-from ...evaluation.evaluate import Rows
+from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, ladder_sentence, read_ladders, variants_at_chance
 from ..decide import decide, level_verdicts
-from .stages import teacher_requests, teacher_stages
+from .stages import teacher_requests, teacher_stages, why_no_levels
 from ..question import Question
 from ..results import Results, TeacherRow
 from ..tables import primary_set, scores_of
+from ...core.words import metric_name
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #09bbe307
 ASKS = "Which quantization should I ship?"
@@ -47,9 +48,10 @@ def quantization_decision(
 ) -> Decision:  # With a sentence that says what to ship
     "Decide which variant of the student to ship."
     where = primary_set(rows)
-    scores, documents = scores_of(rows, "exact_match", where)
+    metric = deciding_metric(rows)
+    scores, documents = scores_of(rows, metric, where)
     unit = "facts" if where == "recall" else "questions"
-    made = decide("quantization", ASKS, "variant", scores, documents, "fp32", "exact_match",
+    made = decide("quantization", ASKS, "variant", scores, documents, "fp32", metric,
                   (unit, "documents"), config,
                   {"size": ", ".join(f"{v} {quantity(n / 1e6, 'MB')}" for v, n in sizes.items())})
     best = ship(made, sizes, ladders)
@@ -67,7 +69,7 @@ def _wording(d: Decision, best: str, sizes: Mapping[str, int], barred: Sequence[
         return word, f"Ship fp32 for now: no smaller variant is shown to be as good on {count(d.n_items, d.unit)} ({reasons})."
     c = next(c for c in d.contrasts if c.a == best)
     return judged[best][0], (
-        f"Ship {best}: exact match {number(mean[best])} against {number(mean['fp32'])} of fp32 on {count(d.n_items, d.unit)} "
+        f"Ship {best}: {metric_name(d.metric)} {number(mean[best])} against {number(mean['fp32'])} of fp32 on {count(d.n_items, d.unit)} "
         f"(difference {with_interval(c, level=c.confidence)}), {judged[best][0]}, at {percent(sizes[best] / sizes['fp32'])} of the bytes.")
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #84e4da10
@@ -103,6 +105,17 @@ def teacher_decision(
     return made.model_copy(update={"sentence": made.sentence + (f" The others against {levels[0]}: {rest}." if rest else "")})
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #97167d8d
+def why_no_teacher(
+    results: Results,  # A finished run
+) -> str:  # With what would help
+    "Why this run cannot tell whether its teacher may be shrunk."
+    facts = results.json("provenance.json", {})
+    if facts.get("source") == "articles": return "The run read scored articles: no teacher wrote anything."
+    own = results.json("config.json", {}).get("decisions.teacher_reference") == "pairs"
+    return why_no_levels(str(facts.get("teacher", "")), bool(facts.get("gold")) or own) or (
+        "The teacher's forms were not compared: fewer than two of decisions.teacher_levels answered about two documents.")
+
+
 def why_no_quantization(
     results: Results,  # A finished run
 ) -> str | None:  # The reason, or None
@@ -110,7 +123,7 @@ def why_no_quantization(
     rows = results.rows()
     if "fp32" not in rows or len(rows) < 2: return "it needs fp32 and at least one smaller variant in export.variants"
     where = primary_set(rows)
-    documents = set(scores_of(rows, "exact_match", where)[1].values())
+    documents = set(scores_of(rows, deciding_metric(rows), where)[1].values())
     if len(documents) > 1: return None
     if not documents: return f"no question of its {where} set has an answer in the documents"
     return f"all questions of its {where} set are about one document; a difference needs questions about two documents, better twenty"
@@ -142,7 +155,7 @@ def quantization_metrics(
         found[name] = {key: fmean(getattr(r, key) for r in some) if some else None for key in ("bert_f1", "domain_relevance")}
     parts = {"n_texts", "answers", "everywhere", "alarms", "state"}
     drift = {v: f.model_dump(include=parts) for v, f in read_ladders(results.path).items()}
-    why = {} if rows else {"quantization_comparison": "the teacher has no weights here to quantize"}
+    why = {} if rows else {"quantization_comparison": why_no_teacher(results)}
     students = {v: results.metrics(v) for v in results.variants()}
     return {"quantization_comparison": found, "students": students, "fidelity": drift, "reasons": why}
 

@@ -16,11 +16,11 @@ from ...core.numbers import address, count, number, p_value, percent, quantity, 
 from ...core.records import Contrast, Decision
 from ...core.stats import mean_interval
 from ...core.words import metric_name
-from ...evaluation.evaluate import Rows
+from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, read_ladders
-from ...evaluation.summary import estimate_cell
+from ...evaluation.summary import estimate_cell, measured_by
 from ..decide import compare, interaction_contrasts
-from .decision import VARIANT_NAMES, _sizes, asked_levels, quantization_decision, ship, teacher_decision
+from .decision import VARIANT_NAMES, _sizes, asked_levels, quantization_decision, ship, teacher_decision, why_no_teacher
 from ..results import Results, TeacherRow
 from ..tables import primary_set, scores_of
 
@@ -46,13 +46,13 @@ def by_difficulty(
     rows: Rows,  # Variant to its rows
     set_name: str,  # Which set
     config: Config,  # For the decisions section
-    metric: str = "exact_match",  # A field of the rows
+    metric: str = "",  # A field of the rows; empty: the one that decides
 ) -> list[tuple[str, Contrast]]:  # Difficulty and contrast with fp32, of each variant
     "Each variant against fp32, within each difficulty that has at least two documents."
     levels = sorted({r.difficulty for some in rows.values() for r in some if r.set == set_name})
     found = []
     for level in levels:
-        scores, documents = scores_of(rows, metric, set_name, level)
+        scores, documents = scores_of(rows, metric or deciding_metric(rows), set_name, level)
         if len(set(documents.values())) > 1: found += [(level, c) for c in compare(scores, documents, "fp32", config)[1]]
     return found
 
@@ -62,8 +62,8 @@ def difficulty_gaps(
     set_name: str,  # Which set
     config: Config,  # For the decisions section
 ) -> list[Contrast]:  # One for each variant and pair of difficulties
-    "How much more exact match a variant loses on one difficulty than on another."
-    scores, documents = scores_of(rows, "exact_match", set_name)
+    "How much more of the deciding metric a variant loses on one difficulty than on another."
+    scores, documents = scores_of(rows, deciding_metric(rows), set_name)
     difficulty = {r.id: r.difficulty for some in rows.values() for r in some}
     known = list(dict.fromkeys(level for level, _ in by_difficulty(rows, set_name, config)))
     return interaction_contrasts(scores, documents, difficulty, known, "fp32", config)
@@ -89,7 +89,7 @@ def _drop_answer(results: Results, made: Decision, config: Config) -> str:
     drops = "; ".join(f"{c.a} {with_interval(c)}" for c in compare(*scores_of(rows, "bert_f1", where), "fp32", config)[1])
     of_student = f"For the student against fp32, n = {count(made.n_items, made.unit)}: {drops}."
     teacher = teacher_decision(results.teacher_rows(), config)
-    if not teacher: return f"The teacher has no weights here to quantize. {of_student}"
+    if not teacher: return f"{why_no_teacher(results)} {of_student}"
     shrunk = "; ".join(f"{c.a} − {c.b}: {with_interval(c)}" for c in teacher.contrasts)
     return f"For the teacher, {shrunk}, n = {count(teacher.n_items, 'slots')}. {of_student}"
 
@@ -125,9 +125,9 @@ def variant_table(
         at = lambda key: address(file, "sets", set_name, key)
         mean = lambda key: estimate_cell(measured[key], at(key)) if measured.get(key, {}).get("mean") is not None else None
         spent = lambda key: number(cost[key], src=address(file, "cost", key))
-        asked, told = measured.get("n"), measured.get("exact_match", {}).get("n")
+        asked, told = measured.get("n"), measured.get(measured_by(measured), {}).get("n")
         return {"variant": v, "questions": number(asked, src=at("n") if asked else None), "with an answer": number(told),
-                **{metric_name(key): mean(key) for key in ("exact_match", "token_f1", "bert_f1", "fp32_alignment")},
+                **{metric_name(key): mean(key) for key in (measured_by(measured), "token_f1", "bert_f1", "fp32_alignment")},
                 "MB": cost["bytes"] / 1e6, "peak, MiB": spent("peak_rss_mb"), "p50, ms": spent("p50_latency_ms"),
                 "p95, ms": spent("p95_latency_ms"), "tokens/s": spent("tokens_per_second")}
 

@@ -18,7 +18,7 @@ from ...core.numbers import count, milliseconds, number, quantity, with_interval
 from ...core.records import Decision
 from ...core.stats import mean_interval
 from ...core.words import metric_name
-from ...evaluation.evaluate import EvalRow, Rows
+from ...evaluation.evaluate import EvalRow, Rows, deciding_metric
 from ...evaluation.summary import speed_of
 from ..decide import decide, level_verdicts
 from ..tables import scores_of
@@ -80,18 +80,19 @@ def size_decision(
     config: Config,  # For the decisions section
 ) -> Decision:  # The card
     "Which size and kind of student answers as well for less."
-    scores, documents = scores_of(rows, "exact_match", set_name)
+    metric = deciding_metric(rows)
+    scores, documents = scores_of(rows, metric, set_name)
     base, sizes = next(iter(rows)), {level: float(f["bytes"]) for level, f in facts.items()}
     cost = {"size": ", ".join(f"{level} {quantity(n / 1e6, 'MB')}" for level, n in sizes.items()),
             "median answer": ", ".join(f"{level} {milliseconds(speed_of(some)['p50_latency_ms'])}" for level, some in rows.items()),
             "training": ", ".join(f"{level} {quantity(f['train_seconds'] / 3600, 'h')}" for level, f in facts.items())}
     name, asked = ("sizes", ASKS) if set_name == "test" else ("sizes-recall", "And what do they remember?")
-    made = decide(name, asked, "student", scores, documents, base, "exact_match", ("questions", "documents"), config, cost)
+    made = decide(name, asked, "student", scores, documents, base, metric, ("questions", "documents"), config, cost)
     best, mean = choose_level(made, base, sizes), {e.level: number(e.mean) for e in made.estimates}
     judged = level_verdicts(made.contrasts, made.margin, made.metric, "documents")
     rest = "; ".join(f"{c.a} {mean[c.a]} ({judged[c.a][0]})" for c in made.contrasts if c.a != best)
-    start = f"Keep {base} for now: exact match {mean[base]}" if best == base else (
-        f"Take {best}: exact match {mean[best]} against {mean[base]} of {base} ({judged[best][0]}), "
+    start = f"Keep {base} for now: {metric_name(metric)} {mean[base]}" if best == base else (
+        f"Take {best}: {metric_name(metric)} {mean[best]} against {mean[base]} of {base} ({judged[best][0]}), "
         f"{number(sizes[best] / sizes[base], 2)} times its bytes")
     sentence = f"{start}, on {count(made.n_items, 'questions')} of the {set_name} set. The others: {rest or 'none'}."
     return made.model_copy(update={"verdict": judged[best][0] if best != base else made.verdict, "sentence": sentence})
@@ -117,11 +118,12 @@ def size_table(
         if not some: return None
         return with_interval(mean_interval([getattr(r, metric) for r in some], [r.doc_id for r in some], config.decisions.confidence))
 
-    for level, every in size_rows(results).items():
+    rows = size_rows(results)
+    for level, every in rows.items():
         some, f = [r for r in every if r.set == set_name], facts[level]
         times, told = speed_of(some), [r for r in some if r.kind == "answer"]
         table.append({"student": level, "kind": f["kind"], "n": len(told),
-                      **{metric_name(m): cell(told, m) for m in ("exact_match", "token_f1")},
+                      **{metric_name(m): cell(told, m) for m in (deciding_metric(rows), "token_f1")},
                       "refused where it should": cell([r for r in some if r.kind == "refusal"], "refusal_accuracy"), "MB": f["bytes"] / 1e6,
                       "parameters, M": f["parameters"] / 1e6 if f["parameters"] else None, "p50, ms": times["p50_latency_ms"],
                       "p95, ms": times["p95_latency_ms"], "hours of training": f["train_seconds"] / 3600})

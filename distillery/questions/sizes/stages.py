@@ -91,7 +91,8 @@ def _reader(job: Job) -> None:
     from distillery.exporting.extractive import export_extractive, train_extractive
     from distillery.exporting.spans import run_items
 
-    pairs, chunks = read_jsonl(job.needs["select"] / "selected.jsonl", Pair), read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
+    pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
+    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
     items = run_items(examples_of(job.needs["dataset"], ["train"]), pairs, chunks, seed=job.config.sft.seed)
     train_extractive(items, job.config.student.extractive_base, job.config, job.scratch / "model", job.scratch / "checkpoints",
                  lambda done, total: job.say("steps", done, total))
@@ -103,7 +104,8 @@ def _reader(job: Job) -> None:
 def _reader_size(job: Job, level: str, own: str, order: int) -> None:
     from distillery.teachers.span import SpanTeacher
 
-    chunks, folder = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk), job.needs["reader"] / READER[level]
+    chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
+    folder = job.needs["reader"] / READER[level]
     search, texts = Bm25Searcher([c.chunk_id for c in chunks], [c.text for c in chunks]), {c.chunk_id: c.text for c in chunks}
     teacher = SpanTeacher(folder, find=lambda q: [texts[n] for n in search.rank([q], 3).names(0)])
     job.say("asking the reader")

@@ -20,7 +20,8 @@ from pydantic import BaseModel
 from ...core.config import Config
 from ...core.errors import DistilleryError
 from ...core.files import atomic_write, digest_json, read_jsonl, write_jsonl
-from ...core.metrics import exact_match, is_refusal, normalize_answer, token_f1
+from ...core.metrics import exact_match, normalize_answer, token_f1
+from ...core.reply import is_refusal
 from ...core.records import Chunk, Pair
 from ...core.store import content_digest
 from ...engine.plan import Job, Stage
