@@ -28,7 +28,7 @@ class ErrorReply(OddReply):
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.status = status  # That it should have been sent with; 0 where it does not say
+        self.status = status  # That it should have been sent with, where that asks for another try; else 0
 
 
 Ending = Literal["stop", "length", "filtered", "broken"]
@@ -132,7 +132,7 @@ def refuse_errors(
     if not isinstance(value, dict): raise OddReply(f"no answer in {json_head(value)}")
     if not value.get("error"): return value
     codes = (_object(value["error"]).get("code"), _object(value["error"]).get("status"), value.get("code"))
-    status = next((c for c in map(_count, codes) if c and 400 <= c < 600), 0)
+    status = next((c for c in map(_count, codes) if c in (400, 408, 422, 425, 429) or (c and 500 <= c < 600)), 0)
     raise ErrorReply(f"an error instead of an answer: {json_head(value)}", status)
 
 def json_head(value: Any) -> str:
