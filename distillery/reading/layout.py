@@ -181,7 +181,7 @@ def page_text(
             out[-1] = joins(out[-1], line.text)
         else:
             gap = _between(before, line, bool(head or (heads and heads[-1])), spacing)
-            out.append(gap + (HASH * levels[head] + " " if head else "") + line.text)
+            out.append(gap + (HASH * levels[head] + " " if head else "") + re.sub(r"^[•▪◦‣●■] ", "- ", line.text))
         heads.append(head)
     return "".join(out)
 
@@ -194,5 +194,6 @@ def _close(before: Line | None, line: Line, spacing: float) -> bool:
 def _between(before: Line | None, line: Line, heading: bool, spacing: float) -> str:
     if before is None: return ""
     step = (before.bottom - line.bottom) / line.size
-    tight = before.page == line.page and 0 < step <= 1.35 * spacing
+    rows = " | " in before.text and " | " in line.text
+    tight = before.page == line.page and 0 < step <= (3 if rows else 1.35 * spacing)
     return LINE if tight and not heading and not re.search(r"[.!?]$", before.text) else GAP

@@ -47,8 +47,9 @@ def linear(
 
 # %% ../../nbs/reading/60_word.ipynb #9820e9ea
 def _plain(part: ElementTree.Element, w: str) -> None:
-    "Turn equations into runs, text boxes without an old drawing into paragraphs, and rows that start late into rows with an empty cell."
+    "Drop hidden text; turn equations into runs, lone text boxes into paragraphs, late rows into rows with an empty cell."
     for parent in list(part.iter()):
+        for run in [child for child in parent if _is_hidden(child)]: parent.remove(run)
         if (late := parent.find("{*}trPr/{*}gridBefore")) is not None: parent.insert(1, _empty_cell(late.get(f"{{{w}}}val", "1"), w))
         for at, child in enumerate(parent):
             if child.tag.endswith("}oMath") and parent.tag.rpartition("}")[2] != "oMathPara":
@@ -65,6 +66,11 @@ def _run(text: str, w: str) -> ElementTree.Element:
     return run
 
 
+def _is_hidden(run: ElementTree.Element) -> bool:
+    hidden = run.find("{*}rPr/{*}vanish") if run.tag.endswith("}r") else None
+    return hidden is not None and not {"0", "false", "off"} & set(hidden.attrib.values())
+
+
 def _empty_cell(columns: str, w: str) -> ElementTree.Element:
     cell = ElementTree.Element(f"{{{w}}}tc")
     ElementTree.SubElement(ElementTree.SubElement(cell, f"{{{w}}}tcPr"), f"{{{w}}}gridSpan", {f"{{{w}}}val": columns})
@@ -73,7 +79,7 @@ def _empty_cell(columns: str, w: str) -> ElementTree.Element:
 
 
 PARTS = re.compile(r"word/(?:document|footnotes|endnotes)\w*\.xml")
-ODD = (b"oMath", b"AlternateContent", b"gridBefore")
+ODD = (b"oMath", b"AlternateContent", b"gridBefore", b":vanish")
 
 
 def for_mammoth(
