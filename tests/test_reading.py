@@ -129,7 +129,8 @@ INSERTED = '<w:ins w:id="2"><w:r><w:t xml:space="preserve">{}</w:t></w:r></w:ins
 
 
 @pytest.mark.parametrize(("name", "data", "right"), [
-    ("a.docx", word(para("Use ", f'<w:moveFrom w:id="3">{run("old ")}</w:moveFrom>', f'<w:moveTo w:id="4">{run("new ")}</w:moveTo>', "oil.")),
+    ("a.docx", word(para("Use ", f'<w:moveFrom w:id="3">{run("old ")}</w:moveFrom>',
+                         f'<w:moveTo w:id="4">{run("new ")}</w:moveTo>', "oil.")),
      "Use new oil."),
     ("a.docx", word(table(["Part", "bar"], ["Lid", cell(para(DELETED.format("3"), INSERTED.format("4")))])), "Lid | 4"),
     ("a.html", "<p>It is <del>12</del><ins>24</ins> months and <s>1</s>2 bar.", "It is 24 months and 2 bar."),

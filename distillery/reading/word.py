@@ -77,7 +77,7 @@ def _empty_cell(columns: str, w: str) -> ElementTree.Element:
     ElementTree.SubElement(cell, f"{{{w}}}p")
     return cell
 
-
+# %% ../../nbs/reading/60_word.ipynb #dbe204e1
 PARTS = re.compile(r"word/(?:document|footnotes|endnotes)\w*\.xml")
 ODD = (b"oMath", b"AlternateContent", b"gridBefore", b":vanish")
 
