@@ -77,6 +77,19 @@ def test_a_folder_called_runs_may_hold_documents(tmp_path):
                                                           "reports__q1.html": "<p>Sales rose."})) == ["reports/q1.html", "runs/plan.md"]
 
 
+def test_pages_of_ours_are_known_wherever_they_lie(tmp_path):
+    page = (Path(__file__).parents[1] / "reports" / "quantization.html").read_text()
+    corpus = read_documents(put(tmp_path, **{"shared__page.html": page, "a.md": PAGE.format(3)}))
+    assert [d.path for d in corpus.documents] == ["a.md"]
+    assert corpus.skipped[0].reason == "a page that a run of ours wrote"
+
+
+def test_a_run_that_was_cut_short_leaves_nothing_to_read(tmp_path):
+    left = {"distillery.yaml": "docs: .", "runs__r1__reports__index.html": "<p>Ship q4.", "runs__r1__eval__q4__summary.md": "It was fine.",
+            "a.md": PAGE.format(3)}
+    assert list_files(put(tmp_path, **left)) == ["a.md"]
+
+
 def test_a_second_run_is_the_same_run(tmp_path):
     put(tmp_path, **{"a.md": PAGE.format(14)})
     before = digest_documents(tmp_path)
