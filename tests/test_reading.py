@@ -249,6 +249,8 @@ def test_a_running_header_is_not_in_a_sentence():
     ([[(72, 760, 9, side), (72, 700, 12, f"The {w} is cleaned"), (72, 686, 12, "daily.")] for w, side in zip(["drum", "lid", "feeder",
         "roller"], ["Left", "Right"] * 2, strict=True)],
      "Right", "The lid is cleaned daily."),
+    ([[(72, 120, 12, "The drum is cleaned on Mondays and"), (72, 60, 8, "1 By hand.")], [(72, 700, 12, "on Fridays by the whole crew.")]],
+     "1", "The drum is cleaned on Mondays and on Fridays by the whole crew."),
     ([[(72, 720, 20, "Drum"), (72, 690, 12, "It is cleaned on Mondays by hand."), (72, 676, 12, "It is dried.")]], "@",
      "# Drum\n\nIt is cleaned on Mondays by hand.")])
 def test_further_pages(pages, gone, right):

@@ -65,7 +65,7 @@ def line_text(
     columns = {x for x, width in mine.items() if width > COLUMN or any({x - 1, x, x + 1} & other.keys() for other in beside)}
     seen = [g for g in glyphs if not g.char.isspace()]
     tall = median(g.top - g.bottom for g in seen)
-    base = median(g.bottom for g in seen if g.top - g.bottom > 0.85 * tall)
+    base = median([g.bottom for g in seen if g.top - g.bottom > 0.85 * tall] or [g.bottom for g in seen])
     out, last, up = list[str](), None, False
     for g in glyphs:
         if not g.char.isspace():

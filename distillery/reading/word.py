@@ -117,7 +117,8 @@ def docx_to_text(
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
             if sum(i.file_size for i in packed.infolist()) > MAX_UNPACKED: raise Unreadable("Word file that unpacks to more than 512 MiB")
         no_images = mammoth.images.img_element(lambda _: {})
-        html = mammoth.convert_to_html(io.BytesIO(for_mammoth(data)), style_map=STYLES, convert_image=no_images)
+        html = mammoth.convert_to_html(io.BytesIO(for_mammoth(data)), style_map=STYLES, convert_image=no_images,
+                                       include_embedded_style_map=False, external_file_access=False)
         return fragment_to_text(html.value)
     except (Unreadable, MemoryError): raise
     except Exception as e: raise Unreadable(f"broken Word file ({type(e).__name__}): open it and save it again") from e
