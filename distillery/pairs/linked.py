@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..core.extras import later
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['GRAM', 'LONG', 'CONTAINED', 'BOILERPLATE', 'LEAST_SPREAD', 'LEAST_COPY', 'LONG_ANSWER', 'SAMPLE', 'POSTINGS',
-           'CANDIDATES', 'plain_letters', 'rolling_grams', 'Passages', 'sampled', 'index_passages', 'own_grams',
-           'contained', 'Link', 'find_links', 'find_copies', 'Linked', 'link_documents', 'LinkedPairs', 'link_pairs',
-           'linked_counts']
+__all__ = ['GRAM', 'LONG', 'CONTAINED', 'BOILERPLATE', 'LEAST_SPREAD', 'LEAST_COPY', 'LONG_ANSWER', 'RAREST', 'SAMPLE',
+           'POSTINGS', 'CANDIDATES', 'plain_letters', 'rolling_grams', 'Passages', 'sampled', 'index_passages',
+           'own_grams', 'contained', 'made_of_common_text', 'Link', 'find_links', 'find_copies', 'Linked',
+           'link_documents', 'LinkedPairs', 'link_pairs', 'linked_counts']
 
 # %% ../../nbs/pairs/65_linked.ipynb #d4a2a151
 GRAM, LONG = 5, 12  # characters: what is compared, and what is looked up
@@ -55,7 +56,7 @@ def rolling_grams(
 CONTAINED = 0.8                      # share of the shorter passage's grams
 BOILERPLATE, LEAST_SPREAD = 0.05, 3  # share of the documents; more than three of them in any case
 LEAST_COPY, LONG_ANSWER = 20, 80     # letters
-SAMPLE, POSTINGS, CANDIDATES = 24, 16, 8
+RAREST, SAMPLE, POSTINGS, CANDIDATES = 12, 24, 16, 8
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,14 @@ def sampled(
     return grams[grams % np.uint64(every) == 0]
 
 
+def _distinct(docs: Sequence[str], letters: Sequence[str]) -> dict[str, int]:
+    "Number of each document; those with the same text share one, so that copies make no boilerplate."
+    whole = defaultdict[str, list[str]](list)
+    for d, text in zip(docs, letters, strict=True): whole[d].append(text)
+    numbers: dict[tuple[str, ...], int] = {}
+    return {d: numbers.setdefault(tuple(parts), len(numbers)) for d, parts in whole.items()}
+
+
 def index_passages(
     docs: Sequence[str],   # Document of each passage
     texts: Sequence[str],  # The passages
@@ -88,7 +97,7 @@ def index_passages(
     size = sum(map(len, letters))
     every = 1 if size < 2_000_000 else 4 if size < 16_000_000 else 16
     grams = [sampled(t, every) for t in letters]
-    number = {d: i for i, d in enumerate(dict.fromkeys(docs))}
+    number = _distinct(docs, letters)
     flat = np.concatenate([*grams, np.zeros(0, np.uint64)])
     owners = np.repeat(np.arange(len(texts), dtype=np.int32), [len(g) for g in grams])
     order = np.argsort(flat, kind="stable")
@@ -97,20 +106,23 @@ def index_passages(
     of_doc = np.fromiter((number[d] for d in docs), np.int64, len(docs))[owners]
     start = np.flatnonzero(new)
     spread = np.add.reduceat((new | np.r_[new[:1], of_doc[1:] != of_doc[:-1]]).astype(np.int64), start) if len(start) else start
-    common = flat[start][spread > max(BOILERPLATE * len(number), LEAST_SPREAD)]
+    common = flat[start][spread > max(BOILERPLATE * len(set(number.values())), LEAST_SPREAD)]
     return Passages(list(docs), letters, every, flat[start], np.r_[start, len(flat)], owners, common)
 
 # %% ../../nbs/pairs/65_linked.ipynb #6f73f426
-def _candidates(index: Passages, i: int) -> list[int]:
-    "Passages of other documents that a third of a sample of a passage's long grams lead to."
-    at = np.searchsorted(index.first, np.setdiff1d(sampled(index.letters[i], index.every), index.common, assume_unique=True))
+def _candidates(index: Passages, i: int, common: bool) -> list[int]:
+    "Passages of other documents that a quarter of a sample of a passage's long grams lead to: of its own grams, or of the common ones."
+    grams = sampled(index.letters[i], index.every)
+    at = np.searchsorted(index.first, grams[np.isin(grams, index.common) == common])
     times = index.start[at + 1] - index.start[at]
     at, times = at[times > 1], times[times > 1]
-    picked = at[np.argsort(times, kind="stable")[:SAMPLE]]
+    order = np.argsort(times, kind="stable")
+    spaced = np.linspace(0, len(order) - 1, min(SAMPLE, len(order))).astype(np.int64)
+    picked = at[np.unique(np.r_[order[:RAREST], order[spaced]])]
     votes = Counter(int(p) for k in picked for p in index.owners[index.start[k] : min(index.start[k] + POSTINGS, index.start[k + 1])])
     near = Counter[int]()
     for p in votes: near[p] = sum(votes.get(q, 0) for q in _beside(index.docs, p))
-    return [p for p, n in near.most_common(CANDIDATES) if n * 3 >= len(picked) and index.docs[p] != index.docs[i]]
+    return [p for p, n in near.most_common(CANDIDATES) if n * 4 >= len(picked) and index.docs[p] != index.docs[i]]
 
 
 def _beside(docs: Sequence[str], p: int) -> list[int]:
@@ -134,13 +146,26 @@ def contained(
     index: Passages,  # From `index_passages`
     i: int,           # A passage
     j: int,           # Another
+    common: bool = False,  # Compare boilerplate as well
 ) -> float:           # In [0, 1]; 0 where next to nothing of a passage is its own
     "Containment of the shorter of two passages in the other and that one's neighbours, without boilerplate and with it."
     a, b = (i, j) if len(index.letters[i]) <= len(index.letters[j]) else (j, i)
     mine, whole = own_grams(index, a)
-    if len(mine) < 6 or len(whole) < 12: return 0.0
+    if len(whole) < 12 or (len(mine) < 6 and not common): return 0.0
     beside = np.concatenate([own_grams(index, q)[1] for q in _beside(index.docs, b)])
-    return min(float(np.isin(g, beside).mean()) for g in (mine, whole))
+    return min(float(np.isin(g, beside).mean()) for g in ((whole,) if common else (mine, whole)))
+
+
+def made_of_common_text(
+    index: Passages,  # From `index_passages`
+) -> set[str]:        # Documents
+    "Documents of which boilerplate covers four fifths: copies of each other, or filled-in forms."
+    own, whole = Counter[str](), Counter[str]()
+    for i, d in enumerate(index.docs if len(index.common) else ()):
+        mine, every = own_grams(index, i)
+        own[d] += len(mine)
+        whole[d] += len(every)
+    return {d for d, n in whole.items() if own[d] < n * (1 - CONTAINED)}
 
 # %% ../../nbs/pairs/65_linked.ipynb #c20e5932
 @dataclass(frozen=True)
@@ -149,11 +174,12 @@ class Link:
     first: int      # Number of the earlier passage
     second: int
     share: float    # Of the shorter one's grams
-    numbers: bool   # Whether the figures of the shorter one stand in the other too
+    numbers: bool   # Whether two thirds of the figures of the shorter one stand in the other too
 
 
-def _figures(text: str) -> Counter[str]:
-    return Counter(re.findall(r"\d+", text))
+def _same_figures(short: str, long: str) -> bool:
+    mine, other = (Counter(re.findall(r"\d+", t)) for t in (short, long))
+    return (mine & other).total() * 3 >= mine.total() * 2
 
 # %% ../../nbs/pairs/65_linked.ipynb #91cdfe73
 def find_links(
@@ -162,17 +188,18 @@ def find_links(
 ) -> list[Link]:           # At most a few a passage
     "Near-duplicate passages of different documents, in time linear in the text."
     index, found = index_passages(docs, texts), list[Link]()
-    done = set[tuple[int, int]]()
-    for i in range(len(texts)):
-        for j in _candidates(index, i):
-            pair = (min(i, j), max(i, j))
-            if pair in done: continue
-            done.add(pair)
-            share = contained(index, i, j)
-            if share < CONTAINED: continue
-            short, long = sorted(pair, key=lambda p: len(texts[p]))
-            beside = " ".join(texts[q] for q in _beside(docs, long))
-            found.append(Link(*pair, share, not _figures(texts[short]) - _figures(beside)))
+    done, forms = set[tuple[int, int, bool]](), made_of_common_text(index)
+    asked = ((i, j, False) for i in range(len(texts)) for j in _candidates(index, i, False))
+    among = ((i, j, True) for i in range(len(texts)) if docs[i] in forms for j in _candidates(index, i, True) if docs[j] in forms)
+    for i, j, common in chain(asked, among):
+        pair = (min(i, j), max(i, j), common)
+        if pair in done: continue
+        done.add(pair)
+        share = contained(index, i, j, common)
+        if share < CONTAINED: continue
+        short, long = sorted(pair[:2], key=lambda p: len(texts[p]))
+        same = _same_figures(texts[short], " ".join(texts[q] for q in _beside(docs, long)))
+        if same or not common: found.append(Link(*pair[:2], share, same))
     return found
 
 # %% ../../nbs/pairs/65_linked.ipynb #40568c9c
@@ -265,8 +292,10 @@ def link_pairs(
     names = sorted(texts, key=lambda n: (order[texts[n][0]], place.get(n, 0)))
     docs = [texts[n][0] for n in names]
     found = link_documents(docs, [texts[n][1] for n in names], Counter(p.doc_id for p in pairs), [bare.get(n, "") for n in names])
-    gone = {names[i] for i in found.repeats}
-    return LinkedPairs(found.groups, {p.id for p in pairs if (p.chunk_id or p.id) in gone}, len(found.links))
+    gone, answers = {names[i] for i in found.repeats}, defaultdict[str, set[str]](set)
+    for p in pairs: answers[normalize_answer(p.question)].add(normalize_answer(p.answer))
+    repeats = {p.id for p in pairs if (p.chunk_id or p.id) in gone and len(answers[normalize_answer(p.question)]) == 1}
+    return LinkedPairs(found.groups, repeats, len(found.links))
 
 # %% ../../nbs/pairs/65_linked.ipynb #95a279c1
 def linked_counts(

@@ -137,7 +137,7 @@ def turn_row(
     "Turn a row of any known shape into pairs."
     if not isinstance(row, Mapping):
         cells = "more cells than the heading has: a separator inside a text needs quotes"
-        return Turned("lists", [], [cells if isinstance(row, list) else "not an object"])
+        return Turned("lists", [], [cells if isinstance(row, tuple) else "not an object"])
     fields = named_fields(row, columns)
     if talk := talk_of(fields, row): return turn_conversation(fields, talk, shared)
     if "choices" in fields: fields = {**fields, "answer": _chosen(fields)}
