@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ from hypothesis import given, settings, strategies as st
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.knobs import ConfigError
+from distillery.pairs.augment import augment_pairs
 from distillery.pairs.columns import answer_texts, clean_text
 from distillery.pairs.dataset import build_dataset, check_leaks
 from distillery.pairs.imports import left_out, read_pairs
 from distillery.pairs.select import select_pairs
 from distillery.pairs.set_notes import what_sets_ask
+from distillery.teachers.journal import Journal
+from distillery.teachers.protocol import ChatResult
 
 HERE = Path(__file__).parent
 CASES = HERE.parents[1] / "shared" / "cases"
@@ -325,6 +329,57 @@ def test_one_title_for_all_rows_still_leaves_something_to_test(tmp_path):
     found = read_pairs(put(tmp_path / "p.jsonl", *rows))
     assert build_dataset(found.pairs, found.chunks, CONFIG)["test"]
     assert any("one title" in note for note in found.notes)
+
+
+# Augmenting
+
+
+class Clerk:
+    "Rewords by rule: a standard answer without its frame, and a question with the name of its invoice."
+
+    name, identity = "clerk", {"model": "clerk"}
+
+    async def stream(self, requests):
+        for r in requests:
+            yield ChatResult(r.key, self.reply(r.key.split()[0], r.task), "stop")
+
+    def reply(self, form, task):
+        number = re.findall(r"\d+", task.passage)
+        if task.kind == "answer":
+            return f"{number[0]}40 EUR"
+        return task.sentence.removeprefix("it is ") if form == "standard_answer" else f"What is the total amount of Invoice {number[0]}?"
+
+
+def grow(tmp_path, rows, *forms):
+    found = read_pairs(put(tmp_path / "p.jsonl", *rows))
+    config = load_config(preset="qa-import", overrides={"dataset.augment": list(forms), "generation_limits.min_variation_length": 5})
+    made = augment_pairs(found.pairs, found.chunks, Clerk(), Journal(tmp_path / "j.sqlite"), config)
+    return found, made, config
+
+
+def test_a_question_with_many_answers_is_made_clear_and_can_then_be_asked_from_memory(tmp_path):
+    found, made, config = grow(tmp_path, bills(8), "context")
+    clear = [p for p in made.pairs if p.template == "common/clarify"]
+    assert [p.question for p in clear] == [f"What is the total amount of Invoice {i}?" for i in range(1, 9)]
+    assert [(p.answer, p.doc_id) for p in clear] == [(p.answer, p.doc_id) for p in found.pairs]
+    splits = build_dataset(select_pairs(made.pairs, config).kept, found.chunks, config)
+    assert check_leaks(splits) == []
+    assert {e.question for e in splits["train"] if e.passage is None} == {e.question for e in splits["train"] if "Invoice" in e.question}
+
+
+def test_a_standard_answer_takes_the_place_of_its_original_and_has_evidence(tmp_path):
+    rows = [{**row, "answer": f"it is {row['answer']}"} for row in bills(4)] + [{"question": "Which hall is it?", "answer": "Hall 3"}]
+    found, made, _ = grow(tmp_path, rows, "standard_answer")
+    assert [p.id for p in made.pairs] == [p.id for p in found.pairs]
+    assert [p.answer for p in made.pairs] == [*(f"{i}40 EUR" for i in range(1, 5)), "Hall 3"]
+    assert [p.evidence.text for p in made.pairs[:4]] == [p.answer for p in made.pairs[:4]]
+    assert made.counts["added: standard_answer"] == 4
+
+
+def test_a_name_that_the_passage_does_not_hold_is_no_context(tmp_path):
+    _, made, _ = grow(tmp_path, bills(3, "Bill of {}0: the total amount is {}40 EUR."), "context")
+    assert not [p for p in made.pairs if p.template == "common/clarify"]
+    assert any(r.reason.startswith("names what the passage does not: invoice") for r in made.rejected)
 
 
 # Whatever comes

@@ -130,7 +130,7 @@ def test_bare_pairs_are_linked_by_question_and_answer_together():
         ("Who keeps the key of the cellar?", "the foreman"),
         ("When is the drum cleaned by the shift?", "at noon"),
     ]
-    long = "It is opened with the small key, turned twice to the left, and closed again before the shift ends, as the book of the house says."
+    long = "It is opened with the small key, turned twice to the left, and closed again before the shift ends, as the book says."
     pairs = [pair(f"d{i}", q, a) for i, (q, a) in enumerate(asked)] + [
         pair("l1", "How is it opened?", long),
         pair("l2", "Tell me how to open it?", long),

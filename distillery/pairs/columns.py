@@ -10,6 +10,7 @@ __all__ = ['COLUMNS', 'KNOWN', 'MAX_ANSWERS', 'SPEAKERS', 'ROLES', 'EARLIER', 'c
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 from ..core.files import cell_text
@@ -29,11 +30,12 @@ COLUMNS = {
 KNOWN = {key: tuple(names.split()) for key, names in COLUMNS.items()}
 
 
+@lru_cache(maxsize=4096)
 def column_key(
-    name: object,  # Of a column
-) -> str:          # How we compare names
+    name: str,  # Of a column
+) -> str:       # How we compare names
     "Name of a column without capitals, spaces and punctuation."
-    return re.sub(r"[\W_]+", "_", str(name).strip().casefold()).rstrip("_")
+    return re.sub(r"[\W_]+", "_", name.strip().casefold()).rstrip("_")
 
 
 def named_fields(
@@ -41,12 +43,14 @@ def named_fields(
     columns: Mapping[str, str] | None = None,  # dataset.columns: our name to the file's
 ) -> dict[str, Any]:                           # Our names; a column counts once, and one that is missing or empty not at all
     "Fields of a row by the names that this page uses."
-    by_key = {column_key(name): name for name in reversed(list(row))}
-    found, used = dict[str, Any](), set[str]()
-    for key, names in [*((k, (c,)) for k, c in (columns or {}).items()), *KNOWN.items()]:
-        named = (n if n in row else by_key.get(column_key(n)) for n in names)
-        name = next((n for n in named if n is not None and n not in used and not _missing(key, row[n])), None)
-        if key in found or name is None: continue
+    by_key = {column_key(str(name)): name for name in reversed(list(row))}
+    mine = {key: asked if asked in row else by_key.get(column_key(asked)) for key, asked in (columns or {}).items()}
+    found = {key: row[name] for key, name in mine.items() if name is not None and not _missing(key, row[name])}
+    used = set(mine.values())
+    for key, names in KNOWN.items():
+        if key in found: continue
+        name = next((by_key[n] for n in names if n in by_key and by_key[n] not in used and not _missing(key, row[by_key[n]])), None)
+        if name is None: continue
         found[key] = row[name]
         used.add(name)
     return found
