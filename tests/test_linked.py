@@ -17,7 +17,8 @@ from distillery.pairs.chunk import chunk_documents
 from distillery.pairs.dataset import build_dataset, check_leaks, split_documents
 from distillery.pairs.documents import read_documents
 from distillery.pairs.imports import read_pairs
-from distillery.pairs.linked import find_links, link_documents, link_pairs, plain_letters
+from distillery.pairs.linked import find_links, link_documents, link_pairs
+from distillery.pairs.passages import CANDIDATES, plain_letters
 
 SHARED = Path(__file__).parents[2] / "shared"
 CONFIG = load_config(preset="qa-import")
@@ -249,5 +250,5 @@ def test_no_passage_is_compared_with_more_than_a_few(monkeypatch, n):
     for texts in ([page(1)] * n, [f"{page(i)} {page(n + i % 7)}" for i in range(n)], [page(i) for i in range(n)]):
         compared.clear()
         link_documents(docs, texts, Counter(docs))
-        assert len(compared) <= 2 * linked.CANDIDATES * n
+        assert len(compared) <= 2 * CANDIDATES * n
     assert len(compared) < n / 4

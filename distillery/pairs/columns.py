@@ -97,8 +97,8 @@ def answer_texts(
         return answer_texts(value[key], depth - 1) if key and depth > 0 else []
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [t for v in value[:MAX_ANSWERS] for t in answer_texts(v, depth - 1)][:MAX_ANSWERS] if depth > 0 else []
-    text = None if isinstance(value, bytes) else cell_text(value)
-    return [] if text is None else [text]
+    known = None if isinstance(value, bytes) else cell_text(value)
+    return [] if known is None else [known]
 
 # %% ../../nbs/pairs/77_columns.ipynb #9ef110ad
 SPEAKERS = {"user": "user human prompter customer question", "assistant": "assistant gpt bot chatgpt model bard answer agent",
