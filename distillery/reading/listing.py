@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'NOT_TEXT', 'OTHERS', 'KINDS', 'PASSED', 'OF_RUNS', 'IN_RUNS', 'OF_OTHERS', 'OURS', 'reason_against',
-           'is_ours', 'Listed', 'list_inputs', 'list_files', 'digest_documents']
+           'is_ours', 'Listed', 'list_inputs', 'list_files', 'digest_documents', 'by_reason']
 
 # %% ../../nbs/reading/05_listing.ipynb #91b1827e
 import os
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ..core.errors import DistilleryError
 from ..core.files import known_digest
+from .plain import clean
 
 # %% ../../nbs/reading/05_listing.ipynb #620ed600
 SUFFIXES = (".md", ".markdown", ".mdown", ".mkd", ".mdx", ".txt", ".text", ".html", ".htm", ".xhtml", ".pdf", ".docx", ".docm")
@@ -36,28 +37,43 @@ def reason_against(
 
 # %% ../../nbs/reading/05_listing.ipynb #537dd103
 PASSED = frozenset("node_modules site-packages bower_components __pycache__ __MACOSX".split())
-OF_RUNS = frozenset("pairs.jsonl selected.jsonl counts.json ledger.json provenance.json kpis.jsonl".split())
+OF_RUNS = frozenset("pairs.jsonl selected.jsonl documents.jsonl counts.json ledger.json provenance.json manifest.json metrics.json "
+                    "kpis.jsonl".split())
 IN_RUNS = frozenset("reports dataset decisions eval onnx student".split())
 OF_OTHERS = frozenset("pyvenv.cfg tokenizer.json genai_config.json adapter_config.json".split())
 OURS = frozenset(("distillery.yaml", "distillery.yml"))
 
 
+def _is_run(place: str) -> bool:
+    try: names = set(os.listdir(place))
+    except OSError: return False
+    return bool(OF_RUNS & names and IN_RUNS & names)
+
+
 def is_ours(
-    folders: Sequence[str],  # Names in a folder: folders
-    files: Sequence[str],    # Names in a folder: files
-) -> bool:                   # True for a run, a model, an environment
+    place: str,              # A folder
+    folders: Sequence[str],  # Names of the folders in it
+    files: Sequence[str],    # Names of the files in it
+) -> bool:                   # True for a run or a folder of runs, for a model, an environment
     "Whether a folder was written by a program, to be passed over as a whole."
-    return bool(OF_OTHERS & set(files)) or bool(OF_RUNS & set(files) and IN_RUNS & set(folders))
+    return bool(OF_OTHERS & set(files)) or _is_run(place) or any(_is_run(os.path.join(place, name)) for name in folders)
+
+
+def _holds_only_folders(place: str) -> bool:
+    "Whether a folder `runs` holds nothing that somebody put there: runs of ours have folders of their own."
+    try: names = os.listdir(os.path.join(place, "runs"))
+    except OSError: return False
+    return not any(reason_against(name) == "" for name in names if not name.endswith(".html"))
 
 
 def _walk(root: Path) -> Iterator[tuple[str, bool]]:
     "(relative path, whether it is a plain file): everything that is neither hidden nor passed over."
     for place, folders, files in os.walk(root):
         at = os.path.relpath(place, root)
-        if at != "." and is_ours(folders, files): folders[:] = []; continue
-        mine = {"runs", "reports"} if OURS & set(files) or ".distillery" in folders else set[str]()
+        if at != "." and is_ours(place, folders, files): folders[:] = []; continue
+        if (OURS & set(files) or ".distillery" in folders) and _holds_only_folders(place): folders[:] = [n for n in folders if n != "runs"]
         links = [n for n in folders if os.path.islink(os.path.join(place, n))]
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in PASSED and n not in mine and n not in links)
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in PASSED and n not in links)
         for name in (*links, *files):
             if name.startswith(".") or name in OURS: continue
             path = os.path.join(place, name)
@@ -107,3 +123,14 @@ def digest_documents(
 ) -> str:                               # Of names and contents
     "Digest of the documents of a folder: what else lies there makes no run anew."
     return known_digest(source, memory, None if source.is_file() else list_files(source, include))
+
+# %% ../../nbs/reading/05_listing.ipynb #6f81e93d
+def by_reason(
+    skipped: Iterable[tuple[str, str]],  # Path and reason
+    most: int = 5,                       # Paths that one reason is given for
+) -> list[tuple[str, str]]:              # Paths, or some of them, and the reason
+    "Put skipped files together that share a reason."
+    paths = dict[str, list[str]]()
+    for path, reason in skipped: paths.setdefault(reason, []).append(clean(path))  # a name may hold what moves a terminal
+    rest = lambda names: [f"and {len(names) - most} more"] if len(names) > most else []
+    return [(", ".join([*names[:most], *rest(names)]), reason) for reason, names in paths.items()]

@@ -157,7 +157,9 @@ def source_languages(
     if source.kind not in ("documents", "pairs"): return Counter()
     try:
         if source.kind == "pairs":
-            return Counter(language_of(f"{p.question} {p.answer}") for p in read_pairs(source.path).pairs[: 100 * LOOKED_AT])
+            read = read_pairs(source.path)
+            text = {c.chunk_id: c.text for c in read.chunks}
+            return Counter(language_of(f"{p.question} {p.answer} {text.get(p.chunk_id, '')}") for p in read.pairs[: 100 * LOOKED_AT])
         found: Any = stream_documents(source.path, config.documents.include, config.documents.max_file_mb)
         with closing(found): return Counter(language_of(d.text) for d in islice((d for d in found if isinstance(d, Document)), LOOKED_AT))
     except (DistilleryError, OSError): return Counter()
