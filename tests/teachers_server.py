@@ -31,6 +31,7 @@ class Server:
 
     def __init__(self, faults=(), delay=0.0, always_stream=False, chaos=0.0, burst=range(0), outage=(0, 0.0), digest=None, seed=1):
         self.outage, self.out_since = outage, None
+        self.listing = {"data": [{"id": "m"}]}
         self.faults, self.delay, self.always_stream = list(faults), delay, always_stream
         self.chaos, self.burst, self.digest, self.chance, self.met = chaos, burst, digest, random.Random(seed), Counter()
         self.answered = Counter()
@@ -57,6 +58,7 @@ class Server:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.reply)
         app.router.add_get("/api/tags", self.tags)
+        app.router.add_get("/v1/models", self.models)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -95,6 +97,9 @@ class Server:
     async def tags(self, request):
         models = [{"name": "m:latest", "model": "m:latest", "digest": self.digest}] if self.digest else []
         return web.json_response({"models": models}, status=200 if self.digest else 404)
+
+    async def models(self, request):
+        return web.json_response(self.listing)
 
     async def good(self, request, body):
         self.answered[body["messages"][-1]["content"]] += 1

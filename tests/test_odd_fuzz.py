@@ -1,4 +1,4 @@
-"Hundreds of odd replies through the whole client: every item is accounted for, in time, in memory, none is paid for twice."
+"Hundreds of odd replies through the whole client: each is accounted for, in time, in memory, and none is paid for again for being odd."
 import json
 import resource
 import subprocess

@@ -14,6 +14,7 @@ from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import ChatResult, Message, ask_all, user_request
 from distillery.teachers.replies import read_result
 from distillery.teachers.structured import read_form
+from distillery.training.distill_data import read_teacher_answers
 from distillery.wire.bounded import BadJson, TooLong, inflate, read_json
 from distillery.wire.completion import BadReply, read_reply
 from distillery.wire.thoughts import split_reasoning
@@ -290,6 +291,12 @@ def test_group_answers_are_read_without_a_fall(text):
     reading = read_form(ChatResult("a", text, "stop"), Items)
     assert reading.outcome in ("parsed", "repaired", "invalid", "cut")
     if reading.value: json.dumps([item.text for item in reading.value.items], ensure_ascii=False).encode()
+
+
+def test_separators_in_an_answer_end_no_line_of_a_file(tmp_path):
+    rows = [{"key": str(i), "text": text} for i, text in enumerate(SEPARATORS[:4])]
+    (tmp_path / "taught.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8", newline="\n")
+    assert [text.split() for text in read_teacher_answers(tmp_path).answers.values()] == [r["text"].split() for r in rows]
 
 
 def test_half_a_character_in_a_prompt_is_mended():

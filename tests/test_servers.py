@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from distillery.commands.environment import find_servers
 from distillery.core.address import login_header, public_address
 from distillery.core.config import flatten, load_config, to_yaml
 from distillery.core.errors import DistilleryError
@@ -224,6 +225,18 @@ def test_an_error_with_a_good_status_says_as_much(tmp_path):
         assert ask_all(OpenAITeacher(server.url, "m"), [user_request("a", "p")])[0].ok
 
 
+@pytest.mark.parametrize("code", [401, 403, 404, 407, 500, "rate_limit", 10**30, None, [429]])
+def test_an_error_in_one_reply_ends_no_run(code):
+    said = json.dumps({"error": {"message": "no", "code": code}}).encode()
+    with Scripted(lambda body, turn: said if "bad" in body["messages"][-1]["content"] else None) as server:
+        teacher = OpenAITeacher(server.url, "m", max_retries=1, breaker_wait_s=0.01)
+        assert [r.ok for r in ask_all(teacher, [user_request("a", "bad"), user_request("b", "good")])] == [False, True]
+
+
+def test_the_question_itself_is_no_parameter():
+    with pytest.raises(DistilleryError, match="as they are"): load_config(overrides={"teacher.parameters": {"messages": None}})
+
+
 def test_bodies_to_ordinary_servers_are_as_they_were():
     with Server() as server: ask_all(OpenAITeacher(server.url, "m"), [user_request("a", "p", temperature=0.5, seed=3)])
     assert json.dumps(server.bodies[0]) == (
@@ -260,6 +273,7 @@ def test_loopback_and_no_proxy_go_direct(bare):
     with Server() as server:
         assert ask_all(OpenAITeacher(server.url, "m"), [user_request("a", "p")])[0].ok
         assert server_problem(server.url, "") == ""
+        assert [s.url for s in find_servers([server.port])] == [server.url]
     with pytest.raises(DistilleryError, match=r"through the proxy http://127\.0\.0\.1:9"):
         ask_all(OpenAITeacher("http://model.invalid/v1", "m"), [user_request("a", "p")])
     bare.setenv("HTTP_PROXY", "socks5://127.0.0.1:9")
@@ -392,6 +406,17 @@ def test_a_packed_reply_is_unpacked(coding, packed):
         result = ask_all(OpenAITeacher(server.url, "m", max_retries=1), [user_request("a", "p")])[0]
     assert (result.text == "14 days") == packed == result.ok
     assert server.headers[0]["Accept-Encoding"] == "gzip, deflate"
+
+
+@pytest.mark.parametrize("listing", [3, None, [1], {"data": 3}, {"data": [{"id": "m", "meta": [1]}]}, {"data": [{"id": {}}, None]},
+                                     {"data": [{"id": "m", "meta": {"size": {"a": "\ud83d"}}}]},
+                                     {"data": [{"id": "m", "meta": {"size": "7" * 5000}}]}])
+def test_any_listing_of_models_is_read(listing, tmp_path):
+    with Server() as server:
+        server.listing = listing
+        identity = OpenAITeacher(server.url, "m").identity
+        teacher_digest(f"{server.url}#m", tmp_path)
+    assert len(json.dumps(identity, ensure_ascii=False).encode()) < 400
 
 
 def test_a_torn_memory_of_digests_heals(tmp_path):

@@ -8,7 +8,7 @@ __all__ = ['M_TRIM_THRESHOLD', 'M_TOP_PAD', 'M_MMAP_THRESHOLD', 'PORTS', 'keep_f
 
 # %% ../../nbs/commands/10_environment.ipynb #e0c0a0c9
 import ctypes
-import json
+import http.client
 import os
 import platform
 import shutil
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..reading.listing import list_inputs
+from ..wire.bounded import read_json
 from ..workbook.checks import Check
 
 # %% ../../nbs/commands/10_environment.ipynb #05bce636
@@ -57,15 +58,15 @@ def find_servers(
     timeout_s: float = 0.5,  # Patience per port
 ) -> list[Server]:  # Those that answered
     "Ask loopback ports for `/v1/models`."
-    found = []
+    found, direct = [], urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for port in ports:
         url = f"http://127.0.0.1:{port}/v1"
         try:
-            with urllib.request.urlopen(f"{url}/models", timeout=timeout_s) as answer:  # noqa: S310  (loopback, fixed scheme)
-                data = json.loads(answer.read(1_000_000) or b"{}")
-        except (OSError, ValueError): continue
+            with direct.open(f"{url}/models", timeout=timeout_s) as answer: data = read_json(answer.read(1_000_000) or b"{}")
+        except (OSError, ValueError, http.client.HTTPException): continue
         models = data.get("data") if isinstance(data, dict) else None
-        names = tuple(str(m["id"]) for m in models or [] if isinstance(m, dict) and "id" in m)
+        listed = models if isinstance(models, list) else []
+        names = tuple(m["id"] for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str))
         found.append(Server(url, PORTS.get(port, "a server"), names))
     return found
 

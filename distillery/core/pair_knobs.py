@@ -56,6 +56,12 @@ class TeacherSection(Section):
     def _without_login(cls, spec: str | None) -> str | None:
         return spec and public_address(spec)
 
+    @field_validator("parameters")
+    @classmethod
+    def _keeps_the_question(cls, parameters: dict[str, str | None]) -> dict[str, str | None]:
+        if {"model", "messages"} & parameters.keys(): raise ValueError("model and messages are sent as they are")
+        return parameters
+
     @field_validator("concurrency_of", "timeout_of")
     @classmethod
     def _above_zero(cls, limits: dict[str, float]) -> dict[str, float]:

@@ -70,7 +70,7 @@ def read_run_pairs(
 ) -> RunPairs:            # Read once, shown many times
     "Read the pairs of a run, their passages and the settings that chose them."
     at = results.path
-    lines = (at / "dropped.jsonl").read_text("utf-8").splitlines() if (at / "dropped.jsonl").is_file() else []
+    lines = (at / "dropped.jsonl").read_text("utf-8").split("\n") if (at / "dropped.jsonl").is_file() else []
     return RunPairs(
         _read(at / "selected.jsonl", Pair), {c.chunk_id: c for c in _read(at / "chunks.jsonl", Chunk)},
         {d.doc_id: d.title for d in _read(at / "documents.jsonl", Document)}, [Dropped(**json.loads(line)) for line in lines if line],

@@ -24,7 +24,7 @@ def _counted(key: str, n: int) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()] if path.is_file() else []
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()] if path.is_file() else []
 
 
 def tell_story(

@@ -58,7 +58,7 @@ def limits(
 ) -> list[str]:  # Lines of markdown
     "Known limits of a student: what it was not measured on, and gates that failed or are inconclusive."
     file = run / "eval" / "gates.jsonl"
-    gates = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line] if file.is_file() else []
+    gates = [json.loads(line) for line in file.read_text("utf-8").split("\n") if line] if file.is_file() else []
     lines = ["- It was trained on one collection of documents and measured on questions about it; that says nothing about other subjects.",
              "- It may be wrong without saying so. Sets stand for different claims and are not to be averaged."]
     for state in ("FAIL", "INCONCLUSIVE"):

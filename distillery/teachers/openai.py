@@ -8,7 +8,7 @@ __all__ = ['Received', 'Endpoint', 'HttpEndpoint', 'NegotiatingEndpoint', 'Guard
 # %% ../../nbs/teachers/30_openai.ipynb #d6863c48
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -40,7 +40,8 @@ class Received(NamedTuple):
 # %% ../../nbs/teachers/30_openai.ipynb #c57a3b7d
 class Endpoint:
     "One model at one server: its identity, and a single request."
-    proxy: str | None = None  # On the way to it; looked up by each `stream`
+    proxy: str | None = None         # On the way to it; looked up, like the next, by each `stream`
+    secrets: Sequence[bytes] = ()    # What no reply may show
 
     def __init__(
         self,
@@ -89,7 +90,8 @@ class HttpEndpoint(Endpoint):
         try:
             async with session.post(f"{self.base_url}/chat/completions", json=body, proxy=self.proxy) as response:
                 self._reached = True
-                raw = self.options.hide(await read_body(response, most), self.base_url)
+                raw = await read_body(response, most)
+                for secret in self.secrets: raw = raw.replace(secret, b"[key]")
                 return Received(response.status, raw, response.headers.get("Content-Type", ""), response.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError): raise
         except (ValueError, LookupError, TypeError, AttributeError) as error: raise BadReply(f"{type(error).__name__}: {error}") from error
@@ -227,7 +229,7 @@ class OpenAITeacher(RetryingEndpoint):
         places = Places(self.pace)
         self.probe = asyncio.Lock()
         self.resting = set[str]()
-        self.proxy = proxy_of(self.base_url)
+        self.proxy, self.secrets = proxy_of(self.base_url), self.options.secrets(self.base_url)
         headers, limits = self.options.headers(self.base_url), self.options.limits()
         connector, counters = aiohttp.TCPConnector(limit=0), run_counters()
         async with aiohttp.ClientSession(headers=headers, timeout=limits, connector=connector, auto_decompress=False) as session:

@@ -97,7 +97,7 @@ def read_teacher_answers(
     folder: Path,  # Where `save_teacher_answers` wrote
 ) -> TeacherAnswers:
     "Read the teacher's answers and log-probabilities."
-    rows = [json.loads(line) for line in (folder / "taught.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in (folder / "taught.jsonl").read_text("utf-8").split("\n") if line]
     file = folder / "odds.safetensors"
     return TeacherAnswers({r["key"]: r["text"] for r in rows}, read_logprobs(file) if file.is_file() else None)
 

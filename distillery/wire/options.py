@@ -61,10 +61,9 @@ class ClientOptions:
         key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return {"Accept-Encoding": "gzip, deflate"} | key | login_header(url)
 
-    def hide(self, body: bytes, url: str = "") -> bytes:
-        "Redact the key and the login from a body: a server may repeat them, and what is kept never does."
-        for secret in ([self.key] if len(self.key) > 7 else []) + login_secrets(url): body = body.replace(secret.encode(), b"[key]")
-        return body
+    def secrets(self, url: str = "") -> list[bytes]:
+        "The key and the login, as far as they are long enough to be looked for: a server may repeat them, and what is kept never does."
+        return [secret.encode() for secret in ([self.key] if len(self.key) > 7 else []) + login_secrets(url)]
 
     def limits(self) -> aiohttp.ClientTimeout:
         "Timeouts of a request; a streaming server that falls silent is noticed before the whole time is up."

@@ -51,6 +51,7 @@ def split_reasoning(
     text: str,        # What a model wrote
 ) -> tuple[str, str]: # Answer and reasoning
     "Split reasoning and answer: tags, brackets, special tokens, harmony channels."
+    if not any(sign in text for sign in "<[◁") and not STRIPPED.match(text): return text, ""
     if "<|channel|>" in text: return _by_channels(text)
     if STRIPPED.match(text) and "assistantfinal" in text:
         thought, _, answer = text.partition("assistantfinal")
