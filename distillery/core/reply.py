@@ -66,6 +66,7 @@ CITED = re.compile(r"(?<!\s)(?:\s*+(?:\[\^?\d{1,3}(?:[,â€“-]\s?\d{1,3}){0,9}\]|ã
 
 
 def _unwrapped(line: str) -> str:
+    if line[:1].isalnum(): return line
     for start, end in PAIRS:
         inner = line[len(start) : len(line) - len(end)]
         if len(line) <= len(start) + len(end) or not line.startswith(start) or not line.endswith(end): continue

@@ -151,20 +151,22 @@ def languages() -> dict[str, dict[str, Any]]:  # By code; the keys are those of 
     return dict(yaml.safe_load(files("distillery.core").joinpath("languages.yaml").read_text("utf-8")))
 
 
+@lru_cache(1)
+def _common() -> dict[str, list[str]]:
+    return {code: about["common"].split() for code, about in languages().items() if "common" in about}
+
+
 def _of_latin(text: str) -> str:
     counts = Counter(re.findall(r"[^\W\d_]+", text.lower()))
-    common = {code: about["common"].split() for code, about in languages().items() if "common" in about}
-    seen = {code: {w: counts[w] for w in some if w in counts} for code, some in common.items()}
+    seen = {code: {w: counts[w] for w in some if w in counts} for code, some in _common().items()}
     best = max(seen, key=lambda code: sum(seen[code].values()))
     told, english = sum(seen[best].values()), sum(seen["en"].values())
     return best if len(seen[best]) > 2 and told > 1.5 * english else "en"
 
 # %% ../../nbs/core/33_script.ipynb #7c32b0d8
-def language_of(
-    text: str,  # A document, or its beginning; more than 20,000 characters are not read
-) -> str:       # ISO 639-1 code; en where nothing speaks against it
-    "Language identification by script, and by the commonest words for Latin letters."
-    text = text[:20_000]
+@lru_cache(256)
+def _language(text: str) -> str:
+    if text.isascii(): return _of_latin(text)
     counts = {name: len(pattern.findall(text)) for name, pattern in _PATTERNS.items()}
     counts["zh"] *= 3  # an ideograph says about as much as three letters
     counts["ja"] *= 3
@@ -175,3 +177,10 @@ def language_of(
     if top == "ru": return "uk" if 40 * len(re.findall(SIGNS["uk"], text)) > counts["ru"] else "ru"
     if top == "ar": return next((code for code in ("ur", "fa") if 40 * len(re.findall(SIGNS[code], text)) > counts["ar"]), "ar")
     return top
+
+
+def language_of(
+    text: str,  # A document, or its beginning; more than 20,000 characters are not read
+) -> str:       # ISO 639-1 code; en where nothing speaks against it
+    "Language identification by script, and by the commonest words for Latin letters."
+    return _language(text[:20_000])
