@@ -3,9 +3,10 @@
     python benchmarks/documents.py                        # markitdown is taken where it is installed, here or named by MARKITDOWN
     MARKITDOWN=/some/venv/bin/markitdown python benchmarks/documents.py
 
-`tests/data/hand_counted.json` holds what was counted on three files of each kind: headings, rows of tables and lines of code, sentences, each as its first and last
-words and their number. Whole: a heading, row or sentence of the output has the same words. Noise: one of the output, of two words or more, that
-nobody counted. Both outputs are cut by the same splitter; markitdown's Markdown is read as Markdown first, so that its marks cost it nothing.
+`tests/data/hand_counted.json` holds what was counted on three files of each kind: headings, rows (of tables, and lines of code) and
+sentences, each as its first and last words and their number. Whole: a heading, row or sentence of the output has the same words.
+Noise: one of the output, of two words or more, that nobody counted. Both outputs are cut by the same splitter, and markitdown's Markdown
+is read as Markdown first, so that its marks cost it nothing.
 """
 import json
 import os
@@ -25,7 +26,7 @@ from distillery.reading.markdown import markdown_to_text
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 COUNTED = json.loads((ROOT / "tests" / "data" / "hand_counted.json").read_text("utf-8"))
-KINDS = ("headings", "rows", "sentences")
+KINDS = ("sentences", "headings", "rows")
 
 
 def short(text: str) -> str:
@@ -62,7 +63,7 @@ def theirs(command: str, path: Path) -> str:
 
 
 def main() -> None:
-    if not SHARED.is_dir(): raise SystemExit("../shared/data is not here: nothing to read")
+    if not SHARED.is_dir(): return print("../shared/data is not here: nothing to read")
     command = markitdown()
     totals: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,20 +74,18 @@ def main() -> None:
             for reader, text in texts.items():
                 for key, n in score(text, counted).items(): totals[counted["kind"], reader][key] += n
             for kind in KINDS: totals[counted["kind"], "counted"][kind] += len(set(counted[kind]))
-    for row in ("all",):
-        for (kind, reader), found in list(totals.items()):
-            for key, n in found.items(): totals[row, reader][key] += n
-    readers = [r for r in ("ours", "markitdown") if ("all", r) in totals]
-    print(f"{'':6}{'counted':>9}" + "".join(f"{r + ' whole':>18}{'sentences':>11}{'headings':>10}{'rows':>8}{'noise':>7}" for r in readers))
+    for (_, reader), found in list(totals.items()):
+        for key, n in found.items(): totals["all", reader][key] += n
+    print(f"{'':6}{'':12}{'whole':>7}{'sentences':>13}{'headings':>12}{'rows':>12}{'noise':>7}")
     for kind in ("md", "pdf", "docx", "html", "all"):
         whole = totals[kind, "counted"]
-        line = f"{kind:6}{sum(whole.values()):>9}"
-        for r in readers:
-            found = totals[kind, r]
-            line += f"{sum(found[k] for k in KINDS) / sum(whole.values()):>18.3f}"
-            line += f"{found['sentences']:>6}/{whole['sentences']:<4}{found['headings']:>5}/{whole['headings']:<4}{found['rows']:>4}/{whole['rows']:<3}{found['noise']:>7}"
-        print(line)
-    if not command: print("markitdown is not installed: install it into an environment of its own and name it, MARKITDOWN=/path/to/markitdown")
+        for reader in ("ours", "markitdown"):
+            if (kind, reader) not in totals: continue
+            found = totals[kind, reader]
+            share = sum(found[k] for k in KINDS) / sum(whole.values())
+            parts = "".join(f"{f'{found[k]} of {whole[k]}':>{13 - (k != 'sentences')}}" for k in KINDS)
+            print(f"{kind:6}{reader:12}{share:7.3f}{parts}{found['noise']:7}")
+    if not command: print("markitdown is not installed: put it into an environment of its own and name it, MARKITDOWN=/path/to/markitdown")
 
 
 if __name__ == "__main__": main()

@@ -213,7 +213,7 @@ def test_bad_pairs_are_named(tmp_path, name, content, words):
 
 def test_an_empty_folder_and_one_with_nothing_readable(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "Fix:" in run("run", "--docs", "empty", cwd=tmp_path, code=1).stderr
+    assert "Fix:" in run("run", "--docs", "empty", cwd=tmp_path, code=2).stderr
     (tmp_path / "noise").mkdir()
     (tmp_path / "noise/a.pdf").write_bytes(b"%PDF-1.4 broken")
     assert "a.pdf" in run("run", "--docs", "noise", cwd=tmp_path, code=1).stderr

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,49 @@ def test_every_fault_names_its_line_and_its_fix(tmp_path, line, said, fix):
 def test_an_empty_file_and_a_missing_one(tmp_path):
     with pytest.raises(ArticlesError, match="no article"): read_articles(write(tmp_path / "x.jsonl", ""))
     with pytest.raises(DistilleryError, match="does not exist"): read_articles(tmp_path / "y.jsonl")
+
+
+# What table tools write for nothing
+
+NOTHING = [None, "", " ", "None", "nan", "NaN", "null", "<NA>", float("nan")]
+
+
+@pytest.mark.parametrize("missing", NOTHING, ids=repr)
+def test_an_article_without_a_cluster_is_its_own(tmp_path, missing):
+    rows = [{"id": f"a{i}", "text": f"text {i}", "cluster": missing if i < 32 else f"c{i}", "scores": {"q": i % 5}} for i in range(40)]
+    assert Counter(split_articles(read_articles(write(tmp_path / "a.jsonl", *rows)))) == {"train": 24, "validation": 6, "test": 10}
+
+
+def test_the_case_of_articles_without_a_cluster():
+    path = Path(__file__).parents[2] / "shared/cases/41_articles_without_a_cluster/a.jsonl"
+    if not path.is_file(): pytest.skip("../shared/cases is not here")
+    assert Counter(split_articles(read_articles(path))) == {"train": 24, "validation": 6, "test": 10}
+
+
+def test_a_missing_id_is_the_line_and_a_number_is_one_cluster_however_it_is_written(tmp_path):
+    named = ((None, 3), ("nan", 3.0), (7.0, "3"), (float("nan"), None))
+    found = read_articles(write(tmp_path / "a.jsonl", *({"id": i, "text": f"t{i}{c}", "cluster": c, "scores": {"q": 1}} for i, c in named)))
+    assert [(a.id, a.cluster) for a in found] == [("line-1", "3"), ("line-2", "3"), ("7", "3"), ("line-4", "line-4")]
+
+
+def test_an_article_printed_twice_is_one_topic(tmp_path):
+    texts = [f"text {i} of a page" for i in range(20)] + [f"TEXT {i}\n OF a PAGE" for i in range(20)]
+    rows = [{"id": f"a{i}", "text": text, "scores": {"q": i % 5}} for i, text in enumerate(texts)]
+    found = read_articles(write(tmp_path / "a.jsonl", *rows))
+    side = {}
+    for a, where in zip(found, split_articles(found), strict=True): side.setdefault(a.text.casefold().replace("\n", ""), set()).add(where)
+    assert len(side) == 20
+    assert all(len(where) == 1 for where in side.values())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from([*NOTHING, "a", "b", 1, 1.0, "1", 2.5]), min_size=1, max_size=20))
+def test_only_named_clusters_hold_several_articles(tmp_path_factory, clusters):
+    rows = [{"text": f"t{i}", "cluster": c, "scores": {"q": 1}} for i, c in enumerate(clusters)]
+    found = read_articles(write(tmp_path_factory.mktemp("a") / "a.jsonl", *rows))
+    named = {"a", "b", "1", "2.5"}
+    assert all((a.cluster in named) != (a.cluster == a.id) for a in found)
+    assert len({a.cluster for a in found}) == len({a.cluster for a in found} & named) + sum(a.cluster == a.id for a in found)
 
 
 # Splits

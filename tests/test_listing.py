@@ -43,11 +43,14 @@ def put(root: Path, **files: str) -> Path:
 
 def with_runs(root: Path, runs: str = "runs") -> Path:
     "A folder as an earlier run leaves it."
-    for name, text in {"distillery.yaml": "teacher:\n  model: builtin:extractive\n", f"{runs}/r1/pairs.jsonl": '{"question": "How often?", "answer": "daily"}\n',
-                       f"{runs}/r1/reports/index.html": "<html><body><h1>Card</h1><p>Ship q4: exact match .80 on 30 facts.</p></body></html>",
+    for name, text in {"distillery.yaml": "teacher:\n  model: builtin:extractive\n",
+                       f"{runs}/r1/pairs.jsonl": '{"question": "How often?", "answer": "daily"}\n',
+                       f"{runs}/r1/reports/index.html": "<html><body><h1>Card</h1><p>Ship q4: exact match .80 on 30 facts.</p>",
                        f"{runs}/r1/dataset/notes.md": "The run kept thirty facts.", ".distillery/files.json": "{}",
-                       "node_modules/pad/README.md": "This package pads strings with spaces.", "env/pyvenv.cfg": "home = x", "env/lib/a.md": "The library is old.",
-                       "model/tokenizer.json": "{}", "model/README.md": "The model card is long.", ".git/b.md": "Hidden.", "page/.DS_Store": "x",
+                       "node_modules/pad/README.md": "This package pads strings with spaces.", "env/pyvenv.cfg": "home = x",
+                       "env/lib/a.md": "The library is old.",
+                       "model/tokenizer.json": "{}", "model/README.md": "The model card is long.", ".git/b.md": "Hidden.",
+                       "page/.DS_Store": "x",
                        "page/b.md": PAGE.format(7), "a.md": PAGE.format(14)}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -70,7 +73,21 @@ def test_runs_under_any_name(tmp_path, runs): assert list_files(with_runs(tmp_pa
 
 
 def test_a_folder_called_runs_may_hold_documents(tmp_path):
-    assert list_files(put(tmp_path, runs__marathon="", **{"runs__plan.md": "Run daily.", "reports__q1.html": "<p>Sales rose."})) == ["reports/q1.html", "runs/plan.md"]
+    assert list_files(put(tmp_path, runs__marathon="", **{"runs__plan.md": "Run daily.",
+                                                          "reports__q1.html": "<p>Sales rose."})) == ["reports/q1.html", "runs/plan.md"]
+
+
+def test_pages_of_ours_are_known_wherever_they_lie(tmp_path):
+    page = (Path(__file__).parents[1] / "reports" / "quantization.html").read_text()
+    corpus = read_documents(put(tmp_path, **{"shared__page.html": page, "a.md": PAGE.format(3)}))
+    assert [d.path for d in corpus.documents] == ["a.md"]
+    assert corpus.skipped[0].reason == "a page that a run of ours wrote"
+
+
+def test_a_run_that_was_cut_short_leaves_nothing_to_read(tmp_path):
+    left = {"distillery.yaml": "docs: .", "runs__r1__reports__index.html": "<p>Ship q4.", "runs__r1__eval__q4__summary.md": "It was fine.",
+            "a.md": PAGE.format(3)}
+    assert list_files(put(tmp_path, **left)) == ["a.md"]
 
 
 def test_a_second_run_is_the_same_run(tmp_path):
@@ -99,13 +116,16 @@ def test_init_estimate_and_doctor_count_as_a_run_does(tmp_path):
     assert len(read_documents(root).documents) == 2
     assert documents_of(load_config(overrides={"docs": str(root)})) == f"2 in {root}"
     config, cache = load_config(), tmp_path / "cache"
-    read = Plan(pairs_stages(open_source(root, None, None), config, cache)[:1], config, cache).run()["documents"]  # what `run` and `estimate` begin with
+    stages = pairs_stages(open_source(root, None, None), config, cache)[:1]  # what `run` and `estimate` begin with
+    read = Plan(stages, config, cache).run()["documents"]
     assert len((read.path / "documents.jsonl").read_text().splitlines()) == 2
 
 
 def test_other_files_are_passed_over_by_name(tmp_path):
-    others = {"drum.rtf": r"{\rtf1 Clean it.}", "package-lock.json": "{}", "parts.csv": "id;name", "mail.eml": "From: a@b.org\n\nClean it.", "poetry.lock": "[x]",
-              "requirements-dev.txt": "numpy", "Makefile": "all:", "notes": "Clean it.", "data.yaml": "a: 1", "~$a.docx": "x", "old.doc": "x"}
+    others = {"drum.rtf": r"{\rtf1 Clean it.}", "package-lock.json": "{}", "parts.csv": "id;name", "mail.eml": "From: a@b.org\n\nClean it.",
+              "poetry.lock": "[x]",
+              "requirements-dev.txt": "numpy", "Makefile": "all:", "notes": "Clean it.", "data.yaml": "a: 1", "~$a.docx": "x",
+              "old.doc": "x"}
     for name, text in {**others, "ok.md": "The lid is closed."}.items(): (tmp_path / name).write_text(text)
     corpus = read_documents(tmp_path)
     assert [d.path for d in corpus.documents] == ["ok.md"]
@@ -122,7 +142,8 @@ def test_several_folders_are_one_corpus_with_relative_ids(tmp_path):
 
 
 @pytest.mark.parametrize(("include", "names"), [
-    (["**/*"], ["a.md", "x/b.txt", "x/y/c.md"]), (["*"], ["a.md"]), (["*.md"], ["a.md"]), (["**/*.md"], ["a.md", "x/y/c.md"]), (["x/**"], ["x/b.txt", "x/y/c.md"]),
+    (["**/*"], ["a.md", "x/b.txt", "x/y/c.md"]), (["*"], ["a.md"]), (["*.md"], ["a.md"]), (["**/*.md"], ["a.md", "x/y/c.md"]), (["x/**"],
+        ["x/b.txt", "x/y/c.md"]),
     (["x/*"], ["x/b.txt"]), (["x/**/c.*"], ["x/y/c.md"]), (["[ab].md", "**/b.txt"], ["a.md", "x/b.txt"]), (["x/?/c.md"], ["x/y/c.md"])])
 def test_patterns_choose_as_globs_do(tmp_path, include, names):
     root = put(tmp_path, **{"a.md": "A lid.", "x__b.txt": "A drum.", "x__y__c.md": "A hall."})
@@ -150,7 +171,8 @@ def test_the_command_refuses_it_too(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.text("abÄ.-_ ", min_size=1, max_size=6).filter(lambda s: s.strip(". ")), st.sampled_from([*SUFFIXES, ".csv", ".json", "", ".RTF", ".MD"]), min_size=1, max_size=6))
+@given(st.dictionaries(st.text("abÄ.-_ ", min_size=1, max_size=6).filter(lambda s: s.strip(". ")), st.sampled_from([*SUFFIXES, ".csv",
+    ".json", "", ".RTF", ".MD"]), min_size=1, max_size=6))
 def test_every_visible_file_is_listed_once(tmp_path_factory, names):
     root = tmp_path_factory.mktemp("listed")
     files = {f"{stem}{suffix}" for stem, suffix in names.items()}

@@ -1,6 +1,5 @@
 "Readers of every format: the cases that went wrong, further inputs of their kinds, and a property for each kind."
 import io
-import random
 import re
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from distillery.reading.plain import Unreadable, clean, tidy
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 quick = settings(max_examples=25, deadline=None)
-words = st.lists(st.sampled_from("drum lid feeder cleaned opened daily bar press roller hall oil Monday seven".split()), min_size=2, max_size=9)
+words = st.lists(st.sampled_from("drum lid feeder cleaned opened daily bar press roller hall oil Monday seven".split()), min_size=2,
+                 max_size=9)
 phrase = words.map(" ".join)
 plain_sentence = phrase.map(lambda s: s.capitalize() + ".")
 
@@ -35,7 +35,8 @@ def case(start: str, name: str, data: bytes) -> bytes:
 
 
 def test_markdown_that_shows_html_is_markdown():
-    page = case("01", "page.md", b"# Page layout\n\nThis:\n\n```html\n<html>\n<body>\n```\n\n## Margins\n\nThe left margin of a page is 12 mm.\n")
+    page = case("01", "page.md",
+                b"# Page layout\n\nThis:\n\n```html\n<html>\n<body>\n```\n\n## Margins\n\nThe left margin of a page is 12 mm.\n")
     document = read_document(page, "page.md")
     assert (document.title, document.mime) == ("Page layout", MARKDOWN)
     assert re.findall(r"^#+ (.+)", document.text, re.M) == ["Page layout", "Margins"]
@@ -44,13 +45,16 @@ def test_markdown_that_shows_html_is_markdown():
 
 @pytest.mark.parametrize(("name", "data", "mime"), [
     ("a.txt", b"A PDF begins with %PDF-1.7 and ends with %%EOF.", PLAIN), ("a.txt", b"%PDF-1.4 stands in line 1.", PLAIN),
-    ("a.md", b"Write `<!DOCTYPE html>` first, then <body>.", MARKDOWN), ("a.txt", b"The <body> of the pump", PLAIN), ("a.html", b"<p>Only a piece", HTML),
-    ("a.txt", b"\n<!-- saved -->\n<html><p>A saved page", HTML), ("a.pdf", b"<!doctype html><p>A page", HTML), ("a", b"# Notes\n\nClean it.", MARKDOWN)])
+    ("a.md", b"Write `<!DOCTYPE html>` first, then <body>.", MARKDOWN), ("a.txt", b"The <body> of the pump", PLAIN),
+    ("a.html", b"<p>Only a piece", HTML),
+    ("a.txt", b"\n<!-- saved -->\n<html><p>A saved page", HTML), ("a.pdf", b"<!doctype html><p>A page", HTML),
+    ("a", b"# Notes\n\nClean it.", MARKDOWN)])
 def test_what_a_file_is(name, data, mime): assert sniff(data, name) == mime
 
 
 @quick
-@given(phrase, st.sampled_from(["<html>", "<!doctype html>", "%PDF-1.7", "{\\rtf1", "PK\x03\x04"]), phrase, st.sampled_from([".md", ".txt"]))
+@given(phrase, st.sampled_from(["<html>", "<!doctype html>", "%PDF-1.7", "{\\rtf1", "PK\x03\x04"]), phrase, st.sampled_from([".md",
+    ".txt"]))
 def test_what_a_text_mentions_does_not_change_what_it_is(before, mark, after, suffix):
     assert sniff(f"{before} {mark} {after}".encode(), f"a{suffix}") == {".md": MARKDOWN, ".txt": PLAIN}[suffix]
 
@@ -66,14 +70,16 @@ def test_comments_in_code_are_no_headings():
 
 
 @pytest.mark.parametrize(("name", "data"), [
-    ("a.md", "~~~\n# one\n~~~"), ("a.md", "Text\n\n    # one\n    make"), ("a.md", "> ```\n> # one\n> ```"), ("a.html", "<p>Run<pre># one\nmake</pre>"),
+    ("a.md", "~~~\n# one\n~~~"), ("a.md", "Text\n\n    # one\n    make"), ("a.md", "> ```\n> # one\n> ```"),
+    ("a.html", "<p>Run<pre># one\nmake</pre>"),
     ("a.html", "<pre><code># one</code></pre>"), ("a.md", "\\# one"), ("a.txt", "Run this\n# one\nmake"), ("a.docx", word(para("# one"))),
     ("a.pdf", pdf([(72, 700, 12, "# one of them")]))])
 def test_a_hash_that_is_no_heading(name, data): assert not re.search(r"^#{1,6} ", text_of(name, data), re.M)
 
 
 @quick
-@given(st.lists(st.sampled_from(["# a", "## b", "make", "  # c", "- d", "{% e %}", "\\page x y", "<b>", "--- x"]), min_size=1, max_size=8), st.sampled_from(["```", "~~~"]))
+@given(st.lists(st.sampled_from(["# a", "## b", "make", "  # c", "- d", "{% e %}", "\\page x y", "<b>", "--- x"]), min_size=1, max_size=8),
+       st.sampled_from(["```", "~~~"]))
 def test_a_fence_keeps_its_lines(lines, fence):
     read = text_of("a.md", "# Top\n\nRun:\n\n" + "\n".join([fence, *lines, fence]) + "\n\nDone.")
     assert re.findall(r"^#+ (.+)", read, re.M) == ["Top"]
@@ -91,8 +97,12 @@ def test_superscripts_stay_apart():
 
 
 @pytest.mark.parametrize(("name", "data", "right"), [
-    ("a.html", "<p>2<sup><b>n+1</b></sup> on the 1<sup>st</sup>", "2^(n+1) on the 1st"), ("a.html", "<p>H<sub>2</sub>O<sup><a href='#n1'>[1]</a></sup> boils", "H2O boils"),
-    ("a.docx", word(para("25 m", run("2", True), " of film")), "25 m^2 of film"), ("a.md", "x<sup>2</sup>[^1] is\n\n[^1]: a square", "x^2 is"),
+    ("a.html", "<p>2<sup><b>n+1</b></sup> on the 1<sup>st</sup>", "2^(n+1) on the 1st"),
+    ("a.html", "<p>H<sub>2</sub>O<sup><a href='#n1'>[1]</a></sup> boils", "H2O boils"),
+    ("a.docx", word(para("25 m", run("2", True), " of film")), "25 m^2 of film"),
+    ("a.md", "x<sup>2</sup>[^1] is\n\n[^1]: a square", "x^2 is"),
+    ("a.html", "<p>It is <math><msup><mn>10</mn><mn>6</mn></msup></math> bar", "It is 10^6 bar"),
+    ("a.html", "<p><ruby>漢字<rt>かんじ</rt></ruby>です", "漢字です"),
     ("a.pdf", pdf([(72, 700, 12, "10"), (85.4, 705, 7, "6"), (92, 700, 12, "cycles")]), "10^6 cycles")])
 def test_further_superscripts(name, data, right): assert right in text_of(name, data)
 
@@ -100,7 +110,8 @@ def test_further_superscripts(name, data, right): assert right in text_of(name, 
 @quick
 @given(st.integers(2, 99), st.integers(-99, 99).filter(bool))
 def test_an_exponent_is_never_a_digit(base, power):
-    for name, data in (("a.md", f"It is {base}<sup>{power}</sup> now."), ("a.docx", word(para(f"It is {base}", run(str(power), True), " now.")))):
+    for name, data in (("a.md", f"It is {base}<sup>{power}</sup> now."), ("a.docx", word(para(f"It is {base}", run(str(power), True),
+        " now.")))):
         assert text_of(name, data) == f"It is {base}^{power} now."
 
 
@@ -108,17 +119,22 @@ def test_an_exponent_is_never_a_digit(base, power):
 
 
 def test_tracked_changes():
-    page = word(para("The warranty lasts ", f'<w:del w:id="1">{run("12").replace("w:t", "w:delText")}</w:del>', f'<w:ins w:id="2">{run("24")}</w:ins>', " months."))
+    page = word(para("The warranty lasts ", f'<w:del w:id="1">{run("12").replace("w:t", "w:delText")}</w:del>',
+                     f'<w:ins w:id="2">{run("24")}</w:ins>', " months."))
     assert "The warranty lasts 24 months" in text_of("w.docx", case("04", "warranty.docx", page))
 
 
-DELETED, INSERTED = '<w:del w:id="1"><w:r><w:delText>{}</w:delText></w:r></w:del>', '<w:ins w:id="2"><w:r><w:t xml:space="preserve">{}</w:t></w:r></w:ins>'
+DELETED = '<w:del w:id="1"><w:r><w:delText>{}</w:delText></w:r></w:del>'
+INSERTED = '<w:ins w:id="2"><w:r><w:t xml:space="preserve">{}</w:t></w:r></w:ins>'
 
 
 @pytest.mark.parametrize(("name", "data", "right"), [
-    ("a.docx", word(para("Use ", f'<w:moveFrom w:id="3">{run("old ")}</w:moveFrom>', f'<w:moveTo w:id="4">{run("new ")}</w:moveTo>', "oil.")), "Use new oil."),
+    ("a.docx", word(para("Use ", f'<w:moveFrom w:id="3">{run("old ")}</w:moveFrom>',
+                         f'<w:moveTo w:id="4">{run("new ")}</w:moveTo>', "oil.")),
+     "Use new oil."),
     ("a.docx", word(table(["Part", "bar"], ["Lid", cell(para(DELETED.format("3"), INSERTED.format("4")))])), "Lid | 4"),
-    ("a.html", "<p>It is <del>12</del><ins>24</ins> months and <s>1</s>2 bar.", "It is 24 months and 2 bar."), ("a.md", "It is ~~12~~ 24 months.", "It is 24 months.")])
+    ("a.html", "<p>It is <del>12</del><ins>24</ins> months and <s>1</s>2 bar.", "It is 24 months and 2 bar."),
+    ("a.md", "It is ~~12~~ 24 months.", "It is 24 months.")])
 def test_further_changes(name, data, right): assert right in text_of(name, data)
 
 
@@ -134,10 +150,11 @@ def test_inserted_text_stays_and_deleted_text_goes(parts):
 
 
 def test_merged_and_nested_tables():
-    page = word(table([cell(para("Feeder models"), look='<w:gridSpan w:val="3"/>')], ["F1", "F2", "F3"]) + table([cell(para("outer"), table(["nested A", "nested B"]), para()), "right"]))
+    page = word(table([cell(para("Feeder models"), look='<w:gridSpan w:val="3"/>')], ["F1", "F2", "F3"]) + table([cell(para("outer"),
+        table(["nested A", "nested B"]), para()), "right"]))
     read = text_of("t.docx", case("06", "t.docx", page))
     assert read.count("Feeder models") == 1
-    assert "nested A" in read and "nested B" in read
+    assert re.search("nested A.*nested B", read, re.S)
     spans = case("46", "t.html", b"<table><tr><th>Part<th>mm<th>colour<tr><td rowspan=2>B<td>3<td>green<tr><td>4<td>red</table>")
     assert "B | 4 | red" in text_of("t.html", spans)
 
@@ -146,9 +163,12 @@ MERGED = ('<w:vMerge w:val="restart"/>', "<w:vMerge/>")
 
 
 @pytest.mark.parametrize(("name", "data", "right"), [
-    ("a.docx", word(table(["Part", "bar"], [cell(para("Lid"), look=MERGED[0]), "1"], [cell(para(), look=MERGED[1]), "2"])), "Lid | 1\nLid | 2"),
-    ("a.docx", word("<w:tbl><w:sdt><w:sdtContent><w:tr>" + cell(para("Lid")) + cell(para("3")) + "</w:tr></w:sdtContent></w:sdt></w:tbl>"), "Lid | 3"),
-    ("a.docx", word(table(["a", "b"], ["c", "d"]).replace("<w:tr>", '<w:tr><w:trPr><w:gridBefore w:val="1"/></w:trPr>')), "| a | b\n| c | d"),
+    ("a.docx", word(table(["Part", "bar"], [cell(para("Lid"), look=MERGED[0]), "1"], [cell(para(), look=MERGED[1]), "2"])),
+     "Lid | 1\nLid | 2"),
+    ("a.docx", word("<w:tbl><w:sdt><w:sdtContent><w:tr>" + cell(para("Lid")) + cell(para("3")) + "</w:tr></w:sdtContent></w:sdt></w:tbl>"),
+     "Lid | 3"),
+    ("a.docx", word(table(["a", "b"], ["c", "d"]).replace("<w:tr>", '<w:tr><w:trPr><w:gridBefore w:val="1"/></w:trPr>')),
+     "| a | b\n| c | d"),
     ("a.html", "<table><tr><td>A<td colspan=2>wide<td>z<tr><td>1<td>2<td>3<td>4</table>", "A | wide | | z\n1 | 2 | 3 | 4"),
     ("a.html", "<table><tr><th>a<th>b<tr><td rowspan=0>x<td>1<tr><td>2<tr><td>3</table>", "x | 1\nx | 2\nx | 3"),
     ("a.html", "<table><tr><td><p>Only</p><p>layout</p></td></tr></table>", "Only\n\nlayout"),
@@ -207,8 +227,10 @@ def test_cleaned_text_can_be_kept(text):
     assert not re.search("[\ud800-\udfff\x00-\x08\ue000-\ue003\xad]", kept)
 
 
-HEADED = [[(72, 770, 12, "Raven press manual - page {n}"), (72, 700, 12, "The drum must be cleaned"), (72, 686, 12, "every 14 days with luke-")],
-          [(72, 770, 12, "Raven press manual - page {n}"), (72, 700, 12, "warm water and a soft brush. Never use"), (72, 686, 12, "solvent on it.")]]
+HEADED = [[(72, 770, 12, "Raven press manual - page {n}"), (72, 700, 12, "The drum must be cleaned"), (72, 686, 12,
+    "every 14 days with luke-")],
+          [(72, 770, 12, "Raven press manual - page {n}"), (72, 700, 12, "warm water and a soft brush. Never use"), (72, 686, 12,
+              "solvent on it.")]]
 
 
 def headed(pages: list) -> bytes: return pdf(*([(x, y, s, t.format(n=n)) for x, y, s, t in page] for n, page in enumerate(pages, 1)))
@@ -222,10 +244,15 @@ def test_a_running_header_is_not_in_a_sentence():
 
 
 @pytest.mark.parametrize(("pages", "gone", "right"), [
-    ([[(72, 700, 12, f"Rule {w} holds for the"), (72, 686, 12, "whole hall."), (300, 30, 9, f"{n}")] for n, w in enumerate(["one", "two", "three"], 1)], "1", "Rule one holds for the whole hall."),
-    ([[(72, 760, 9, side), (72, 700, 12, f"The {w} is cleaned"), (72, 686, 12, "daily.")] for w, side in zip(["drum", "lid", "feeder", "roller"], ["Left", "Right"] * 2, strict=True)],
+    ([[(72, 700, 12, f"Rule {w} holds for the"), (72, 686, 12, "whole hall."), (300, 30, 9, f"{n}")] for n, w in enumerate(["one", "two",
+        "three"], 1)], "1", "Rule one holds for the whole hall."),
+    ([[(72, 760, 9, side), (72, 700, 12, f"The {w} is cleaned"), (72, 686, 12, "daily.")] for w, side in zip(["drum", "lid", "feeder",
+        "roller"], ["Left", "Right"] * 2, strict=True)],
      "Right", "The lid is cleaned daily."),
-    ([[(72, 720, 20, "Drum"), (72, 690, 12, "It is cleaned on Mondays by hand."), (72, 676, 12, "It is dried.")]], "@", "# Drum\n\nIt is cleaned on Mondays by hand.")])
+    ([[(72, 120, 12, "The drum is cleaned on Mondays and"), (72, 60, 8, "1 By hand.")], [(72, 700, 12, "on Fridays by the whole crew.")]],
+     "1", "The drum is cleaned on Mondays and on Fridays by the whole crew."),
+    ([[(72, 720, 20, "Drum"), (72, 690, 12, "It is cleaned on Mondays by hand."), (72, 676, 12, "It is dried.")]], "@",
+     "# Drum\n\nIt is cleaned on Mondays by hand.")])
 def test_further_pages(pages, gone, right):
     read = text_of("a.pdf", pdf(*pages))
     assert right in read
@@ -257,12 +284,15 @@ def test_sentences_survive_lines_and_pages(sentences, width, height):
 def test_front_matter():
     colon = case("12", "colon.md", b"---\ntitle: Drum: cleaning it\nowner: team\n---\n\nClean the drum.\n")
     toml = case("12", "toml.md", b'+++\ntitle = "Drum"\nweight = 3\n+++\n\nClean the drum.\n')
-    assert [(d.title, d.text.startswith("Clean the drum")) for d in (read_document(colon, "c.md"), read_document(toml, "t.md"))] == [("Drum: cleaning it", True), ("Drum", True)]
+    assert [(d.title, d.text.startswith("Clean the drum")) for d in (read_document(colon, "c.md"), read_document(toml,
+        "t.md"))] == [("Drum: cleaning it", True), ("Drum", True)]
 
 
 @pytest.mark.parametrize(("front", "title"), [
-    ("---\ntitle: 'It''s: so'\n---\n", "It's: so"), ("---\ndate: 0000-00-00\ntitle: Lid\n---\n", "Lid"), ("---\ntitle: [Lid]\n---\n", "ink room"),
-    ("---\na: &a [x, x]\nb: &b [*a, *a]\ntitle: *b\n---\n", "ink room"), ("+++\ntitle = Lid\n+++\n", "Lid"), ("---\n---\n", "ink room"), ("---\ntitle: >\n  A long\n  lid\n---\n", "A long lid"),
+    ("---\ntitle: 'It''s: so'\n---\n", "It's: so"), ("---\ndate: 0000-00-00\ntitle: Lid\n---\n", "Lid"), ("---\ntitle: [Lid]\n---\n",
+        "ink room"),
+    ("---\na: &a [x, x]\nb: &b [*a, *a]\ntitle: *b\n---\n", "ink room"), ("+++\ntitle = Lid\n+++\n", "Lid"), ("---\n---\n", "ink room"),
+    ("---\ntitle: >\n  A long\n  lid\n---\n", "A long lid"),
     ("---\r\ntitle: Lid\r\n---\r\n", "Lid"), ("---\ntags:\n- a\n- b: c: d\ntitle: Lid\n---\n", "Lid")])
 def test_further_front_matter(front, title):
     document = read_document(f"{front}\nClean it.".encode(), "ink-room.md")
@@ -270,11 +300,12 @@ def test_further_front_matter(front, title):
 
 
 def test_a_rule_is_no_front_matter():
-    assert text_of("a.md", "---\nThe lid is closed at night.\n---\nClean it.").startswith("## The lid") or "The lid is closed" in text_of("a.md", "---\nThe lid is closed at night.\n---\nClean it.")
+    assert "The lid is closed at night." in text_of("a.md", "---\nThe lid is closed at night.\n---\nClean it.")
 
 
 @quick
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="\"'\\`[]{}>|*&!%#,?@-+="), min_size=1, max_size=20), phrase)
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="\"'\\`[]{}>|*&!%#,?@-+="), min_size=1,
+               max_size=20), phrase)
 def test_any_unquoted_title(start, rest):
     document = read_document(f"---\ntitle: {start}: {rest}\nowner: team\n---\nClean it.".encode(), "a.md")
     assert document.text == "Clean it."
@@ -282,11 +313,13 @@ def test_any_unquoted_title(start, rest):
 
 
 def test_hidden_comments():
-    page = case("13", "c.md", b'# Drum\n\n<!-- internal: <Badge type="warn"/> ask -->\n\nClean the drum every 14 days.\n\n<!--\nOld: 30 days.\n-->\n')
+    page = case("13", "c.md",
+                b'# Drum\n\n<!-- internal: <Badge type="warn"/> ask -->\n\nClean the drum every 14 days.\n\n<!--\nOld: 30 days.\n-->\n')
     assert text_of("c.md", page) == "# Drum\n\nClean the drum every 14 days."
 
 
-@pytest.mark.parametrize("comment", ["<!-- a -->", "<!--\n\nOld: <b>30</b>\n\n# x\n-->", "<!-- <script>x()</script> -->", "<!---->", "<!-- ```\n# y\n``` -->", "<!-- a --><!-- b -->"])
+@pytest.mark.parametrize("comment", ["<!-- a -->", "<!--\n\nOld: <b>30</b>\n\n# x\n-->", "<!-- <script>x()</script> -->", "<!---->",
+                                     "<!-- ```\n# y\n``` -->", "<!-- a --><!-- b -->"])
 def test_further_comments(comment):
     assert text_of("a.md", f"One.\n\n{comment}\n\nTwo.") == "One.\n\nTwo."
     assert text_of("a.md", f"One {comment if chr(10) not in comment else ''} two.") == "One two."
@@ -301,26 +334,33 @@ def test_no_comment_is_text(inside):
 
 
 def test_page_furniture():
-    made = b"<body><header>Acme <form><button>Search</button></form></header><main><h1>Drum</h1><p>It is cleaned.</p></main><aside>Related: rollers</aside><footer>Leeds. Cookies.</footer>"
+    made = (b"<body><header>Acme <form><button>Search</button></form></header><main><h1>Drum</h1><p>It is cleaned.</p></main>"
+            b"<aside>Related: rollers</aside><footer>Leeds. Cookies.</footer>")
     read = text_of("drum.html", case("15", "drum.html", made))
     assert read.startswith("# Drum\n\n")
     assert not re.search("Leeds|ookies|rollers|Search|Acme", read)
 
 
 @pytest.mark.parametrize("furniture", [
-    "<div class='cookie-banner'><p>We use cookies.</p></div>", "<ul id='main-nav'><li>Home<li>Shop</ul>", "<div role='navigation'>Home</div>", "<div id=footer>Leeds</div>",
-    "<div class='breadcrumbs'>Home / Press</div>", "<p hidden>secret</p>", "<div style='display: none'>secret</div>", "<dialog open>Accept all?</dialog>", "<nav>Home</nav>",
-    "<aside>Related</aside>", "<footer><p>Acme</p></footer>", "<div class='share-buttons'>Tweet</div>", "<script>x()</script><style>p{}</style><noscript>Enable</noscript>"])
+    "<div class='cookie-banner'><p>We use cookies.</p></div>", "<ul id='main-nav'><li>Home<li>Shop</ul>",
+    "<div role='navigation'>Home</div>", "<div id=footer>Leeds</div>",
+    "<div class='breadcrumbs'>Home / Press</div>", "<p hidden>secret</p>", "<div style='display: none'>secret</div>",
+    "<dialog open>Accept all?</dialog>", "<nav>Home</nav>",
+    "<aside>Related</aside>", "<footer><p>Acme</p></footer>", "<div class='share-buttons'>Tweet</div>",
+    "<script>x()</script><style>p{}</style><noscript>Enable</noscript>"])
 def test_further_furniture(furniture):
     body = "<h1>Drum</h1><p>The drum of the press is cleaned every 14 days by the operator of the day.</p>"
     alone = text_of("a.html", f"<body>{body}")
-    for page in (f"<body>{furniture}{body}", f"<body>{body}{furniture}", f"<body><div class=content>{body}</div>{furniture}"): assert text_of("a.html", page) == alone
+    for page in (f"<body>{furniture}{body}", f"<body>{body}{furniture}",
+                 f"<body><div class=content>{body}</div>{furniture}"): assert text_of("a.html", page) == alone
 
 
 def test_what_is_no_furniture():
-    kept = "<article><header><h1>Drum</h1></header><p>Clean it.</p><aside class='warning'>Never with solvent.</aside><footer>Seen by the foreman.</footer></article>"
+    kept = ("<article><header><h1>Drum</h1></header><p>Clean it.</p><aside class='warning'>Never with solvent.</aside>"
+            "<footer>Seen by the foreman.</footer></article>")
     assert text_of("a.html", f"<body>{kept}") == "# Drum\n\nClean it.\n\nNever with solvent.\n\nSeen by the foreman."
-    assert text_of("a.html", "<body class='has-sidebar menu'><div id='navigation-of-ships'><p>The ship turns at the buoy.</p></div>") == "The ship turns at the buoy."
+    ships = "<body class='has-sidebar menu'><div id='navigation-of-ships'><p>The ship turns at the buoy.</p></div>"
+    assert text_of("a.html", ships) == "The ship turns at the buoy."
     assert "turns" in text_of("a.html", "<body><footer><p>The ship turns at the buoy.</p></footer>")
 
 
@@ -336,11 +376,15 @@ def test_words_of_two_elements_are_two_words(sentences, tag):
 
 def test_equations_footnotes_and_text_boxes():
     r = lambda t: f"<m:r><m:t>{t}</m:t></m:r>"
-    power = f"<m:oMath><m:sSup><m:e><m:f><m:num>{r('a-b')}</m:num><m:den>{r('c')}</m:den></m:f></m:e><m:sup>{r('2')}</m:sup></m:sSup></m:oMath>"
+    ratio = f"<m:f><m:num>{r('a-b')}</m:num><m:den>{r('c')}</m:den></m:f>"
+    power = f"<m:oMath><m:sSup><m:e>{ratio}</m:e><m:sup>{r('2')}</m:sup></m:sSup></m:oMath>"
     assert text_of("a.docx", word(f"<w:p>{run('It is')}{power}</w:p>")) == "It is ((a-b)/c)^2"
     mc = 'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'
-    box = f'<mc:AlternateContent {mc}><mc:Choice Requires="wps"><w:txbxContent>{para("Keep dry.")}</w:txbxContent></mc:Choice></mc:AlternateContent>'
+    box = f"<w:txbxContent>{para('Keep dry.')}</w:txbxContent>"
+    box = f'<mc:AlternateContent {mc}><mc:Choice Requires="wps">{box}</mc:Choice></mc:AlternateContent>'
     assert "Keep dry." in text_of("a.docx", word(f"<w:p><w:r>{box}</w:r></w:p>" + para("End.")))
+    hidden = "<w:r><w:rPr><w:vanish/></w:rPr><w:t>secret</w:t></w:r>"
+    assert text_of("a.docx", word(para("Open ", hidden, "it."))) == "Open it."
     assert text_of("a.docx", word(f"<w:sdt><w:sdtContent>{para('In a control.')}</w:sdtContent></w:sdt>")) == "In a control."
 
 
@@ -355,7 +399,17 @@ def test_real_files_are_read_or_skipped_with_a_true_reason():
     assert not any(re.search(r"^\W*\|\W*$|[ﬀ-ﬆ\ud800-\udfff]", d.text, re.M) for d in corpus.documents)
 
 
-def test_reading_is_the_same_each_time():
-    rng = random.Random(3)
-    page = "<p>" + " ".join(rng.choice(["drum", "<b>lid</b>", "10<sup>2</sup>"]) for _ in range(50))
-    assert text_of("a.html", page) == text_of("a.html", page)
+@pytest.mark.skipif(not (CASES.parent / "data" / "documents").is_dir(), reason="../shared/data is not here")
+def test_what_a_person_counted_is_found_whole():
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("counted", Path(__file__).parents[1] / "benchmarks" / "documents.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    whole = found = noise = 0
+    for name, counted in bench.COUNTED.items():
+        if name.startswith("audio_docs"): continue  # in an archive; the benchmark reads them too
+        score = bench.score(read_document((bench.SHARED / "documents" / name).read_bytes(), name).text, counted)
+        whole += sum(len(set(counted[kind])) for kind in bench.KINDS)
+        found, noise = found + sum(score[kind] for kind in bench.KINDS), noise + score["noise"]
+    assert found >= 0.99 * whole
+    assert noise <= 6

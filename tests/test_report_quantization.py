@@ -15,8 +15,10 @@ from distillery.exporting.export import build_onnx
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
 from distillery.questions.decide import level_verdicts
-from distillery.questions.quantization.decision import quantization_decision
-from distillery.questions.quantization.tables import variant_table
+from distillery.engine.source import open_source
+from distillery.questions.quantization.decision import quantization_decision, quantization_metrics, why_no_teacher
+from distillery.questions.quantization.stages import level_weights, teacher_stages, why_no_levels
+from distillery.questions.quantization.tables import answer_takeaway, variant_table
 from distillery.questions.tables import contrast_table, scores_of
 from distillery.questions.all import QUESTIONS
 from distillery.pages.report import build_report
@@ -54,6 +56,37 @@ def test_two_builds_from_two_places_are_the_same(page, tmp_path):
     again = build_report("quantization", tmp_path / "elsewhere/reports", {"run_dir": str(tmp_path / "elsewhere")})
     assert again.read_bytes() == page.read_bytes()
     assert str(tmp_path) not in again.read_text("utf-8")
+
+
+TEACHERS = {
+    "https://api.example/v1#big": "behind a server", "batch:jobs#big": "behind a server",
+    "local:no/such-model": "hf download no/such-model",
+    "mlx:no/such-model": "hf download no/such-model", "builtin:extractive": "a set of rules", "onnx:folder": "an exported graph",
+    "builtin:tiny": "decisions.teacher_reference=pairs"}
+
+
+@pytest.mark.parametrize("spec", TEACHERS)
+def test_a_teacher_that_could_not_be_compared_has_its_reason_on_the_page(tmp_path, spec):
+    shutil.copytree(KEPT, tmp_path / "run", ignore=shutil.ignore_patterns("teacher"))
+    facts = json.loads((tmp_path / "run/provenance.json").read_text())
+    (tmp_path / "run/provenance.json").write_text(json.dumps(facts | {"teacher": spec, "gold": spec != "builtin:tiny"}))
+    results = open_results(tmp_path / "run")
+    assert TEACHERS[spec] in why_no_teacher(results)
+    assert TEACHERS[spec] in quantization_metrics(results, load_config())["reasons"]["quantization_comparison"]
+    assert TEACHERS[spec] in answer_takeaway(results, load_config())[0]["answer"]
+
+
+def test_a_hub_teacher_that_was_fetched_has_weights_and_pairs_can_stand_in_for_gold(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--some--model/refs").mkdir(parents=True)
+    (tmp_path / "models--some--model/refs/main").write_text("c0ffee")
+    (tmp_path / "models--some--model/snapshots/c0ffee").mkdir(parents=True)
+    assert level_weights("local:some/model") == tmp_path / "models--some--model/snapshots/c0ffee"
+    assert why_no_levels("local:some/model", True) is None
+    stages = lambda **changed: teacher_stages(open_source(None, tmp_path, None), load_config(overrides=changed), tmp_path / "cache")
+    assert stages() == []
+    made = stages(**{"decisions.teacher_reference": "pairs"})
+    assert [(s.name, s.needs) for s in made] == [("teacher-fp32", ("documents", "select")), ("teacher-int8", ("documents", "select"))]
 
 
 @pytest.mark.browser

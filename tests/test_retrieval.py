@@ -299,6 +299,29 @@ def test_judged_sets_are_read_in_all_their_layouts_and_refused_with_the_line(tmp
     with pytest.raises(DistilleryError, match=r"no qrels\.tsv"): beir_queries(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["corpus", "queries"])
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=6))
+def test_an_id_that_stands_twice_in_a_judged_set_is_refused_by_name(tmp_path_factory, file, ids):
+    folder = tmp_path_factory.mktemp("beir")
+    lines = {"corpus": ["a"], "queries": ["a"], file: [*ids, "a"] if "a" not in ids else ids}
+    for name, some in lines.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"_id": i, "text": f"{name} {i} of many"}) + "\n" for i in some))
+    (folder / "qrels.tsv").write_text("a\ta\t1\n")
+    twice = [i for i in dict.fromkeys(lines[file]) if lines[file].count(i) > 1]
+    if not twice: assert len(beir_queries(folder).queries) == 1
+    else:
+        with pytest.raises(DistilleryError) as e: beir_queries(folder)
+        assert f"two {'passages' if file == 'corpus' else 'queries'} share the id" in str(e.value)
+        assert any(repr(i) in str(e.value) for i in twice)
+
+
+def test_the_case_of_a_repeated_query():
+    path = Path(__file__).parents[2] / "shared/cases/45_judged_set_with_a_repeated_query/beir"
+    if not path.is_dir(): pytest.skip("../shared/cases is not here")
+    with pytest.raises(DistilleryError, match="two queries share the id 'q1'"): beir_queries(path)
+
+
 # Answering with passages
 
 

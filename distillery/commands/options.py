@@ -25,7 +25,7 @@ Folder = Annotated[Path | None, typer.Argument(
     help="A folder of documents (md, txt, html, pdf, docx), or one document; by default `docs` of the settings file, "
     "or the built-in handbook.")]
 Docs = Annotated[Path | None, typer.Option("--docs", help="The same as DOCS.")]
-Pairs = Annotated[Path | None, typer.Option("--pairs", help="A JSONL or CSV file of pairs: question, answer, perhaps context.")]
+Pairs = Annotated[Path | None, typer.Option("--pairs", help="Pairs to use as they are, in JSON, CSV or Parquet, or a folder.")]
 Articles = Annotated[Path | None, typer.Option("--articles", help="A JSONL file of scored articles: text and scores, perhaps a cluster.")]
 Teacher = Annotated[str | None, typer.Option(
     "--teacher",

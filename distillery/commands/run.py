@@ -15,6 +15,7 @@ from .environment import keep_freed_memory
 from .options import Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, one_folder, settings, shown_path
 from ..core.store import check_name
 from ..engine.plan import Event
+from ..pairs.listing import by_reason
 
 if TYPE_CHECKING:
     from distillery.workbook.experiment import Finished, Request
@@ -40,7 +41,7 @@ def show_finished(
     out = console()
     out.print(times_table(finished.done))
     out.print(facts_table(finished.facts))
-    for path, reason in finished.skipped: out.print(Text(f"skipped {path}: {reason}", style="yellow"))
+    for path, reason in by_reason(finished.skipped): out.print(Text(f"skipped {path}: {reason}", style="yellow"))
     for line in finished.sentences: out.print(Text(line, style="bold"))
     out.print(Text(f"Open {shown_path(finished.index)}"))
 

@@ -82,7 +82,7 @@ _PLAIN: dict[str, str | Callable[[re.Match[str]], str]] = {  # In this order: pa
     r"\.(?!\w)|(?<!\d)[,:]|[,:](?!\d)|(?<![^\W_])[_*]+|[_*]+(?![^\W_])": "",
     # A hyphen that is neither a sign, nor in a range, nor a mark (A-)
     r"(?<![^\W_])-(?![\d.])|(?<=[^\W_][^\W_])-(?!\w)|(?<=\d)-(?!\w)": "",
-    r"\s*/\s*": "/",
+    r"(?<!\s)\s*+/\s*+": "/",
     r"(?<![\w.,:/])(\d++(?:[.,:/]\d++)*+)(?=[^\W\d_])": r"\1 ",  # 15mm
 }
 _KEPT = frozenset("#%&@/\\.,:_-+*'\"§‰")  # Punctuation that may mean something
@@ -101,6 +101,7 @@ class _Symbols(dict[int, str]):
 # %% ../../nbs/core/50_metrics.ipynb #a99c9040
 _RULES = [(re.compile(pattern), by) for pattern, by in _PLAIN.items()]
 _SYMBOLS, _UNSPACED_GAP = _Symbols(), re.compile(rf"(?<=[{UNSPACED}]) +(?=[{UNSPACED}])")
+_BESIDE_DIGIT = re.compile(rf"(?<=[{UNSPACED}])(?=\d)|(?<=\d)(?=[{UNSPACED}])")
 
 
 def match_form(
@@ -108,7 +109,7 @@ def match_form(
 ) -> str:       # Equal for answers that differ in typography, case and articles only
     "Normalise an answer, keeping numbers, signs, units and symbols as they are."
     plain = re.sub(r"−\s+(?=\d)", "-", text)
-    plain = fold(plain)
+    plain = _BESIDE_DIGIT.sub(" ", fold(plain))
     for i, (pattern, by) in enumerate(_RULES): plain = pattern.sub(by, plain.lower() if i else plain)
     for quote in "'\"":  # after a digit a single one is a unit: 5" are inches
         if not (plain.count(quote) == 1 and re.search(rf"\d\s?{quote}", plain)): plain = plain.replace(quote, "")

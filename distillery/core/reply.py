@@ -62,14 +62,14 @@ PAIRS = (*((mark, mark) for mark in _BOTH.split()), ('"', '"'), *(tuple(p) for p
          ("\\boxed{", "}"), ("<answer>", "</answer>"), ("<question>", "</question>"))
 TAGS = re.compile(r"</?(?:b|i|u|em|strong|span|code|p|mark)>", re.I)
 SHOUTED = re.compile(r"[*_]{1,3}([^*_\n:：]{1,40})(?:[:：][*_]{1,3}|[*_]{1,3}\s*[:：])")  # **Answer:** …
-CITED = re.compile(r"(?:\s*(?:\[\^?\d{1,3}(?:[,–-]\s?\d{1,3}){0,9}\]|【[^】]{0,60}】|<sup>\d{1,3}</sup>))+[.。]?$")
+CITED = re.compile(r"(?<!\s)(?:\s*+(?:\[\^?\d{1,3}(?:[,–-]\s?\d{1,3}){0,9}\]|【[^】]{0,60}】|<sup>\d{1,3}</sup>))+[.。]?$")
 
 
 def _unwrapped(line: str) -> str:
     for start, end in PAIRS:
         inner = line[len(start) : len(line) - len(end)]
-        if len(line) > len(start) + len(end) and line.startswith(start) and line.endswith(end) and start not in inner and end not in inner:
-            return inner.strip()
+        if len(line) <= len(start) + len(end) or not line.startswith(start) or not line.endswith(end): continue
+        if (start not in inner and end not in inner) or (inner.startswith(start) and inner.endswith(end)): return inner.strip()
     return line
 
 
@@ -176,7 +176,7 @@ def _opening(text: str, courtesy: re.Pattern[str]) -> str:
     a, b = next(iter(line_sentences(text, loose=True)), (0, 0))
     return text[a:b]
 
-
+# %% ../../nbs/core/48_reply.ipynb #a0f2c7f6
 LATIN = ("en", "de", "fr", "es", "it", "pt")
 
 

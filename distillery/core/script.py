@@ -153,7 +153,7 @@ def _of_latin(text: str) -> str:
     seen = {code: {w: counts[w] for w in some if w in counts} for code, some in common.items()}
     best = max(seen, key=lambda code: sum(seen[code].values()))
     told, english = sum(seen[best].values()), sum(seen["en"].values())
-    return best if len(seen[best]) > 1 and told > 1.5 * english else "en"
+    return best if len(seen[best]) > 2 and told > 1.5 * english else "en"
 
 # %% ../../nbs/core/33_script.ipynb #7c32b0d8
 def language_of(
@@ -166,7 +166,8 @@ def language_of(
     counts["ja"] *= 3
     if counts["ja"] * 10 > counts["zh"]: counts["ja"] += counts.pop("zh")  # kana stand in Japanese only
     top = max(counts, key=lambda name: counts[name])
+    if not counts[top]: return "en"
     if top == "latin": return _of_latin(text)
     if top == "ru": return "uk" if 40 * len(re.findall(SIGNS["uk"], text)) > counts["ru"] else "ru"
     if top == "ar": return next((code for code in ("ur", "fa") if 40 * len(re.findall(SIGNS[code], text)) > counts["ar"]), "ar")
-    return top if counts[top] else "en"
+    return top

@@ -34,7 +34,7 @@ def shipped(
 # %% ../../nbs/engine/30_source.ipynb #f4eb892d
 def open_source(
     docs: Path | None,  # A folder of documents, or one document
-    pairs: Path | None,  # A file of pairs, JSONL or CSV
+    pairs: Path | None,  # A file of pairs, or a folder of such files
     gold: str | None,  # "builtin", a path, or None
     articles: str | None = None,  # A file of scored articles
 ) -> Source:  # Checked to be there

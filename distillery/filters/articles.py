@@ -83,6 +83,7 @@ def read_articles(
     "Read scored articles; an error names the file, the line and the fix."
     path = Path(path)
     found: dict[str, tuple[int, Article]] = {}
+    printed: dict[str, str] = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip(): continue
         try:
@@ -94,7 +95,9 @@ def read_articles(
                 raise ArticlesError(f"dimensions {', '.join(sorted(article.scores))}, but the first article has {', '.join(sorted(first))}",
                                     fix="score every article on the same dimensions")
         except ArticlesError as e: raise ArticlesError(f"{path.name}, line {number}: {e.message}", fix=e.fix) from e
-        found[article.id] = (number, article.model_copy(update={"scores": {d: article.scores[d] for d in first}}))
+        again = printed.setdefault(digest_text(" ".join(article.text.casefold().split())), article.cluster)
+        topic = again if article.cluster == article.id else article.cluster
+        found[article.id] = (number, article.model_copy(update={"scores": {d: article.scores[d] for d in first}, "cluster": topic}))
     if not found: raise ArticlesError(f"{path.name} holds no article", fix='write one {"text": …, "scores": {…}} a line')
     return [article for _, article in found.values()]
 

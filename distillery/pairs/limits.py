@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFUSAL', 'SIGNS', 'UNMARKED', 'NOT_THERE', 'find_span', 'locate', 'asks', 'question_problem', 'answer_problem',
-           'judged_evidence', 'evidence_or_problem', 'same_answer', 'same_reading', 'reworded_answer']
+           'evidence_or_problem', 'same_answer', 'same_reading', 'reworded_answer']
 
 # %% ../../nbs/pairs/38_limits.ipynb #fab8b6cf
 import re
@@ -13,13 +13,13 @@ from functools import lru_cache
 
 from ..core.config import Config
 from ..core.metrics import match_form
-from ..core.records import Chunk, Evidence, Pair, Paraphrase
+from ..core.records import Evidence, Pair, Paraphrase
 from ..core.reply import clean_answer as clean_answer, clean_question as clean_question
 from ..core.reply import QUESTION_ENDS, is_refusal
 from ..core.script import LETTERS, UNSPACED, count_words, fold, fold_places, language_of, text_width
 from ..core.sentences import split_sentences
 from .slots import chance
-from .support import find_support, missing_fact, supported
+from .support import missing_fact, supported
 
 # %% ../../nbs/pairs/38_limits.ipynb #854edd9d
 REFUSAL = "The passage does not tell."
@@ -142,18 +142,6 @@ def answer_problem(
 
 # %% ../../nbs/pairs/38_limits.ipynb #c97bf5bb
 NOT_THERE = "the answer is not in the passage"
-
-
-def judged_evidence(
-    chunk: Chunk,   # A passage
-    question: str,  # What was asked
-    answer: str,    # In the teacher's own words
-) -> Paraphrase | None:  # None where a number, name or negation is not there
-    "Evidence of an answer that a judge finds supported: the sentence that comes nearest."
-    found = find_support(question, answer, chunk.text, 0.0)
-    if found is None or missing_fact(answer, chunk.text, language_of(chunk.text)): return None
-    return Paraphrase(start=chunk.start + found.start, end=chunk.start + found.end, text=chunk.text[found.start : found.end], said=answer,
-                      by_judge=True)
 
 
 def evidence_or_problem(

@@ -24,8 +24,10 @@ REFUSAL_KINDS = ("untold", "off_topic", "adversarial")
 def kind_of_slot(
     slot: Slot,      # A refusal slot
     config: Config,  # Reads dataset.refusal_mix and seed
+    language: str = "en",  # Of the passage; the questions of two kinds are written in English
 ) -> str:            # untold, off_topic or adversarial
     "Sample the kind of an unanswerable question; more slots change no old one."
+    if language != "en": return "untold"
     mix = config.dataset.refusal_mix
     kinds = [kind for kind in REFUSAL_KINDS if mix.get(kind)]
     drawn = chance(config.dataset.seed, "refusal kind", slot.slot_id)

@@ -11,8 +11,8 @@ import re
 from typing import Any
 
 # %% ../../nbs/reading/30_furniture.ipynb #b29e89ed
-SILENT = frozenset("head script style noscript template svg math-ml iframe object embed canvas audio video map datalist button select "
-                   "textarea input dialog menu nav del s strike".split())
+SILENT = frozenset("head script style noscript template svg iframe object embed canvas audio video map datalist button select "
+                   "textarea input dialog menu nav del s strike rt rp annotation annotation-xml".split())
 ROLES = frozenset("navigation banner contentinfo complementary search dialog alertdialog menu menubar toolbar tablist".split())
 KEPT_ASIDES = re.compile(r"note|tip|warn|caution|danger|important|hint|info|admonition|callout|example", re.I)
 SECTIONS = ("article", "main", "section", "blockquote", "td", "figure")

@@ -66,6 +66,12 @@ BLOCKS = frozenset("p div section article main ul ol dl dt dd blockquote header 
 HELD = ("table", "td", "th", "pre", "sup")  # what they hold is known when they close
 
 
+def _role(node: Any) -> str:
+    "The tag of an element; the exponent of a MathML power is a superscript."
+    above = node.parent
+    return "sup" if above is not None and above.tag == "msup" and above.first_child.mem_id != node.mem_id else str(node.tag)
+
+
 def _span(node: Any, name: str) -> int:
     found = re.match(r"\s*(\d{1,5})", node.attributes.get(name) or "1")
     return int(found[1]) if found and int(found[1]) else 1 if found is None else 65_534
@@ -119,12 +125,13 @@ def tree_text(
     text = TextOf()
     for opens, node in walk(root, lambda n: passes(n) or is_pointer(n)):
         if node.is_text_node: text.add(node.text_content or "")
-        elif opens: text.open(node.tag)
-        else: text.close(node.tag, node)
+        elif opens: text.open(_role(node))
+        else: text.close(_role(node), node)
     return "".join(text.parts[0])
 
 # %% ../../nbs/reading/40_html.ipynb #78e8c85f
-NESTS = re.compile(r"<(/?)(?:div|span|font|b|i|u|a|em|strong|small|big|code|tt|sup|sub|section|article|blockquote|ul|ol|table|center)\b", re.I)
+NESTS = re.compile(r"<(/?)(?:div|span|font|b|i|u|a|em|strong|small|big|code|tt|sup|sub|section|article|blockquote|ul|ol|table|center)\b",
+                   re.I)
 DEEPEST = 10_000  # elements inside of one another; a browser gives up at 512
 
 

@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ def unpacked(
         with open(path, "rb") as f: zipped = f.read(2) == b"\x1f\x8b"
         with gzip.open(path) if zipped or path.suffix == ".gz" else open(path, "rb") as packed: data = packed.read(MAX_BYTES + 1)
     except FileNotFoundError as e: raise DistilleryError(f"{path} does not exist", "check the path") from e
-    except (OSError, EOFError, ValueError) as e: raise DistilleryError(f"cannot read {name}: {e}", "make the file again") from e
+    except (OSError, EOFError, zlib.error) as e: raise DistilleryError(f"cannot read {name}: {e}", "make the file again") from e
     if len(data) > MAX_BYTES:
         raise DistilleryError(f"{name} holds more than {MAX_BYTES >> 20} MiB", "take a part of it: head -n 100000 does for JSON Lines")
     for mark, (what, fix) in FOREIGN.items():
@@ -184,7 +185,7 @@ def csv_rows(
 
 
 def _by_column(heading: list[str], cells: list[str]) -> Any:
-    if any(c.strip() for c in cells[len(heading) :]): return cells
+    if any(c.strip() for c in cells[len(heading) :]): return tuple(cells)
     row: dict[str, str] = {}
     for column, cell in zip(heading, cells, strict=False):
         if not row.get(column): row[column] = cell

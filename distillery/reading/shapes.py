@@ -122,7 +122,7 @@ def turn_conversation(
 
 # %% ../../nbs/reading/96_shapes.ipynb #79893487
 def _shape(row: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
-    keys = set(map(column_key, row))
+    keys = {column_key(str(k)) for k in row}
     if "answers" in keys and "context" in keys: return "SQuAD rows"
     if {"instruction", "output"} <= keys or {"instruction", "response"} <= keys: return "Alpaca rows"
     if "chosen" in keys: return "preference rows"
@@ -137,14 +137,14 @@ def turn_row(
     "Turn a row of any known shape into pairs."
     if not isinstance(row, Mapping):
         cells = "more cells than the heading has: a separator inside a text needs quotes"
-        return Turned("lists", [], [cells if isinstance(row, list) else "not an object"])
+        return Turned("lists", [], [cells if isinstance(row, tuple) else "not an object"])
     fields = named_fields(row, columns)
     if talk := talk_of(fields, row): return turn_conversation(fields, talk, shared)
     if "choices" in fields: fields = {**fields, "answer": _chosen(fields)}
     question, answers = answer_texts(fields.get("question")), answer_texts(fields.get("answer"))
     context = "\n\n".join(answer_texts(fields.get("context")))
     said_no = _truth(fields.get("impossible", False)) or not _truth(fields.get("answerable", True)) or fields.get("kind") == "refusal"
-    none = said_no or ("answers" in map(column_key, row) and not answers and bool(context))
+    none = said_no or (any(column_key(str(k)) == "answers" for k in row) and not answers and bool(context))
     shape = _shape(row, fields)
     kept: dict[str, Any] = {k: fields[k] for k in ("title", "id", "category", "difficulty", "family_id") if k in fields}
     if len(question) != 1: return Turned(shape, [], ["no question" if not question else "a list in the place of the question"])

@@ -47,8 +47,9 @@ def linear(
 
 # %% ../../nbs/reading/60_word.ipynb #9820e9ea
 def _plain(part: ElementTree.Element, w: str) -> None:
-    "Turn equations into runs, text boxes without an old drawing into paragraphs, and rows that start late into rows with an empty cell."
+    "Drop hidden text; turn equations into runs, lone text boxes into paragraphs, late rows into rows with an empty cell."
     for parent in list(part.iter()):
+        for run in [child for child in parent if _is_hidden(child)]: parent.remove(run)
         if (late := parent.find("{*}trPr/{*}gridBefore")) is not None: parent.insert(1, _empty_cell(late.get(f"{{{w}}}val", "1"), w))
         for at, child in enumerate(parent):
             if child.tag.endswith("}oMath") and parent.tag.rpartition("}")[2] != "oMathPara":
@@ -65,15 +66,20 @@ def _run(text: str, w: str) -> ElementTree.Element:
     return run
 
 
+def _is_hidden(run: ElementTree.Element) -> bool:
+    hidden = run.find("{*}rPr/{*}vanish") if run.tag.endswith("}r") else None
+    return hidden is not None and not {"0", "false", "off"} & set(hidden.attrib.values())
+
+
 def _empty_cell(columns: str, w: str) -> ElementTree.Element:
     cell = ElementTree.Element(f"{{{w}}}tc")
     ElementTree.SubElement(ElementTree.SubElement(cell, f"{{{w}}}tcPr"), f"{{{w}}}gridSpan", {f"{{{w}}}val": columns})
     ElementTree.SubElement(cell, f"{{{w}}}p")
     return cell
 
-
+# %% ../../nbs/reading/60_word.ipynb #dbe204e1
 PARTS = re.compile(r"word/(?:document|footnotes|endnotes)\w*\.xml")
-ODD = (b"oMath", b"AlternateContent", b"gridBefore")
+ODD = (b"oMath", b"AlternateContent", b"gridBefore", b":vanish")
 
 
 def for_mammoth(
@@ -111,7 +117,8 @@ def docx_to_text(
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
             if sum(i.file_size for i in packed.infolist()) > MAX_UNPACKED: raise Unreadable("Word file that unpacks to more than 512 MiB")
         no_images = mammoth.images.img_element(lambda _: {})
-        html = mammoth.convert_to_html(io.BytesIO(for_mammoth(data)), style_map=STYLES, convert_image=no_images)
+        html = mammoth.convert_to_html(io.BytesIO(for_mammoth(data)), style_map=STYLES, convert_image=no_images,
+                                       include_embedded_style_map=False, external_file_access=False)
         return fragment_to_text(html.value)
     except (Unreadable, MemoryError): raise
     except Exception as e: raise Unreadable(f"broken Word file ({type(e).__name__}): open it and save it again") from e

@@ -44,6 +44,7 @@ class Task:
     question: str = ""    # The question to answer or to rephrase
     difficulty: str = ""  # easy, medium or hard
     category: str = ""
+    language: str = ""    # Of what is written about; empty: read from passage and question
 
 # %% ../../nbs/teachers/10_protocol.ipynb #793d555c
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ..pages.index import index_page
 from ..pages.monitor import kpi_page
 from ..pages.report import build_report
 from ..pages.story import tell_story, warnings_of
+from ..pairs.listing import by_reason
 from ..questions.all import QUESTIONS, answers, question_metrics, reasons
 from ..questions.results import Results
 from .costs import ledger_rows
@@ -136,7 +137,8 @@ def _no_result(name: str, results: Results) -> str:
 
 # %% ../../nbs/workbook/64_assemble.ipynb #94d33bfd
 def _skipped(results: Results) -> dict[str, list[dict[str, Any]]]:
-    rows = [{"file": s["path"], "why it was skipped": s["reason"]} for s in results.json("skipped.json", [])]
+    skipped = [(s["path"], s["reason"]) for s in results.json("skipped.json", [])]
+    rows = [{"file": paths, "why it was skipped": reason} for paths, reason in by_reason(skipped)]
     return {"Inputs that were skipped": rows} if rows else {}
 
 # %% ../../nbs/workbook/64_assemble.ipynb #36c55d70

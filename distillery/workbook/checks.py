@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDED', 'LEAST_GIB', 'FEW_GIB', 'LOOKED_AT', 'PACKAGES', 'Check', 'PlanError', 'outcome', 'check_packages',
            'check_space', 'server_problem', 'check_teacher', 'source_languages', 'check_language', 'check_base',
-           'check_plan', 'require_plan']
+           'check_row', 'check_plan', 'require_plan']
 
 # %% ../../nbs/workbook/65_checks.ipynb #b57521d8
 import importlib.metadata
@@ -157,7 +157,9 @@ def source_languages(
     if source.kind not in ("documents", "pairs"): return Counter()
     try:
         if source.kind == "pairs":
-            return Counter(language_of(f"{p.question} {p.answer}") for p in read_pairs(source.path).pairs[: 100 * LOOKED_AT])
+            read = read_pairs(source.path)
+            text = {c.chunk_id: c.text for c in read.chunks}
+            return Counter(language_of(f"{p.question} {p.answer} {text.get(p.chunk_id, '')}") for p in read.pairs[: 100 * LOOKED_AT])
         found: Any = stream_documents(source.path, config.documents.include, config.documents.max_file_mb)
         with closing(found): return Counter(language_of(d.text) for d in islice((d for d in found if isinstance(d, Document)), LOOKED_AT))
     except (DistilleryError, OSError): return Counter()
@@ -194,6 +196,21 @@ def check_base(
     wrong = [f for f in found if not f.ok]
     for f in wrong: yield Check(f"base {base}: {f.name}", f.name in LENIENT, f.found, f.fix, warns=f.name in LENIENT)
     if not wrong: yield Check(f"base {base}", True, "can be trained and exported")
+
+# %% ../../nbs/workbook/65_checks.ipynb #7f15b381
+def check_row(
+    config: Config,  # Read: student.base, sft.max_length, generation_limits.*
+) -> Iterator[Check]:
+    "Does a training row hold the longest question and answer that may be written, and a passage beside them?"
+    from distillery.pairs.room import LEAST, Room
+
+    room, limits = Room(config), config.generation_limits
+    asked = limits.question_max_tokens + limits.answer_max_tokens
+    holds = f"a training row holds {room.row} tokens (sft.max_length)"
+    if asked > room.row: found = f"{holds}, and a question and its answer may have {asked}"
+    elif room.passage <= LEAST: found = f"{holds}, which leaves no room for a passage beside its question"
+    else: return
+    yield Check("training row", True, found, "raise sft.max_length, or lower generation_limits.answer_max_tokens", warns=True)
 
 # %% ../../nbs/workbook/65_checks.ipynb #263322ee
 def _teachers(waiting: Iterable[Stage], config: Config) -> list[str]:
@@ -245,6 +262,7 @@ def check_plan(
     told = source_languages(source, config) if any(n.startswith("builtin:") for n in teachers + bases) else Counter[str]()
     for spec in teachers: checks += [*check_teacher(spec, config), *check_language(spec, told, teaches=True)]
     for base in bases: checks += check_language(base, told, teaches=False)
+    if names & {"documents", "dataset"}: checks += check_row(config)
     if all(c.ok for c in checks):  # a preflight reads tokenizers, which takes seconds
         for base in bases: checks += check_base(base, config)
     return checks
