@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     "export.same_top1_min": {"int8": 0.5},
     "monitor.prometheus_port": 9105,
     "prompts.json_mode": "schema",
+    "prompts.language": "de",
     "quantization.accuracy_level": 1,
     "quantization.block_size": 64,
     "quantization.keep8": ["o_proj"],
@@ -47,6 +48,7 @@ OTHER: dict[str, Any] = {
     "teacher.parameters": {"seed": None},
     "teacher.timeout_of": {"m": 1800.0},
     "thresholds.p95_latency_ms_max": {"model.onnx": 1.0},
+    "validation.judge": "teacher",
 }
 
 

@@ -183,7 +183,7 @@ def test_what_an_obedient_model_says_is_rejected_and_listed(run):
 @pytest.mark.parametrize("kind", KINDS + COMMON)
 def test_no_attack_is_read_as_a_template(attack, kind):
     text, pack = ATTACKS[attack], load_pack("resume")
-    fields = dict.fromkeys(("passage", "sentence", "question", "difficulty", "category", "person_name"), text)
+    fields = dict.fromkeys(("passage", "sentence", "question", "difficulty", "category", "person_name", "answer", "reply"), text)
     item = {"id": "1", "label": "A", "sentence": text, "question": text, "difficulty": text, "category": text}
     more = {"max_words": 15, "max_answer_words": 50, "include_military": True, "has_recommendations": True}
     assert text in pack[kind].render(**fields, **more, items=[item], passages=[{"label": "A", "text": text}])

@@ -22,6 +22,7 @@ from .counts import LongPassages
 from .wordings import passage_families
 from ..teachers.journal import Journal
 from ..teachers.protocol import ChatRequest, Task, Teacher, user_request
+from .prompts import closing, prompt_language
 
 # %% ../../nbs/pairs/85_augment.ipynb #f9cae147
 def _is_name(word: str, first: bool) -> bool:
@@ -76,7 +77,8 @@ def form_request(
     kind = FORMS[form]
     task = Task("rephrase" if form == "paraphrase" else "chat", passage, pair.answer, pair.question, pair.difficulty, pair.category)
     shown = task if form != "paraphrase" else Task("rephrase", question=pair.question)
-    prompt = client.pack[kind].render(**prompt_fields(shown, client.config))
+    language = prompt_language(passage or pair.question, client.config.prompts.language)
+    prompt = client.pack[kind].render(**prompt_fields(shown, client.config)) + closing(kind if form in OF_ANSWERS else "rephrase", language)
     low, answer_tokens = sampling_settings("answer", client.config)
     high, tokens = sampling_settings("rephrase", client.config)
     steady = form in ("standard", "standard_answer", "context")

@@ -138,7 +138,7 @@ def closing(
     "Last line of a prompt, in the language of its passage."
     if language == "en": return ""
     about = languages().get(language, {})
-    part = "ask" if kind.removesuffix("_many") in ("ask", "rephrase", "standard", "paraphrase") else "answer"
+    part = {"ask": "ask", "rephrase": "ask", "answer": "answer", "refuse": "answer"}.get(kind.removesuffix("_many"), "")
     return "\n\n" + about.get(part, f"Write in {about.get('name', 'the language of the passage')}, the language of the passage.")
 
 
