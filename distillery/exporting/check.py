@@ -103,7 +103,8 @@ def _decide(variant: str, results: Sequence[Compared], cfg: Config) -> ExportChe
     least = cfg.export.same_top1_min.get(variant)
     most = cfg.export.max_logit_difference
     misses, n = int((~answers).sum()), len(answers)
-    ok = largest <= most if least is None else bool(np.isfinite(largest) and misses <= max(n * (1 - least) + 1e-9, int(n >= LEAST_POSITIONS)))
+    allowed = max(n * (1 - (least or 0)) + 1e-9, int(n >= LEAST_POSITIONS))
+    ok = largest <= most if least is None else bool(np.isfinite(largest) and misses <= allowed)
     limit = f"limit: difference at most {most:g}" if least is None else f"limit: at least {least:g}"
     return ExportCheck(variant, largest, float(answers.mean()), float(everywhere.mean()), len(answers), len(everywhere), limit, ok)
 
