@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["core", "wire", "reading", "teachers", "engine", "retrieval", "filters", "pairs", "training", "exporting", "evaluation", "shipping",
-         "questions", "pages", "workbook", "commands"]  # Lowest first; a folder imports itself and what stands before it
+ORDER = ["core", "wire", "reading", "teachers", "engine", "retrieval", "filters", "pairs", "training", "exporting", "evaluation",
+         "shipping", "questions", "pages", "workbook", "commands"]  # Lowest first: each imports what stands before it
 BELOW = {name: set(ORDER[: i + 1]) for i, name in enumerate(ORDER)}
 BELOW["models"] = {"core", "wire", "teachers", "models"}
 BELOW["pairs"] -= {"filters"}

@@ -14,7 +14,7 @@ from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.knobs import ConfigError
 from distillery.pairs.augment import augment_pairs
-from distillery.pairs.columns import answer_texts, clean_text
+from distillery.reading.columns import answer_texts, clean_text
 from distillery.pairs.dataset import build_dataset, check_leaks
 from distillery.pairs.imports import left_out, read_pairs
 from distillery.pairs.select import select_pairs

@@ -409,7 +409,8 @@ def test_a_packed_reply_is_unpacked(coding, packed):
 
 
 @pytest.mark.parametrize("listing", [3, None, [1], {"data": 3}, {"data": [{"id": "m", "meta": [1]}]}, {"data": [{"id": {}}, None]},
-                                     {"data": [{"id": "m", "meta": {"size": {"a": "\ud83d"}}}]}, {"data": [{"id": "m", "meta": {"size": "7" * 5000}}]}])
+                                     {"data": [{"id": "m", "meta": {"size": {"a": "\ud83d"}}}]},
+                                     {"data": [{"id": "m", "meta": {"size": "7" * 5000}}]}])
 def test_any_listing_of_models_is_read(listing, tmp_path):
     with Server() as server:
         server.listing = listing

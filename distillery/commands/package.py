@@ -21,7 +21,7 @@ from ..core.store import open_run
 from ..training.preflight import licence_of
 from ..shipping.package import Story, package_variant, verify_package
 from .options import File, console, settings
-from ..pairs.dataset import examples_of
+from ..pairs.set_notes import examples_of
 
 # %% ../../nbs/commands/60_package.ipynb #b725084d
 def licence_file(

@@ -15,7 +15,7 @@ from .environment import keep_freed_memory
 from .options import Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, one_folder, settings, shown_path
 from ..core.store import check_name
 from ..engine.plan import Event
-from ..pairs.listing import by_reason
+from ..reading.listing import by_reason
 
 if TYPE_CHECKING:
     from distillery.workbook.experiment import Finished, Request

@@ -20,7 +20,7 @@ from .ladder import drift_gates
 from .own_sets import Overlap, read_own_sets, without_overlaps
 from .summary import write_evaluation
 from ..exporting.stages import exporting_stages
-from ..pairs.dataset import examples_of
+from ..pairs.set_notes import examples_of
 from ..retrieval.embed import embedder_dir
 from ..training.stages import training_stages
 

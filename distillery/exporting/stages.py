@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core.knobs import Config
 from ..engine.plan import Job, Stage
-from ..pairs.dataset import examples_of
+from ..pairs.set_notes import examples_of
 from ..teachers.open import base_digest
 
 # %% ../../nbs/exporting/90_stages.ipynb #9868f2ce

@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['DRAWS', 'Gold', 'ANCHOR', 'sizes', 'imbalance', 'split_documents', 'student_prompt', 'make_example', 'held_out',
            'place_gold', 'gold_pair', 'new_wording', 'teaching_family', 'gold_examples', 'train_rows', 'first_wordings',
-           'build_dataset', 'check_leaks', 'examples_of']
+           'build_dataset', 'check_leaks']
 
 # %% ../../nbs/pairs/70_dataset.ipynb #8cd5e8a4
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 from ..core.config import Config
-from ..core.files import digest_json, read_jsonl
+from ..core.files import digest_json
 from ..core.metrics import match_form
 from ..core.records import ChatTurn, Chunk, Example, Pair
 from .linked import LinkedPairs, link_pairs
@@ -265,12 +264,3 @@ def check_leaks(
     taught = {e.family_id for e in rows.get("train", [])}
     unseen = [e for e in rows.get("recall", []) if e.family_id not in taught]
     return leaks + [f"recall asks for a fact that train never saw: {e.question}" for e in unseen]
-
-# %% ../../nbs/pairs/70_dataset.ipynb #13e7b7a0
-def examples_of(
-    folder: Path,  # Output of the dataset stage, or `dataset/` of a run
-    names: Iterable[str] = ("train", "validation", "test", "recall"),  # Which sets
-) -> list[Example]:  # In order
-    "Read the examples of the named sets; a set may be empty."
-    paths = [folder / f"{n}.jsonl" for n in names]
-    return [e for p in paths if p.is_file() and p.stat().st_size for e in read_jsonl(p, Example)]

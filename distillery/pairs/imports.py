@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, field_validator
 from ..core.errors import DistilleryError
 from ..core.files import cell_text, digest_json, digest_text
 from ..core.records import Chunk, Document, Pair
-from .columns import clean_text
+from ..reading.columns import clean_text
 from .documents import make_id
 from .limits import locate
 from .prompts import refusal_of

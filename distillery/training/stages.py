@@ -17,7 +17,7 @@ from ..core.files import atomic_write, read_jsonl
 from ..core.knobs import Config
 from ..core.records import Chunk, Example
 from ..engine.plan import Job, Stage
-from ..pairs.dataset import examples_of
+from ..pairs.set_notes import examples_of
 from ..pairs.prompts import prompts_digest
 from ..teachers.budget import open_journal
 from ..teachers.open import Opener, base_digest, teacher_digest, teacher_opener

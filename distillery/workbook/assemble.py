@@ -23,7 +23,7 @@ from ..pages.index import index_page
 from ..pages.monitor import kpi_page
 from ..pages.report import build_report
 from ..pages.story import tell_story, warnings_of
-from ..pairs.listing import by_reason
+from ..reading.listing import by_reason
 from ..questions.all import QUESTIONS, answers, question_metrics, reasons
 from ..questions.results import Results
 from .costs import ledger_rows

@@ -25,7 +25,7 @@ from ..engine.source import SOURCES, Source, source_of, with_sources
 from ..engine.sources import Place
 from ..evaluation.stages import student_stages
 from ..evaluation.markdown import write_summaries
-from ..pairs.logprobs import logprob_stages
+from ..training.logprobs import logprob_stages
 from ..pairs.stages import pairs_stages
 from ..questions.all import QUESTIONS
 from ..questions.results import Results

@@ -28,7 +28,7 @@ from ..evaluation.own_sets import read_own_sets, without_overlaps
 from ..evaluation.summary import gate_line, gate_table, latency_table, worst_cases, write_evaluation
 from ..evaluation.markdown import render_overview, write_summaries
 from ..pages.html import finding, note, sections_page, table
-from ..pairs.dataset import examples_of
+from ..pairs.set_notes import examples_of
 from ..questions.results import Results, require_one_metric
 from ..retrieval.embed import embedder_dir
 from ..teachers.local import model_identity

@@ -22,7 +22,8 @@ from ...engine.plan import Job, Stage
 from ...engine.source import Source
 from ...evaluation.evaluate import draw_examples
 from ...evaluation.stages import MEASURED
-from ...pairs.dataset import examples_of, student_prompt
+from ...pairs.dataset import student_prompt
+from ...pairs.set_notes import examples_of
 from ...retrieval.embed import Embedder
 from ...retrieval.search import Bm25Searcher, DenseSearcher, HybridSearcher
 from ...teachers.open import base_digest

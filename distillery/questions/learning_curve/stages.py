@@ -19,7 +19,7 @@ from ...engine.plan import Job, Stage
 from ...engine.source import Source
 from ...evaluation.evaluate import draw_examples
 from ...evaluation.stages import MEASURED
-from ...pairs.dataset import examples_of
+from ...pairs.set_notes import examples_of
 from ...teachers.open import base_digest
 
 # %% ../../../nbs/questions/learning_curve/10_stages.ipynb #4b05221f

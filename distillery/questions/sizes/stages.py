@@ -21,7 +21,7 @@ from ...engine.plan import Job, Stage
 from ...engine.source import Source
 from ...evaluation.evaluate import EvalRow, evaluate_variant
 from ...evaluation.stages import MEASURED
-from ...pairs.dataset import examples_of
+from ...pairs.set_notes import examples_of
 from ...retrieval.embed import model_digest
 from ...retrieval.search import Bm25Searcher
 from ...teachers.open import base_digest
