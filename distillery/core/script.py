@@ -74,7 +74,7 @@ def fold_places(
         i, raised = j, lifted
     return Folded("".join(out[1:]), starts[1:], ends[1:])
 
-
+# %% ../../nbs/core/33_script.ipynb #c8e59829
 INK, FOREIGN = re.compile(r"[^\x00- \x7f]+"), re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")
 
 
