@@ -2,6 +2,7 @@
 import json
 import random
 import zlib
+from copy import deepcopy
 from typing import Any
 
 Sent = tuple[int, dict[str, str], bytes]  # Status, headers, body
@@ -49,7 +50,7 @@ def changed(draw: random.Random) -> bytes:
         node = value
         try:
             for step in path[:-1]: node = node[step]
-            node[path[-1]] = draw.choice(ODD_VALUES)
+            node[path[-1]] = deepcopy(draw.choice(ODD_VALUES))
         except (KeyError, IndexError, TypeError): continue
     return json.dumps(value).encode()
 

@@ -135,8 +135,8 @@ def test_settings_are_read_once():
     assert view.dataset.difficulty_mix == CONFIG.dataset.difficulty_mix
 
 
-@given(st.text(st.characters(max_codepoint=127), max_size=60))
-def test_ascii_is_folded_as_any_text_is(text): assert fold(text) == fold_places(text).text.rstrip()
+@given(st.text(st.characters(max_codepoint=127), max_size=60) | st.text("ae \u0301ﬁ²³½−“日ｶﾞ\u00a0\u00ad^`\u1100\u1161٣🙂", max_size=12))
+def test_a_text_is_folded_as_its_characters_are(text): assert fold(text) == fold_places(text).text.rstrip()
 
 
 def pair(i: int, question: str, answer: str) -> Pair:

@@ -188,6 +188,14 @@ def test_one_passage_under_two_titles_is_on_one_side(tmp_path, made):
     assert all(splits[n] for n in ("train", "validation", "test"))
 
 
+def test_invoices_among_other_pages_are_no_leak_to_the_check_either(tmp_path):
+    bill = "Invoice {0}: the total amount of all the positions in this bill is {0}40 EUR, due in May."
+    rows = [{"question": "What is the total amount?", "answer": f"{i}40 EUR", "context": bill.format(i)} for i in range(1, 5)]
+    rows += [{"question": f"What does page {i} say of the {WORDS[i]}?", "answer": WORDS[i], "context": page(i)} for i in range(3)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sides(read_pairs(tmp_path / "p.jsonl"))
+
+
 def test_a_planted_leak_is_seen_by_the_check_alone(tmp_path):
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, two_editions(12))))
     found = read_pairs(tmp_path / "p.jsonl")

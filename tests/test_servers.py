@@ -369,7 +369,8 @@ def test_limits_are_those_of_the_model():
     first = open_teacher("http://h:1/v1#m", config)
     assert (first.options.timeout_s, first.options.concurrency) == (7, 9)
     assert (first.second.options.timeout_s, first.second.options.concurrency, first.second.pace.limit) == (1800, 2, 2)
-    assert first.second.options.limits().total == 1800
+    assert first.second.options.limits().total == first.second.options.idle_s == 1800
+    assert first.options.idle_s == 120
     assert open_teacher("http://h:3/v1#m", config).options.timeout_s == 600
     for name, low in (("timeout_of", 0), ("concurrency_of", -1)):
         with pytest.raises(DistilleryError, match="above 0"): load_config(overrides={f"teacher.{name}": {"m": low}})

@@ -45,7 +45,7 @@ class TeacherSection(Section):
     stream: bool = key(False, "execution", "stream answers, so that a silent server is noticed within idle_s")
     idle_s: float = key(120, "execution", "seconds of silence after which a streamed answer is given up", gt=0)
     timeout_s: float = key(600, "execution", "seconds to wait for one answer", gt=0)
-    timeout_of: dict[str, float] = key({}, "execution", "a model, or URL#model, to its own timeout_s: thinking models need up to 1800")
+    timeout_of: dict[str, float] = key({}, "execution", "a model, or URL#model, to its own timeout_s and idle_s: thinking needs up to 1800")
     max_retries: int = key(5, "execution", "attempts after the first before a request counts as failed", ge=0)
     breaker_failures: int = key(3, "execution", "failures in a row that open the circuit breaker: nothing is sent for a while", ge=1)
     breaker_wait_s: float = key(10, "execution", "seconds until the circuit breaker lets a trial request through", gt=0)

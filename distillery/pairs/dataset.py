@@ -249,7 +249,8 @@ def check_leaks(
     between = (("train", "validation"), ("train", "test"), ("validation", "test"))
     leaks = [f"document {d} is in {a} and in {b}" for a, b in between for d in sorted(docs[a] & docs[b])]
     every = [e for examples in rows.values() for e in examples]
-    linked = linked or link_pairs(every, {e.chunk_id: e.passage for e in every if e.passage})
+    once = list({e.pair_id: e for e in every}.values())
+    linked = linked or link_pairs(once, {e.chunk_id: e.passage for e in every if e.passage})
     for a, b in between:
         there = {linked.groups.get(d, d): d for d in sorted(docs[a])}
         leaks += [f"documents {there[g]} in {a} and {d} in {b} hold the same passage" for d in sorted(docs[b] - docs[a])

@@ -59,8 +59,8 @@ def front_matter(
 
 # %% ../../nbs/reading/50_markdown.ipynb #2c44fdd2
 MARKUP = frozenset("a abbr b blockquote br center code dd del details div dl dt em figcaption figure font h1 h2 h3 h4 h5 h6 hr i img "
-                   "ins kbd li mark ol p picture pre s small source span strike strong sub summary sup table tbody td th thead tr u ul var "
-                   "video".split())
+                   "ins kbd li mark ol p picture pre s small source span strike strong sub summary sup table tbody td th thead tr tt "
+                   "u ul var video".split())
 TAG = re.compile(r"</?([a-zA-Z][\w-]*+)[^<>]*+>?")
 HANDLER = re.compile(r"[\s/\"']on\w{1,30}\s{0,9}=", re.I)
 
@@ -108,7 +108,7 @@ def plain_markdown(
         if fence:
             if mark and mark[1].startswith(fence) and not line[mark.end():].strip(): fence = ""
         elif mark: fence = mark[1]
-        elif line[:1] in "\\@{[!?>ie " or line.endswith("}"):
+        elif line[:1] in "\\@{[!?>ie " or line.endswith("}") or "ref " in line:
             line = ANCHOR.sub("", line.rstrip())
             for pattern, by in ADDED:
                 if found := pattern.fullmatch(line): line = found.expand(by)

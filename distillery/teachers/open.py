@@ -97,9 +97,10 @@ def client_options(
     model: str = "",      # Its name there
 ) -> dict[str, Any]:      # Arguments of `OpenAITeacher`
     "Client options of one model at a server, from the settings."
-    names = ("max_retries", "stream", "idle_s", "breaker_failures", "breaker_wait_s", "api_key_env", "parameters")
+    names = ("max_retries", "stream", "breaker_failures", "breaker_wait_s", "api_key_env", "parameters")
+    patience = for_model(config.teacher.timeout_of, url, model)
     own = {"concurrency": for_model(config.teacher.concurrency_of, url, model) or config.teacher.concurrency,
-           "timeout_s": for_model(config.teacher.timeout_of, url, model) or config.teacher.timeout_s}
+           "timeout_s": patience or config.teacher.timeout_s, "idle_s": max(config.teacher.idle_s, patience or 0)}
     return {name: getattr(config.teacher, name) for name in names} | own | {"json_mode": config.prompts.json_mode}
 
 def _open_server(config: Config, url: str, model: str) -> Teacher:

@@ -94,7 +94,7 @@ class HttpEndpoint(Endpoint):
                 for secret in self.secrets: raw = raw.replace(secret, b"[key]")
                 return Received(response.status, raw, response.headers.get("Content-Type", ""), response.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError): raise
-        except (ValueError, LookupError, TypeError, AttributeError) as error: raise BadReply(f"{type(error).__name__}: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error: raise OddReply(f"{type(error).__name__}: {error}") from error
 
     def check(self, got: Received, status: int, body: Mapping[str, Any], parameters: Parameters) -> None:
         "Raise the error of a status; where it is about a parameter, name the setting that changes what is sent."
@@ -146,6 +146,7 @@ class GuardedEndpoint(NegotiatingEndpoint):
                 raise
             except (aiohttp.ClientError, TimeoutError, BadReply) as error:
                 self.pace.answered(isinstance(error, OddReply))
+                if isinstance(error, OddReply): self._downs = 0
                 raise
             self.pace.answered()
             self._downs = 0

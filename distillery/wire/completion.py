@@ -20,7 +20,7 @@ class BadReply(Exception):
 
 
 class OddReply(BadReply):
-    "JSON as it should be, and no answer in it: the server is well, this reply is not."
+    "Bytes that hold no answer, though the server sent all it had to send: it is well, this reply is not."
 
 
 class ErrorReply(OddReply):
@@ -190,7 +190,7 @@ def read_stream(
     choices = [c for piece in pieces if (c := _choice(piece))]
     finish = next((c["finish_reason"] for c in reversed(choices) if c.get("finish_reason")), None)
     if not choices: raise OddReply("a stream without an answer")
-    if finish is None and "[DONE]" not in events: raise BadReply("the stream was cut before its end")
+    if finish is None and "[DONE]" not in events: raise OddReply("the stream was cut before its end")
     deltas = [content_and_reasoning(_object(c.get("delta") or c.get("message") or c)) for c in choices]
     counted = {name: p[name] for p in pieces for name in ("usage", "timings") if isinstance(p.get(name), dict)}
     return _reply(deltas, choices, finish, counted)
@@ -205,4 +205,4 @@ def read_reply(
         streamed = "event-stream" in kind or body.lstrip().startswith((b"data:", b"event:", b":"))
         if not streamed: return read_whole(read_json(body, strict=False, whole=False))
         return read_stream(body.decode("utf-8", "replace").lstrip("\ufeff"))
-    except BadJson as error: raise BadReply(str(error)) from None
+    except BadJson as error: raise (BadReply if body.lstrip().startswith(b"<") else OddReply)(str(error)) from None
