@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['METRICS', 'REASONS', 'metric_values', 'summarise_rows', 'speed_of', 'find_failures', 'worst_cases', 'estimate_cell',
-           'latency_table', 'difficulty_table', 'deciding', 'measured_by', 'inline_code', 'write_evaluation',
+__all__ = ['METRICS', 'REASONS', 'metric_values', 'summarise_rows', 'speed_of', 'find_failures', 'worst_cases', 'deciding',
+           'measured_by', 'estimate_cell', 'latency_table', 'difficulty_table', 'inline_code', 'write_evaluation',
            'gate_figures', 'gate_line', 'gate_table']
 
 # %% ../../nbs/evaluation/42_summary.ipynb #3c1008ca
@@ -124,6 +124,21 @@ def worst_cases(
                       **{v: r.prediction for v, r in answers[case].items()}})
     return table
 
+# %% ../../nbs/evaluation/42_summary.ipynb #5d1c7e90
+def deciding(
+    rows: Rows,  # Variant to its rows
+) -> dict[str, Any]:  # For metrics.json
+    "Name and version of the metric that decides about rows."
+    name = deciding_metric(rows)
+    return {"metric": name, "version": DECIDING_VERSION if name == DECIDING else None}
+
+
+def measured_by(
+    found: Mapping[str, Any],  # Metrics of one set, from metrics.json
+) -> str:  # answer_match, or exact_match in those of before there was one
+    "The metric that decides about stored figures."
+    return DECIDING if found.get(DECIDING, {}).get("mean") is not None else SQUAD_MATCH
+
 # %% ../../nbs/evaluation/42_summary.ipynb #c76c498b
 def estimate_cell(
     found: Mapping[str, Any],  # {mean, ci_low, ci_high, n}, or {mean: null, reason}
@@ -164,21 +179,6 @@ def difficulty_table(
     return [row(*part) for part in sorted(found, key=lambda f: f[:2])]
 
 # %% ../../nbs/evaluation/42_summary.ipynb #f041f18f
-def deciding(
-    rows: Rows,  # Variant to its rows
-) -> dict[str, Any]:  # For metrics.json
-    "Name and version of the metric that decides about rows."
-    name = deciding_metric(rows)
-    return {"metric": name, "version": DECIDING_VERSION if name == DECIDING else None}
-
-
-def measured_by(
-    found: Mapping[str, Any],  # Metrics of one set, from metrics.json
-) -> str:  # answer_match, or exact_match in those of before there was one
-    "The metric that decides about stored figures."
-    return DECIDING if found.get(DECIDING, {}).get("mean") is not None else SQUAD_MATCH
-
-
 def inline_code(
     text: Any,  # What a person or a model wrote
 ) -> str:  # In backticks, on one line
