@@ -3,7 +3,6 @@
 import gzip
 import json
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -13,6 +12,8 @@ from distillery.core.errors import DistilleryError
 from distillery.core.files import json_line
 from distillery.pairs.imports import Imported, left_out, read_pairs
 from distillery.pairs.linked import link_pairs
+
+from peak import peak_mib
 
 PAIR = {"question": "How often is the drum cleaned?", "answer": "every 14 days", "context": "The drum is cleaned every 14 days."}
 TALK = [{"role": "user", "content": "How often?"}, {"role": "assistant", "content": "every 14 days"}]
@@ -184,7 +185,7 @@ def main(count: int, seed: int) -> dict:
                 seen["wrong"].append((i, f"{type(e).__name__}: {e}"[:200]))
             seen["slowest"] = max(seen["slowest"], time.monotonic() - began)
             path.unlink()
-    return seen | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    return seen | {"peak_mib": round(peak_mib())}
 
 
 if __name__ == "__main__":

@@ -324,7 +324,7 @@ def test_a_warning_reaches_the_terminal(tmp_path):
     import subprocess
     import sys
 
-    code = ("from distillery.core.config import load_config; from distillery.pairs.generate import LongPassages; "
+    code = ("from distillery.core.config import load_config; from distillery.pairs.counts import LongPassages; "
             "from distillery.core.records import Chunk; t = 'word ' * 50; "
             "long = LongPassages(load_config(overrides={'validation.context_token_warn': 10})); "
             "long.look([Chunk(chunk_id='c', doc_id='d', heading='h', text=t, start=0, end=len(t), category='x')]); long.warn()")

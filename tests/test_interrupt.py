@@ -14,6 +14,14 @@ TINY = {"lora.r": 4, "lora.alpha": 8, "sft.batch_size": 8, "sft.gradient_accumul
         "sft.max_length": 64, "sft.dataloader_num_workers": 0}
 
 
+@pytest.fixture(autouse=True)
+def _heard():
+    "A shell that starts the tests in the background lets them ignore Ctrl-C."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory): return toy_base(tmp_path_factory.mktemp("toy") / "base")
 

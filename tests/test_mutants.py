@@ -54,7 +54,7 @@ def test_a_function_with_other_code_is_noticed_by_its_notebook_and_a_fork_leaves
 
     monkeypatch.setattr(mutants, "run_tests", lambda module, seconds: mutants.BySpeed(seconds))
     found = {m.name[2:]: m for m in all_mutants(["pairs.slots"]) if m.definition == "carries_fact"}
-    planted = found["not sentence.rstrip().endswith(('?', ':'))", "sentence.rstrip().endswith(('?', ':'))"]
+    planted = found["not sentence.rstrip().endswith(ANNOUNCES)", "sentence.rstrip().endswith(ANNOUNCES)"]
     assert in_a_fork(lambda: judged("pairs.slots", planted, {}), 60)[0].startswith("notebook: AssertionError")
     assert in_a_fork(lambda: judged("pairs.slots", None, {}), 60)[0] == ""
     assert in_a_fork(lambda: __import__("time").sleep(60), 0.2) is None

@@ -1,6 +1,5 @@
 "Hundreds of odd replies through the whole client: each is accounted for, in time, in memory, and none is paid for again for being odd."
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import user_request
 
 from odd_replies import odd_reply
+from peak import peak_mib
 from teachers_server import Scripted
 
 QUICK = {"breaker_wait_s": 0.05, "breaker_failures": 10, "timeout_s": 9, "concurrency": 64}
@@ -35,7 +35,7 @@ def fuzz(place: Path, first: int, n: int) -> dict:
             "same": all(again[k].text == results[k].text for k in good), "most": max(once.values()),
             "twice": len(answers) - len(set(answers)),
             "paid again": sum(server.seen[f"p{k}"] > once[f"p{k}"] for k in good), "asked for good": max(once[f"p{k}"] for k in good),
-            "unnamed": sum(not e or "Traceback" in e for e in reasons), "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+            "unnamed": sum(not e or "Traceback" in e for e in reasons), "gib": peak_mib() / 1024}
 
 
 def checked(place: Path, first: int, n: int) -> dict:

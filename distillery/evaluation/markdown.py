@@ -35,7 +35,7 @@ def render_summary(
     "The evaluation of one variant in markdown."
     lines = [f"# Evaluation of {variant}", "", "Means with intervals over documents."]
     for name, values in metrics["sets"].items():
-        means = [{"metric": metric_name(m), "value": estimate_cell(values[m])} for m in METRICS]
+        means = [{"metric": metric_name(m), "value": estimate_cell(values[m])} for m in METRICS if m in values]
         lines += _rows_under(f"{name}: {count(values['n'], 'questions')}", means)
     lines += _rows_under("By difficulty", difficulty_table({variant: metrics}))
     lines += _rows_under("Cost", [{"measure": metric_name(k), "value": v} for k, v in metrics["cost"].items()])
@@ -59,7 +59,8 @@ def render_overview(
     lines = ["# Evaluation", "", *(f"- {inline_code(n)}" for n in notes)]
     for name in sorted({s for m in means.values() for s in m}):
         here = {v: m[name] for v, m in means.items() if name in m}
-        lines += _rows_under(name, [{"metric": metric_name(key)} | {v: estimate_cell(m[key]) for v, m in here.items()} for key in METRICS])
+        lines += _rows_under(name, [{"metric": metric_name(key)} | {v: estimate_cell(m[key]) for v, m in here.items()} for key in METRICS
+                              if all(key in m for m in here.values())])
     states = {s: [g for g in gates if g.state == s] for s in ("FAIL", "INCONCLUSIVE", "PASS")}
     lines += ["", "## Gates", "", ", ".join(f"{len(some)} {s}" for s, some in states.items()) + ".", ""]
     lines += [f"- {gate_line(g)}" for s in ("FAIL", "INCONCLUSIVE") for g in states[s]]

@@ -45,7 +45,8 @@ def figures(
     lines = list[str]()
     for name in sorted({s for m in told.values() for s in m["sets"]}):
         here = {v: m["sets"][name] for v, m in told.items() if name in m["sets"]}
-        rows = [{"metric": metric_name(metric)} | {v: estimate_cell(values[metric]) for v, values in here.items()} for metric in METRICS]
+        both = [m for m in METRICS if all(m in values for values in here.values())]  # runs of before lack the newer ones
+        rows = [{"metric": metric_name(m)} | {v: estimate_cell(values[m]) for v, values in here.items()} for m in both]
         lines += [f"### Set `{name}`", "", *Table.of(rows).markdown().splitlines(), ""]
     timed = {v: m["latency"] for v, m in told.items() if m.get("latency")}
     if timed: lines += ["### Latency on the machine that measured it", "", *Table.of(latency_table(timed)).markdown().splitlines(), ""]
