@@ -9,6 +9,7 @@ __all__ = ['PARTS', 'ODD', 'MAX_UNPACKED', 'CODE', 'STYLES', 'linear', 'for_mamm
 import io
 import re
 import zipfile
+from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from .html import fragment_to_text
@@ -46,10 +47,32 @@ def linear(
     return ("; " if kind == "m" else "").join(filter(None, map(linear, node)))
 
 # %% ../../nbs/reading/60_word.ipynb #9820e9ea
-def _plain(part: ElementTree.Element, w: str) -> None:
-    "Drop hidden text; turn equations into runs, lone text boxes into paragraphs, late rows into rows with an empty cell."
+def _raise(look: ElementTree.Element, w: str, styles: Mapping[str, str]) -> None:
+    "Say of a run that is raised by its position or its style that it is a superscript."
+    if look.find("{*}vertAlign") is not None: return
+    moved, style = (look.find(f"{{*}}{name}") for name in ("position", "rStyle"))
+    points = moved.get(f"{{{w}}}val", "0") if moved is not None else "0"
+    up = int(points) if re.fullmatch(r"-?\d{1,4}", points) else 0
+    said = styles.get(style.get(f"{{{w}}}val", ""), "") if style is not None else ""
+    if value := said or ("superscript" if up > 1 else "subscript" if up < -1 else ""):
+        ElementTree.SubElement(look, f"{{{w}}}vertAlign", {f"{{{w}}}val": value})
+
+
+def _head(look: ElementTree.Element, level: ElementTree.Element, w: str) -> None:
+    "Give a paragraph with an outline level the style of that heading."
+    if (depth := level.get(f"{{{w}}}val", "9")) not in "012345": return
+    style = look.find("{*}pStyle")
+    if style is None: look.insert(0, style := ElementTree.Element(f"{{{w}}}pStyle"))
+    style.set(f"{{{w}}}val", f"Outline{depth}")
+
+
+def _plain(part: ElementTree.Element, w: str, styles: Mapping[str, str]) -> None:
+    "Drop hidden text; mark what is raised or a heading by its look; turn equations into runs, lone text boxes into paragraphs, late rows into rows with an empty cell."
     for parent in list(part.iter()):
         for run in [child for child in parent if _is_hidden(child)]: parent.remove(run)
+        if (kind := parent.tag.rpartition("}")[2]) in ("bdo", "dir", "rubyBase"): parent.tag = f"{{{w}}}smartTag"  # read through by mammoth
+        elif kind == "rPr": _raise(parent, w, styles)
+        elif kind == "pPr" and (level := parent.find("{*}outlineLvl")) is not None: _head(parent, level, w)
         if (late := parent.find("{*}trPr/{*}gridBefore")) is not None: parent.insert(1, _empty_cell(late.get(f"{{{w}}}val", "1"), w))
         for at, child in enumerate(parent):
             if child.tag.endswith("}oMath") and parent.tag.rpartition("}")[2] != "oMathPara":
@@ -58,6 +81,9 @@ def _plain(part: ElementTree.Element, w: str) -> None:
             elif child.tag.endswith("}AlternateContent") and child.find("{*}Fallback") is None:
                 parent[at] = ElementTree.Element(f"{{{w}}}smartTag")  # read through by mammoth
                 parent[at].extend(child.findall(".//{*}txbxContent"))
+            elif child.tag.endswith("}drawing") and not parent.tag.endswith("}Choice") and (boxes := child.findall(".//{*}txbxContent")):
+                parent[at] = ElementTree.Element(f"{{{w}}}smartTag")
+                parent[at].extend(boxes)
 
 
 def _run(text: str, w: str) -> ElementTree.Element:
@@ -67,6 +93,9 @@ def _run(text: str, w: str) -> ElementTree.Element:
 
 
 def _is_hidden(run: ElementTree.Element) -> bool:
+    "Whether a run is hidden, a content control only shows what to type, or a reading stands above a word."
+    if run.tag.endswith("}rt"): return True
+    if run.tag.endswith("}sdt"): return run.find("{*}sdtPr/{*}showingPlcHdr") is not None
     hidden = run.find("{*}rPr/{*}vanish") if run.tag.endswith("}r") else None
     return hidden is not None and not {"0", "false", "off"} & set(hidden.attrib.values())
 
@@ -79,7 +108,34 @@ def _empty_cell(columns: str, w: str) -> ElementTree.Element:
 
 # %% ../../nbs/reading/60_word.ipynb #dbe204e1
 PARTS = re.compile(r"word/(?:document|footnotes|endnotes)\w*\.xml")
-ODD = (b"oMath", b"AlternateContent", b"gridBefore", b":vanish")
+ODD = (b"oMath", b"AlternateContent", b"gridBefore", b":vanish", b"txbxContent", b":position ", b":rStyle", b":outlineLvl", b":bdo", b":dir",
+       b"showingPlcHdr", b":ruby")
+
+
+def _styles(data: bytes) -> tuple[dict[str, str], dict[str, str]]:
+    "Character styles that raise or lower, and paragraph styles made from a heading, by their ids: `superscript`, and `h1` to `h6`."
+    if not data: return {}, {}
+    every = {_value(s, "styleId"): s for s in ElementTree.fromstring(data).iter() if s.tag.endswith("}style")}  # noqa: S314
+    raising, heads = dict[str, str](), dict[str, str]()
+    for name, style in every.items():
+        if (align := style.find("{*}rPr/{*}vertAlign")) is not None: raising[name] = _value(align, "val")
+        if (depth := _depth(style, every)) and re.fullmatch(r"[\w-]{1,80}", name): heads[name] = f"h{depth}"
+    return raising, heads
+
+
+def _value(node: ElementTree.Element, name: str) -> str:
+    return next((v for k, v in node.attrib.items() if k.rpartition("}")[2] == name), "")
+
+
+def _depth(style: ElementTree.Element | None, every: Mapping[str, ElementTree.Element]) -> int:
+    "Level of the heading that a paragraph style is, or is made from; 0 for none."
+    for _ in range(12):
+        if style is None or _value(style, "type") != "paragraph": return 0
+        named, level, base = (style.find(f"{{*}}{path}") for path in ("name", "pPr/{*}outlineLvl", "basedOn"))
+        if named is not None and (found := re.fullmatch(r"heading ([1-6])", _value(named, "val"), re.I)): return int(found[1])
+        if level is not None: return int(v) + 1 if (v := _value(level, "val")) in tuple("012345") else 0
+        style = every.get(_value(base, "val")) if base is not None else None
+    return 0
 
 
 def for_mammoth(
@@ -88,6 +144,7 @@ def for_mammoth(
     "Rewrite those parts of a file that hold what mammoth does not read."
     with zipfile.ZipFile(io.BytesIO(data)) as old:
         texts = {name: old.read(name) for name in old.namelist() if PARTS.fullmatch(name)}
+        raising, _ = _styles(old.read("word/styles.xml") if "word/styles.xml" in old.namelist() else b"")
         parts = {name: text for name, text in texts.items() if any(odd in text for odd in ODD)}
         if not parts: return data
         out = io.BytesIO()
@@ -95,7 +152,7 @@ def for_mammoth(
             for item in old.infolist():
                 if item.filename in parts:
                     root = ElementTree.fromstring(parts[item.filename])  # noqa: S314  (expat refuses entity bombs; limits hold the rest)
-                    _plain(root, root.tag[1:].rpartition("}")[0])
+                    _plain(root, root.tag[1:].rpartition("}")[0], raising)
                     new.writestr(item, ElementTree.tostring(root))
                 else: new.writestr(item, old.read(item))
     return out.getvalue()
@@ -105,7 +162,8 @@ MAX_UNPACKED = 512 * 2**20  # bytes
 CODE = ("Source Code", "Code", "HTML Preformatted", "Preformatted Text")
 STYLES = "\n".join(["p[style-name='Title'] => h1:fresh", "p[style-name='TOC Heading'] => !", "comment-reference => !",
                     *(f"p[style-name='{toc} {n}'] => !" for n in range(1, 10) for toc in ("toc", "TOC")),
-                    *(f"p[style-name='{code}'] => pre:separator('\\n')" for code in CODE)])
+                    *(f"p[style-name='{code}'] => pre:separator('\\n')" for code in CODE),
+                    *(f"p.Outline{n} => h{n + 1}:fresh" for n in range(6))])
 
 
 def docx_to_text(
@@ -116,8 +174,10 @@ def docx_to_text(
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
             if sum(i.file_size for i in packed.infolist()) > MAX_UNPACKED: raise Unreadable("Word file that unpacks to more than 512 MiB")
+            _, heads = _styles(packed.read("word/styles.xml") if "word/styles.xml" in packed.namelist() else b"")
+        styles = "\n".join([STYLES, *(f"p.{name} => {head}:fresh" for name, head in heads.items())])
         no_images = mammoth.images.img_element(lambda _: {})
-        html = mammoth.convert_to_html(io.BytesIO(for_mammoth(data)), style_map=STYLES, convert_image=no_images,
+        html = mammoth.convert_to_html(io.BytesIO(for_mammoth(data)), style_map=styles, convert_image=no_images,
                                        include_embedded_style_map=False, external_file_access=False)
         return fragment_to_text(html.value)
     except (Unreadable, MemoryError): raise
