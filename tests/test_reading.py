@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from odd_documents import cell, para, pdf, run, table, word
+from odd_documents import DOCUMENT, RELATION, W, cell, para, pdf, run, table, word
 
 from distillery.pairs.documents import read_document, read_documents
 from distillery.reading.files import HTML, MARKDOWN, PLAIN, sniff
@@ -46,7 +46,8 @@ def test_markdown_that_shows_html_is_markdown():
 @pytest.mark.parametrize(("name", "data", "mime"), [
     ("a.txt", b"A PDF begins with %PDF-1.7 and ends with %%EOF.", PLAIN), ("a.txt", b"%PDF-1.4 stands in line 1.", PLAIN),
     ("a.md", b"Write `<!DOCTYPE html>` first, then <body>.", MARKDOWN), ("a.txt", b"The <body> of the pump", PLAIN),
-    ("a.html", b"<p>Only a piece", HTML), ("a.md", b"<html> and <body> are tags.", MARKDOWN), ("a.txt", b"<!doctype html> opens it.", PLAIN),
+    ("a.html", b"<p>Only a piece", HTML), ("a.md", b"<html> and <body> are tags.", MARKDOWN),
+    ("a.txt", b"<!doctype html> opens it.", PLAIN),
     ("a.md", b"<!doctype html>\n<html><p>A page", HTML),
     ("a.txt", b"\n<!-- saved -->\n<html><p>A saved page", HTML), ("a.pdf", b"<!doctype html><p>A page", HTML),
     ("a", b"# Notes\n\nClean it.", MARKDOWN)])
@@ -266,6 +267,15 @@ def test_further_pages(pages, gone, right):
     assert gone not in read.split("\n")
 
 
+@pytest.mark.parametrize(("lines", "right"), [
+    (["The drum must be clea-", "ned every 14 days."], "The drum must be cleaned every 14 days."),
+    (["It is X-", "ray tested at 5-", "10 bar."], "It is X-ray tested at 5-10 bar."),
+    (["The self-", "cleaning lid is red."], "The self-cleaning lid is red.")])
+def test_words_that_a_line_splits(lines, right):
+    assert text_of("a.pdf", pdf([(72, 700 - 14 * i, 12, line) for i, line in enumerate(lines)])) == right
+    assert text_of("a.txt", "\n".join(lines)) == right
+
+
 @quick
 @given(st.lists(plain_sentence, min_size=4, max_size=14, unique=True), st.integers(18, 60), st.integers(3, 8))
 def test_sentences_survive_lines_and_pages(sentences, width, height):
@@ -365,14 +375,16 @@ def test_further_furniture(furniture):
 
 
 @pytest.mark.parametrize("furniture", [
-    "<div id='onetrust-banner-sdk'>We use cookies in Leeds.</div>", "<div class='CookieConsent'>Leeds</div>", "<p class=crumbs>Home &gt; Leeds</p>",
+    "<div id='onetrust-banner-sdk'>We use cookies in Leeds.</div>", "<div class='CookieConsent'>Leeds</div>",
+    "<p class=crumbs>Home &gt; Leeds</p>",
     "<ul><li><a href=1>Leeds</a><li><a href=2>Shop</a><li><a href=3>Jobs</a></ul>", "<a class='skip-link' href='#x'>Leeds</a>",
     "<div><a href=1>Leeds</a> | <a href=2>Shop</a> | <a href=3>Jobs</a></div>", "<p style='visibility: hidden'>Leeds</p>",
     "<div class='see-also'><ul><li><a href=a>Leeds</a></ul></div>", "<span class=sr-only>Leeds</span>"])
 def test_furniture_of_other_sites(furniture):
     body = "<h1>Drum</h1><p>The drum of the press is cleaned every 14 days by the operator of the line.</p><p>The lid weighs 3 kg.</p>"
-    for page in (furniture + body, body + furniture, f"{body}{furniture}<div>© 2024 Leeds</div>"):
-        assert text_of("a.html", page) == "# Drum\n\nThe drum of the press is cleaned every 14 days by the operator of the line.\n\nThe lid weighs 3 kg."
+    right = text_of("a.html", body)
+    assert right.startswith("# Drum\n\nThe drum")
+    for page in (furniture + body, body + furniture, f"{body}{furniture}<div>© 2024 Leeds</div>"): assert text_of("a.html", page) == right
 
 
 @pytest.mark.parametrize(("part", "right"), [
@@ -423,15 +435,15 @@ def styled(body: str, styles: str) -> bytes:
     "A Word file with styles."
     import zipfile
     old, out = zipfile.ZipFile(io.BytesIO(word(body))), io.BytesIO()
-    kind, w = "application/vnd.openxmlformats-officedocument.wordprocessingml.styles+xml", "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    kind, w = DOCUMENT.replace("document.main", "styles"), W
     with zipfile.ZipFile(out, "w") as new:
         for name in old.namelist():
             said = f'<Override PartName="/word/styles.xml" ContentType="{kind}"/></Types>'
             new.writestr(name, old.read(name).replace(b"</Types>", said.encode()))
         new.writestr("word/styles.xml", f'<w:styles xmlns:w="{w}">{styles}</w:styles>')
+        relation = RELATION.replace("/officeDocument", "/styles").replace(".org/styles", ".org/officeDocument")
         new.writestr("word/_rels/document.xml.rels", '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
-                     '<Relationship Id="s" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/styles" Target="styles.xml"/>'
-                     "</Relationships>")
+                     f'<Relationship Id="s" Type="{relation}" Target="styles.xml"/></Relationships>')
     return out.getvalue()
 
 
@@ -441,8 +453,8 @@ def test_looks_that_mean_something_in_word():
            '<w:vertAlign w:val="superscript"/></w:rPr></w:style>'
     para_of = lambda kind, text: f"<w:p><w:pPr>{kind}</w:pPr>{run(text)}</w:p>"
     power = '<w:r><w:rPr><w:rStyle w:val="Up"/></w:rPr><w:t>6</w:t></w:r>'
-    page = styled(para_of('<w:pStyle w:val="Mine"/>', "Drum") + para_of('<w:outlineLvl w:val="1"/>', "Lid") + para("It is 10", power, " bar."), look)
-    assert text_of("a.docx", page) == "# Drum\n\n## Lid\n\nIt is 10^6 bar."
+    heads = para_of('<w:pStyle w:val="Mine"/>', "Drum") + para_of('<w:outlineLvl w:val="1"/>', "Lid")
+    assert text_of("a.docx", styled(heads + para("It is 10", power, " bar."), look)) == "# Drum\n\n## Lid\n\nIt is 10^6 bar."
     unfilled = f'<w:sdt><w:sdtPr><w:showingPlcHdr/></w:sdtPr><w:sdtContent>{run("Click here")}</w:sdtContent></w:sdt>'
     assert text_of("a.docx", word(para(unfilled, "The lid ", f"<w:bdo>{run('is ')}</w:bdo>", "red."))) == "The lid is red."
     box = f'<w:r><w:drawing><w:txbxContent>{para("In a box.")}</w:txbxContent></w:drawing></w:r>'

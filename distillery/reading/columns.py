@@ -94,7 +94,7 @@ def answer_texts(
         if not isinstance(inner, str): return answer_texts(inner, depth - 1)
         return [text] if (text := clean_text(value)) else []
     if isinstance(value, Mapping):
-        key = next((k for k in ("text", "value", "answer", "content", "spans", "span_answer", "input_text", "sentences") if k in value), None)
+        key = next((k for k in "text value answer content spans span_answer input_text sentences".split() if k in value), None)
         return answer_texts(value[key], depth - 1) if key and depth > 0 else []
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [t for v in value[:MAX_ANSWERS] for t in answer_texts(v, depth - 1)][:MAX_ANSWERS] if depth > 0 else []

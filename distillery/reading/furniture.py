@@ -44,10 +44,11 @@ FURNISHED = ("form", "aside", "header", "footer")
 # %% ../../nbs/reading/30_furniture.ipynb #728060e0
 NAMES = ("gdpr|crumb|sidebar|footer|masthead|topbar|advert|newsletter|subscribe|skip|skiplink|comments|toctree|sphinxsidebar|"
          "copyright|author-bio|privacy-(?:notice|banner)|cmp|sr-only|visually-?hidden|screen-reader(?:-text)?")
-NAMED = re.compile(rf"(?:^|[\s_-])(?:{NAMES})s?(?:$|[\s_-])|cookie-?(?:banner|bar|notice|consent|law)|(?:^|[\s_-])(?:cookie|consent)|onetrust|"
-                   r"bread-?crumb|site-?header|(?-i:Nav|Cookie|Consent|Footer|Sidebar|Menu|Banner)(?:$|[\s_-])", re.I)
-MAYBE = re.compile(r"(?:^|[\s_-])(?:navbar|navigation|nav|menu|share|social|pagination|pager|toolbar|related|see-also|recommended)s?(?:$|[\s_-])",
-                   re.I)  # what a page may also be about
+NAMED = re.compile(rf"(?:^|[\s_-])(?:{NAMES})s?(?:$|[\s_-])|cookie-?(?:banner|bar|notice|consent|law)|"
+                   r"(?:^|[\s_-])(?:cookie|consent)|onetrust|bread-?crumb|"
+                   r"site-?header|(?-i:Nav|Cookie|Consent|Footer|Sidebar|Menu|Banner)(?:$|[\s_-])", re.I)
+MAYBE = re.compile(r"(?:^|[\s_-])(?:navbar|navigation|nav|menu|share|social|pagination|pager|toolbar|related|see-also|recommended)s?"
+                   r"(?:$|[\s_-])", re.I)  # what a page may also be about
 BOXES = "div, ul, ol, section, p, table, span, a"
 SMALL = 0.3  # share of the page's characters
 SENTENCE = 40  # characters outside of links: a part with so many may be text
@@ -92,7 +93,8 @@ def drop_named(
         if looked >= 400: return  # a page that names everything names nothing
         if not (sure := _named(node)) and not _only_links(node): continue
         looked += 1
-        if node.css_first("h1, main, article") is None and len(node.text()) <= SMALL * whole and (sure or not _headed(node)): node.decompose()
+        small = len(node.text()) <= SMALL * whole and node.css_first("h1, main, article") is None
+        if small and (sure or not _headed(node)): node.decompose()
 
 # %% ../../nbs/reading/30_furniture.ipynb #baec69db
 def main_part(

@@ -20,7 +20,8 @@ from .plain import clean
 
 # %% ../../nbs/reading/15_listing.ipynb #620ed600
 SUFFIXES = (".md", ".markdown", ".mdown", ".mkd", ".mdx", ".txt", ".text", ".html", ".htm", ".xhtml", ".pdf", ".docx", ".docm")
-NOT_TEXT = re.compile(r"(?:(?:dev|tests?|docs?|build|prod|base|lint)[-_.])?(?:requirements|constraints)[\w.-]*\.txt|robots\.txt|cmakelists\.txt|~\$.*|llms-full\.txt|manifest\.txt", re.I)
+NOT_TEXT = re.compile(r"(?:(?:dev|tests?|docs?|build|prod|base|lint)[-_.])?(?:requirements|constraints)[\w.-]*\.txt|"
+                      r"robots\.txt|cmakelists\.txt|~\$.*|llms-full\.txt|manifest\.txt", re.I)
 OTHERS = {".doc": "the old Word format: save it as docx", ".rtf": "rich text: save it as docx", ".odt": "OpenDocument: save it as docx",
           ".eml": "mail: save its text as txt", ".pptx": "slides: export them as pdf", ".epub": "a book: convert it to html"}
 KINDS = "md, txt, html, pdf and docx"
@@ -74,7 +75,7 @@ def _walk(root: Path) -> Iterator[tuple[str, bool]]:
         if at != "." and is_ours(place, folders, files): folders[:] = []; continue
         if (OURS & set(files) or ".distillery" in folders) and _holds_only_folders(place): folders[:] = [n for n in folders if n != "runs"]
         links = [n for n in folders if os.path.islink(os.path.join(place, n))]
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in PASSED and n not in links and not n.endswith(OF_PACKAGES))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in PASSED | set(links) and not n.endswith(OF_PACKAGES))
         for name in (*links, *files):
             if name.startswith(".") or name in OURS: continue
             path = os.path.join(place, name)

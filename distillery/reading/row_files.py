@@ -167,7 +167,8 @@ def _titles(text: str) -> int:
     lines = text[:10_000].split("\n")[:10]
     names = [sum(bool(ASKS.fullmatch(cell)) for cell in re.split(r"[,;\t|]", line[:2000])) for line in lines]
     first = next((i for i, n in enumerate(names) if n > 1), 0)
-    return 0 if any(names[:first]) or any('"' in line for line in lines[:first]) else first
+    several = any(n and re.search(r"[,;\t|]\W*\w", line) for n, line in zip(names[:first], lines, strict=False))
+    return 0 if several or any('"' in line for line in lines[:first]) else first
 
 # %% ../../nbs/reading/92_row_files.ipynb #2c275790
 def csv_rows(
