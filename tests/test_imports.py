@@ -58,6 +58,15 @@ SHAPES = {
     "trivia": {"question": Q, "answer": {"value": A, "aliases": ["fortnightly"]}},
     "choices": {"question": Q, "choices": ["never", A], "answer": 1},
     "letters": {"question": Q, "choices": {"label": ["A", "B"], "text": ["never", A]}, "answer": "B"},
+    "arc": {"question": Q, "choices": {"label": ["A", "B"], "text": ["never", A]}, "answerKey": "B"},
+    "lettered": {"question": Q, "A": "never", "B": A, "C": "daily", "answer": "B"},
+    "rag": {"user_input": Q, "retrieved_contexts": [f"It is cleaned {A}."], "response": "never", "reference": A},
+    "traced": {"inputs": {"question": Q}, "outputs": {"answer": A}},
+    "parts of gemini": {"contents": [{"role": "user", "parts": [{"text": Q}]}, {"role": "model", "parts": [{"text": A}]}]},
+    "speakers": {"conversation": [{"human": Q, "assistant": A}]},
+    "batch": {"custom_id": "1", "body": {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]}},
+    "turns": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}],
+    "short": {"q": Q, "a": A}, "camel": {"questionText": Q, "correctAnswer": A},
     "capitals": {"Question": Q, "ANSWER": A, "Notes": "?"},
     "repr": {
         "question": Q,
@@ -79,6 +88,7 @@ WRAPPED = {
     "index": {"question": {"0": Q}, "answer": {"0": A}},
     "viewer": {"features": [], "rows": [{"row_idx": 0, "row": {"question": Q, "answer": A}}]},
     "one": {"question": Q, "answer": A},
+    "map": {Q: A},
 }
 
 
@@ -179,6 +189,13 @@ TABLES = {
 def test_tables_of_spreadsheets(tmp_path, name, encoding):
     (tmp_path / "t.csv").write_bytes(TABLES[name].encode(encoding))
     assert said(read_pairs(tmp_path / "t.csv")) == [(Q, A)]
+
+
+@pytest.mark.parametrize("text", ["Our questions\n\nQuestion,Answer\n{},{}\n", "FAQ of 2024,,\n,,\nNo.,Question,Answer\n1,{},{}\n",
+                                  "| question | answer |\n|---|:--|\n| {} | {} |\n", "Export;;\nQuestion;Answer;\n{};{};\n"])
+def test_lines_around_the_heading_of_a_table(tmp_path, text):
+    (tmp_path / "p.csv").write_text(text.format(Q, A))
+    assert said(read_pairs(tmp_path / "p.csv")) == [(Q, A)]
 
 
 def test_columns_in_another_language_are_named_in_a_setting(tmp_path):

@@ -124,9 +124,13 @@ def test_init_estimate_and_doctor_count_as_a_run_does(tmp_path):
 def test_other_files_are_passed_over_by_name(tmp_path):
     others = {"drum.rtf": r"{\rtf1 Clean it.}", "package-lock.json": "{}", "parts.csv": "id;name", "mail.eml": "From: a@b.org\n\nClean it.",
               "poetry.lock": "[x]",
-              "requirements-dev.txt": "numpy", "Makefile": "all:", "notes": "Clean it.", "data.yaml": "a: 1", "~$a.docx": "x",
+              "requirements-dev.txt": "numpy",
+              "dev-requirements.txt": "numpy", "Makefile": "all:", "notes": "Clean it.", "data.yaml": "a: 1", "~$a.docx": "x",
               "old.doc": "x"}
     for name, text in {**others, "ok.md": "The lid is closed."}.items(): (tmp_path / name).write_text(text)
+    (tmp_path / "x.egg-info").mkdir()
+    (tmp_path / "x.egg-info" / "SOURCES.txt").write_text("a.py")
+    assert list_files(tmp_path, ["./"]) == list_files(tmp_path)
     corpus = read_documents(tmp_path)
     assert [d.path for d in corpus.documents] == ["ok.md"]
     assert {s.path for s in corpus.skipped} == set(others)

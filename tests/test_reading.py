@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from odd_documents import cell, para, pdf, run, table, word
+from odd_documents import DOCUMENT, RELATION, W, cell, para, pdf, run, table, word
 
 from distillery.pairs.documents import read_document, read_documents
 from distillery.reading.files import HTML, MARKDOWN, PLAIN, sniff
@@ -46,7 +46,9 @@ def test_markdown_that_shows_html_is_markdown():
 @pytest.mark.parametrize(("name", "data", "mime"), [
     ("a.txt", b"A PDF begins with %PDF-1.7 and ends with %%EOF.", PLAIN), ("a.txt", b"%PDF-1.4 stands in line 1.", PLAIN),
     ("a.md", b"Write `<!DOCTYPE html>` first, then <body>.", MARKDOWN), ("a.txt", b"The <body> of the pump", PLAIN),
-    ("a.html", b"<p>Only a piece", HTML),
+    ("a.html", b"<p>Only a piece", HTML), ("a.md", b"<html> and <body> are tags.", MARKDOWN),
+    ("a.txt", b"<!doctype html> opens it.", PLAIN),
+    ("a.md", b"<!doctype html>\n<html><p>A page", HTML),
     ("a.txt", b"\n<!-- saved -->\n<html><p>A saved page", HTML), ("a.pdf", b"<!doctype html><p>A page", HTML),
     ("a", b"# Notes\n\nClean it.", MARKDOWN)])
 def test_what_a_file_is(name, data, mime): assert sniff(data, name) == mime
@@ -96,12 +98,18 @@ def test_superscripts_stay_apart():
     assert "10^6" in text_of("b.md", case("03", "b.md", b"It lasts 10<sup>6</sup> cycles."))
 
 
+RAISED = '<w:r><w:rPr><w:position w:val="6"/><w:sz w:val="14"/></w:rPr><w:t>6</w:t></w:r>'
+
+
 @pytest.mark.parametrize(("name", "data", "right"), [
     ("a.html", "<p>2<sup><b>n+1</b></sup> on the 1<sup>st</sup>", "2^(n+1) on the 1st"),
     ("a.html", "<p>H<sub>2</sub>O<sup><a href='#n1'>[1]</a></sup> boils", "H2O boils"),
     ("a.docx", word(para("25 m", run("2", True), " of film")), "25 m^2 of film"),
     ("a.md", "x<sup>2</sup>[^1] is\n\n[^1]: a square", "x^2 is"),
     ("a.html", "<p>It is <math><msup><mn>10</mn><mn>6</mn></msup></math> bar", "It is 10^6 bar"),
+    ("a.html", "<p>10<span style='vertical-align: super'>4</span> bar", "10^4 bar"),
+    ("a.html", "<p>101<sub>2</sub> and 2<sup>10</sup>24 and log<sub>10</sub>100", "101_2 and 2^10 24 and log10 100"),
+    ("a.docx", word(para("It is 10", RAISED, " bar")), "It is 10^6 bar"),
     ("a.html", "<p><ruby>漢字<rt>かんじ</rt></ruby>です", "漢字です"),
     ("a.pdf", pdf([(72, 700, 12, "10"), (85.4, 705, 7, "6"), (92, 700, 12, "cycles")]), "10^6 cycles")])
 def test_further_superscripts(name, data, right): assert right in text_of(name, data)
@@ -259,6 +267,15 @@ def test_further_pages(pages, gone, right):
     assert gone not in read.split("\n")
 
 
+@pytest.mark.parametrize(("lines", "right"), [
+    (["The drum must be clea-", "ned every 14 days."], "The drum must be cleaned every 14 days."),
+    (["It is X-", "ray tested at 5-", "10 bar."], "It is X-ray tested at 5-10 bar."),
+    (["The self-", "cleaning lid is red."], "The self-cleaning lid is red.")])
+def test_words_that_a_line_splits(lines, right):
+    assert text_of("a.pdf", pdf([(72, 700 - 14 * i, 12, line) for i, line in enumerate(lines)])) == right
+    assert text_of("a.txt", "\n".join(lines)) == right
+
+
 @quick
 @given(st.lists(plain_sentence, min_size=4, max_size=14, unique=True), st.integers(18, 60), st.integers(3, 8))
 def test_sentences_survive_lines_and_pages(sentences, width, height):
@@ -293,6 +310,8 @@ def test_front_matter():
         "ink room"),
     ("---\na: &a [x, x]\nb: &b [*a, *a]\ntitle: *b\n---\n", "ink room"), ("+++\ntitle = Lid\n+++\n", "Lid"), ("---\n---\n", "ink room"),
     ("---\ntitle: >\n  A long\n  lid\n---\n", "A long lid"),
+    (';;;\n{"title": "Lid"}\n;;;\n', "Lid"), ('{\n  "title": "Lid"\n}\n', "Lid"), ("---toml\ntitle = 'Lid'\n---\n", "Lid"),
+    ("\n---\nTitle:\tLid\n---\n", "Lid"), ("---\ntitle: Lid\nowner: team\n\n", "Lid"), ("---\nlast change: 1: 2\ntitle: Lid\n---\n", "Lid"),
     ("---\r\ntitle: Lid\r\n---\r\n", "Lid"), ("---\ntags:\n- a\n- b: c: d\ntitle: Lid\n---\n", "Lid")])
 def test_further_front_matter(front, title):
     document = read_document(f"{front}\nClean it.".encode(), "ink-room.md")
@@ -355,6 +374,30 @@ def test_further_furniture(furniture):
                  f"<body><div class=content>{body}</div>{furniture}"): assert text_of("a.html", page) == alone
 
 
+@pytest.mark.parametrize("furniture", [
+    "<div id='onetrust-banner-sdk'>We use cookies in Leeds.</div>", "<div class='CookieConsent'>Leeds</div>",
+    "<p class=crumbs>Home &gt; Leeds</p>",
+    "<ul><li><a href=1>Leeds</a><li><a href=2>Shop</a><li><a href=3>Jobs</a></ul>", "<a class='skip-link' href='#x'>Leeds</a>",
+    "<div><a href=1>Leeds</a> | <a href=2>Shop</a> | <a href=3>Jobs</a></div>", "<p style='visibility: hidden'>Leeds</p>",
+    "<div class='see-also'><ul><li><a href=a>Leeds</a></ul></div>", "<span class=sr-only>Leeds</span>"])
+def test_furniture_of_other_sites(furniture):
+    body = "<h1>Drum</h1><p>The drum of the press is cleaned every 14 days by the operator of the line.</p><p>The lid weighs 3 kg.</p>"
+    right = text_of("a.html", body)
+    assert right.startswith("# Drum\n\nThe drum")
+    for page in (furniture + body, body + furniture, f"{body}{furniture}<div>© 2024 Leeds</div>"): assert text_of("a.html", page) == right
+
+
+@pytest.mark.parametrize(("part", "right"), [
+    ("<section id='navigation'><h2>Navigation</h2><p>Press it.</p></section>", "## Navigation\n\nPress it."),
+    ("<div class='menu-entry'><p>The menu key of the press opens the settings for five seconds.</p></div>", "The menu key of the press"),
+    ("<p>Open <span class='menu'>File</span> first.</p>", "Open File first."),
+    ("<ul><li><a href=1>Drum</a>, 3 kg<li><a href=2>Lid</a>, 4 kg<li><a href=3>Arm</a>, 5 kg</ul>", "- Drum, 3 kg"),
+    ("<a href=1>Leeds</a><a href=2>York</a>", "Leeds York"), ("<my-card>One</my-card><my-card>Two</my-card>", "One Two"),
+    ("<span style='display:block'>One</span><span style='display:block'>Two</span>", "One\n\nTwo")])
+def test_a_name_alone_makes_no_furniture(part, right):
+    assert right in text_of("a.html", f"<h1>Press</h1><p>{'The press weighs 400 kg with its drum and its lid. ' * 4}</p>{part}<p>End.</p>")
+
+
 def test_what_is_no_furniture():
     kept = ("<article><header><h1>Drum</h1></header><p>Clean it.</p><aside class='warning'>Never with solvent.</aside>"
             "<footer>Seen by the foreman.</footer></article>")
@@ -386,6 +429,36 @@ def test_equations_footnotes_and_text_boxes():
     hidden = "<w:r><w:rPr><w:vanish/></w:rPr><w:t>secret</w:t></w:r>"
     assert text_of("a.docx", word(para("Open ", hidden, "it."))) == "Open it."
     assert text_of("a.docx", word(f"<w:sdt><w:sdtContent>{para('In a control.')}</w:sdtContent></w:sdt>")) == "In a control."
+
+
+def styled(body: str, styles: str) -> bytes:
+    "A Word file with styles."
+    import zipfile
+    old, out = zipfile.ZipFile(io.BytesIO(word(body))), io.BytesIO()
+    kind, w = DOCUMENT.replace("document.main", "styles"), W
+    with zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            said = f'<Override PartName="/word/styles.xml" ContentType="{kind}"/></Types>'
+            new.writestr(name, old.read(name).replace(b"</Types>", said.encode()))
+        new.writestr("word/styles.xml", f'<w:styles xmlns:w="{w}">{styles}</w:styles>')
+        relation = RELATION.replace("/officeDocument", "/styles").replace(".org/styles", ".org/officeDocument")
+        new.writestr("word/_rels/document.xml.rels", '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
+                     f'<Relationship Id="s" Type="{relation}" Target="styles.xml"/></Relationships>')
+    return out.getvalue()
+
+
+def test_looks_that_mean_something_in_word():
+    look = '<w:style w:type="paragraph" w:styleId="H1"><w:name w:val="heading 1"/></w:style><w:style w:type="paragraph" w:styleId="Mine">' \
+           '<w:name w:val="My head"/><w:basedOn w:val="H1"/></w:style><w:style w:type="character" w:styleId="Up"><w:name w:val="Up"/><w:rPr>' \
+           '<w:vertAlign w:val="superscript"/></w:rPr></w:style>'
+    para_of = lambda kind, text: f"<w:p><w:pPr>{kind}</w:pPr>{run(text)}</w:p>"
+    power = '<w:r><w:rPr><w:rStyle w:val="Up"/></w:rPr><w:t>6</w:t></w:r>'
+    heads = para_of('<w:pStyle w:val="Mine"/>', "Drum") + para_of('<w:outlineLvl w:val="1"/>', "Lid")
+    assert text_of("a.docx", styled(heads + para("It is 10", power, " bar."), look)) == "# Drum\n\n## Lid\n\nIt is 10^6 bar."
+    unfilled = f'<w:sdt><w:sdtPr><w:showingPlcHdr/></w:sdtPr><w:sdtContent>{run("Click here")}</w:sdtContent></w:sdt>'
+    assert text_of("a.docx", word(para(unfilled, "The lid ", f"<w:bdo>{run('is ')}</w:bdo>", "red."))) == "The lid is red."
+    box = f'<w:r><w:drawing><w:txbxContent>{para("In a box.")}</w:txbxContent></w:drawing></w:r>'
+    assert "In a box." in text_of("a.docx", word(para(box, "After.")))
 
 
 # --- every real file

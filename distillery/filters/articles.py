@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['POINTS', 'SplitName', 'SHARES', 'Article', 'ArticlesError', 'read_articles', 'dimensions', 'score_matrix',
-           'scale_ends', 'to_points', 'turns', 'split_articles']
+__all__ = ['NO_CLUSTER', 'POINTS', 'SplitName', 'SHARES', 'Article', 'ArticlesError', 'read_articles', 'dimensions',
+           'score_matrix', 'scale_ends', 'to_points', 'turns', 'split_articles']
 
 # %% ../../nbs/filters/10_articles.ipynb #04f7bc82
 class Article(Record):
@@ -61,6 +61,9 @@ def _scores(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, float]:
     return {name: _number(value, name) for name, value in found.items()}
 
 # %% ../../nbs/filters/10_articles.ipynb #f209a9aa
+NO_CLUSTER = frozenset("-1 - ? [] {} [none] false undefined n.a. unknown".split())  # -1 is what DBSCAN writes for noise
+
+
 def _article(line: str, number: int, fields: Sequence[str], cluster: str) -> Article:
     try: row = json.loads(line)
     except ValueError as e: raise ArticlesError(f"no JSON ({e})", fix=f"mend or delete line {number}") from e
@@ -70,6 +73,7 @@ def _article(line: str, number: int, fields: Sequence[str], cluster: str) -> Art
     if not isinstance(text, str) or not text.strip(): raise ArticlesError("no text", fix="give the text of the article, or delete the line")
     name = cell_text(row.get("id")) or f"line-{number}"
     title, topic = cell_text(row.get("title")) or "", cell_text(row.get(cluster)) or name
+    if topic.casefold() in NO_CLUSTER: topic = name
     try: return Article(id=name, cluster=topic, title=title, text=text, scores=scores)
     except ValidationError as e:
         raise ArticlesError(f"{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}", fix=f"mend line {number}") from e

@@ -18,14 +18,14 @@ from .row_files import parsed
 
 # %% ../../nbs/reading/94_columns.ipynb #9b437b4c
 COLUMNS = {
-    "question": "question questions query prompt instruction user_input input problem question_text",
-    "answer": "answer answers response output completion reply chosen target ideal ground_truth ground_truths reference expected_output"
-              " expected_answer best_answer final_answer correct_answer reference_answer gold_answer answer_text",
-    "context": "context passage contexts passages paragraph document source_text article input",
+    "question": "question questions query prompt instruction user_input input problem question_text q",
+    "answer": "answer answers ground_truth ground_truths expected_output expected_answer correct_answer reference_answer gold_answer"
+              " answer_key reference response output completion reply chosen target ideal best_answer final_answer answer_text a",
+    "context": "context passage contexts passages paragraph document source_text article retrieved_contexts reference_contexts story input",
     "title": "title document_title doc_title", "id": "id _id qid question_id uid", "category": "category topic subject",
     "difficulty": "difficulty level", "family_id": "family_id", "answerable": "answerable", "impossible": "is_impossible impossible",
     "kind": "kind", "choices": "choices options", "system": "system system_prompt",
-    "conversation": "messages conversations conversation dialog dialogue turns chat",
+    "conversation": "messages conversations conversation dialog dialogue turns chat contents",
 }
 MEANS: dict[str, list[tuple[int, str]]] = {}  # Name to what it may mean, with its rank: earlier fields and names come first
 for _rank, (_key, _name) in enumerate((key, name) for key, names in COLUMNS.items() for name in names.split()):
@@ -37,7 +37,8 @@ def column_key(
     name: str,  # Of a column
 ) -> str:       # How we compare names
     "Name of a column without capitals, spaces and punctuation."
-    return re.sub(r"[\W_]+", "_", name.strip().casefold()).rstrip("_")
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).casefold()
+    return re.sub(r"[\W_]+", "_", words).rstrip("_")
 
 
 def named_fields(
@@ -93,7 +94,7 @@ def answer_texts(
         if not isinstance(inner, str): return answer_texts(inner, depth - 1)
         return [text] if (text := clean_text(value)) else []
     if isinstance(value, Mapping):
-        key = next((k for k in ("text", "value", "answer", "content", "spans", "span_answer", "input_text") if k in value), None)
+        key = next((k for k in "text value answer content spans span_answer input_text sentences".split() if k in value), None)
         return answer_texts(value[key], depth - 1) if key and depth > 0 else []
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [t for v in value[:MAX_ANSWERS] for t in answer_texts(v, depth - 1)][:MAX_ANSWERS] if depth > 0 else []
@@ -132,8 +133,11 @@ def conversation_turns(
     found = list[tuple[str, str | None]]()
     for turn in turns if isinstance(turns, list) else []:
         if not isinstance(turn, Mapping): continue
+        if 0 < len(turn) < 3 and all(str(k).casefold() in ROLES for k in turn):  # {"human": …, "assistant": …}
+            found += [(ROLES[str(k).casefold()], said_text(v)) for k, v in turn.items()]
+            continue
         who = next((turn[k] for k in ("role", "from", "speaker", "author") if k in turn), "")
-        said = next((turn[k] for k in ("content", "value", "text", "message") if k in turn), None)
+        said = next((turn[k] for k in ("content", "value", "text", "message", "parts") if k in turn), None)
         found.append((ROLES.get(str(who).casefold(), str(who)[:20]), said_text(said) if turn.get("weight", 1) != 0 else None))
     return found
 

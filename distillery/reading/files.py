@@ -30,6 +30,11 @@ OUR_PAGE = (b"<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8
             b"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; ")  # how each of our pages begins
 
 
+def _goes_on(rest: bytes) -> bool:
+    "Whether markup follows the first tag of a page; a sentence that begins with a tag goes on with words."
+    return bool(re.match(rb"[^<>]{0,2000}>\s*<", rest))
+
+
 def _container(data: bytes) -> str | None:
     "The type of a file that is no text."
     if data[:4] == b"PK\x03\x04":
@@ -52,7 +57,7 @@ def sniff(
     named = NAMED.get(Path(name).suffix.lower())
     if found := _container(data): return found
     if data.startswith(OUR_PAGE): raise Unreadable("a page that a run of ours wrote")
-    if PAGE.match(data[:4096]): return HTML
+    if (page := PAGE.match(data[:4096])) and (named not in (MARKDOWN, PLAIN) or _goes_on(data[page.end() - 1 : 8192])): return HTML
     if named in (PDF, DOCX) or (named is None and data.startswith(b"%PDF-")): return named or PDF  # broken: its reader says how
     if named is None and re.search(rb"^#{1,6} \S", data, re.M): return MARKDOWN
     return named or PLAIN
@@ -86,7 +91,7 @@ def find_title(
 ) -> str:                       # One line
     "Document title: from the front matter, else the first heading, else the page's own, else the file's name."
     heading = re.search(r"^#{1,6} (.+)$", text, re.M)
-    said = fields.get("title")
+    said = next((v for k, v in fields.items() if k.casefold() == "title"), None)
     stem = Path(path).stem.replace("-", " ").replace("_", " ")
     named = (said if isinstance(said, str) else "") or (heading[1] if heading else "") or str(fields.get("page") or "") or stem
     return " ".join(named[:2000].split())[:200]
@@ -112,7 +117,9 @@ def read_file(
     elif mime == MARKDOWN:
         fields, body = front_matter(decode(data))
         text = markdown_to_text(body)
-    else: text = reflow(decode(data))
+    else:
+        fields, body = front_matter(decode(data))
+        text = reflow(body)
     if not re.search(r"\w", text): raise Unreadable("no words in it")
     return Reading(find_title(text, fields, name), text, mime)
 

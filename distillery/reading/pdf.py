@@ -97,9 +97,15 @@ def lines_of(
 
 
 def _rows(glyphs: Sequence[Glyph]) -> Iterator[list[Glyph]]:
-    row = list[Glyph]()
+    row, last = list[Glyph](), None  # last: the last one that is seen
     for g in [*glyphs, Glyph("\n", 0, 0, 0, 0)]:
-        if g.char not in "\r\n": row.append(g)
+        if g.char not in "\r\n":
+            shown = not g.char.isspace()
+            if shown and last and row and g.left < last.left and g.bottom < last.bottom - 0.6 * (last.top - last.bottom):
+                yield row  # a new line, which PDFium takes for the rest of a split word or of a row
+                row = []
+            row.append(g)
+            last = g if shown else last
         elif row:
             if any(not g.char.isspace() for g in row): yield row
             row = []

@@ -56,6 +56,7 @@ def joins(
     after: str,   # The start of the next
 ) -> str:         # Both as one
     "Join two lines of one paragraph; a word split by a hyphen becomes whole."
+    if re.search(r"(?:[A-Z\d]|\bself)-\Z", before[-6:]) and after[:1].isalnum(): return before + after
     if before.endswith("-") and before[-2:-1].isalpha() and after[:1].isalpha():
         return before[:-1] + after if after[0].islower() else before + after
     return f"{before} {after}" if before and after else before + after
