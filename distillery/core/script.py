@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RAISED', 'UNSEEN', 'TYPED', 'INK', 'FOREIGN', 'IDEOGRAPHS', 'LETTERS', 'UNSPACED', 'MARKS', 'SEGMENT', 'PIECE',
-           'SCRIPTS', 'SIGNS', 'Folded', 'fold_places', 'fold', 'words', 'count_words', 'has_capitals', 'text_width',
-           'languages', 'language_of']
+           'SCRIPTS', 'SIGNS', 'OWN', 'Folded', 'fold_places', 'fold', 'words', 'count_words', 'has_capitals',
+           'text_width', 'languages', 'language_of']
 
 # %% ../../nbs/core/33_script.ipynb #2fce3441
 import re
@@ -41,7 +41,7 @@ def _typed(c: str) -> str:
 
 @lru_cache(65536)
 def _cluster(letters: str) -> str:
-    return "".join(map(_typed, unicodedata.normalize("NFC", letters)))
+    return unicodedata.normalize("NFC", "".join(map(_typed, unicodedata.normalize("NFC", letters))))
 
 # %% ../../nbs/core/33_script.ipynb #3f3deecc
 class Folded(NamedTuple):
@@ -52,7 +52,7 @@ class Folded(NamedTuple):
 
 
 def _continues(c: str) -> bool:
-    return unicodedata.combining(c) > 0 or "\u1160" <= c <= "\u11ff"  # accents, and the later parts of a Korean syllable
+    return unicodedata.combining(c) > 0 or "\u1160" <= c <= "\u11ff" or c in "\uff9e\uff9f"  # accents, later parts of a Korean syllable
 
 
 def fold_places(
@@ -137,7 +137,7 @@ def has_capitals(
     text: str,  # Any text
 ) -> bool:      # False for Arabic, Chinese, Hindi, Thai …
     "Whether the letters of a text come in two cases."
-    return not any(c.isalpha() and c.lower() == c.upper() for c in text)
+    return not any(c.isalpha() and (c.lower() == c.upper() or "\u10d0" <= c <= "\u10ff") for c in text)
 
 
 def text_width(
@@ -155,6 +155,8 @@ SCRIPTS = {
     "ko": r"\u1100-\u11ff\uac00-\ud7af", "ja": r"\u3040-\u30ff\uff66-\uff9f", "zh": r"\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff",
     "latin": r"A-Za-z\u00c0-\u024f\u1e00-\u1eff"}
 SIGNS = {"uk": "[іїєґІЇЄҐ]", "fa": "[پچژگکی]", "ur": "[ٹڈڑےں]"}  # Letters that neighbours of a script do not use
+OWN = {"vi": "[ăđơưạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủứừửữựỳỵỷỹ]", "pl": "[ąęłńśźż]", "tr": "[ğış]", "cs": "[ěřů]", "hu": "[őű]",
+       "ro": "[ăâșțţ]"}  # The same for Latin letters
 _PATTERNS = {name: re.compile(f"[{chars}]") for name, chars in SCRIPTS.items()}
 
 
@@ -174,7 +176,10 @@ def _of_latin(text: str) -> str:
     seen = {code: {w: counts[w] for w in some if w in counts} for code, some in _common().items()}
     best = max(seen, key=lambda code: sum(seen[code].values()))
     told, english = sum(seen[best].values()), sum(seen["en"].values())
-    return best if len(seen[best]) > 2 and told > 1.5 * english else "en"
+    if len(seen[best]) > 2 and told > 1.5 * english: return best
+    marked = {code: len(re.findall(letters, text.lower())) for code, letters in OWN.items()} if not english and not text.isascii() else {}
+    most = max(marked, key=lambda code: marked[code], default="en")
+    return most if marked and marked[most] > 2 and 40 * marked[most] > sum(counts[w] * len(w) for w in counts) else "en"
 
 # %% ../../nbs/core/33_script.ipynb #7c32b0d8
 @lru_cache(256)

@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from ..core.script import fold
 from .protocol import ChatRequest, ChatResult, FinishReason, TopLogprobs, failed
 from ..wire.completion import BadReply, OddReply, Reply, read_reply
 from ..wire.parameters import JsonMode
@@ -88,7 +89,7 @@ def to_result(
     if reply.ending == "broken": raise OddReply("the server broke the answer off")
     answer, thought = split_reasoning(reply.text)
     text, stopped = cut_at_stop(END_MARKS.sub("", answer), request.stop)
-    text, reasoning = text.strip(), reply.reasoning or thought
+    text, reasoning = text.strip() if fold(text) else "", reply.reasoning or thought  # what nobody can see is no answer
     counted: dict[str, Any] = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens, "reasoning": reasoning}
     read = reply.prompt_tokens and reply.prompt_tokens + reply.cached_tokens
     problem = prompt_was_cut(request, read) or ("" if text and reply.ending != "filtered" else why_no_answer(reply, thought))

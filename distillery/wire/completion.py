@@ -8,6 +8,7 @@ __all__ = ['Ending', 'TopTokens', 'THINKING', 'BESIDE', 'ENDINGS', 'BadReply', '
            'read_whole', 'read_events', 'read_stream', 'read_reply']
 
 # %% ../../nbs/wire/40_completion.ipynb #f4f4028b
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -104,17 +105,18 @@ def read_logprobs(
     return tuple(found)
 
 # %% ../../nbs/wire/40_completion.ipynb #a0f262a7
-ENDINGS: dict[str, Ending] = {
-    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length", "max_output_tokens"), "length"),
-    **dict.fromkeys(("content_filter", "safety", "recitation", "refusal", "blocklist", "prohibited_content"), "filtered"),
-    **dict.fromkeys(("abort", "aborted", "error", "cancelled", "canceled", "failed", "timeout", "insufficient_system_resource"), "broken")}
+ENDINGS: dict[Ending, re.Pattern[str]] = {
+    "filtered": re.compile("filter|safety|sensitive|spii|recitation|refus|blocklist|prohibited|guardrail|moderat|policy"),
+    "broken": re.compile("abort|error|cancel|fail|time_?d?_?out|time_limit|interrupt|overload|insufficient|malformed|network|disconnect"),
+    "length": re.compile("length|max_|token_limit|context_window|incomplete|truncat")}
 
 def read_ending(
     finish: Any,  # `finish_reason`
 ) -> Ending:      # "stop" for every word that says nothing else
     "Why an answer ended: by itself, at the limit, held back, or broken off."
     word = finish.get("type") if isinstance(finish, dict) else finish
-    return ENDINGS.get(word.lower(), "stop") if isinstance(word, str) else "stop"
+    told = re.sub(r"\W+", "_", word[:100].lower()) if isinstance(word, str) else ""
+    return next((ending for ending, words in ENDINGS.items() if words.search(told)), "stop")
 
 # %% ../../nbs/wire/40_completion.ipynb #cf1227d8
 def _object(value: Any) -> dict[str, Any]:

@@ -7,8 +7,10 @@ __all__ = ['MOST_WAIT', 'MOST_BYTES', 'Busy', 'Refused', 'retry_after', 'check_s
 
 # %% ../../nbs/wire/50_http.ipynb #50520068
 import math
+import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from fnmatch import fnmatchcase
 from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,12 +46,13 @@ def retry_after(
 ) -> float | None:               # Seconds to wait, None when the server named none that makes sense
     "Parse a `Retry-After` header: seconds or a date."
     said = (header or "").strip()[:100]
-    try: seconds = float(said)
+    try: seconds = float(said.replace("_", " "))
     except ValueError:
         try: then = parsedate_to_datetime(said)
         except (ValueError, TypeError, IndexError, OverflowError): return None
         try: seconds = (then.replace(tzinfo=then.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds()
         except OverflowError: return None
+    if said.startswith("-"): return None
     return max(0.0, seconds) if math.isfinite(seconds) and seconds <= MOST_WAIT else None
 
 # %% ../../nbs/wire/50_http.ipynb #8b257c09
@@ -80,9 +83,15 @@ def _near(host: str) -> bool:
 
 def _spared(host: str, port: int | None, listed: str) -> bool:
     "Whether NO_PROXY lists a host: by name, by domain, by range, with a port or without."
-    parts = [part.strip().lower().removeprefix("*.").lstrip(".").strip("[]") for part in listed.split(",")]
+    parts = [part.lower().removeprefix("*.").lstrip(".").strip("[]") for part in re.split(r"[,\s]+", listed)]
     named = [part for part in parts if part and any(name == part or name.endswith(f".{part}") for name in (host, f"{host}:{port}"))]
-    return bool(named) or "*" in parts or any(_in_range(host, part) for part in parts)
+    return bool(named) or "*" in parts or any(_in_range(host, part) or ("*" in part and fnmatchcase(host, part)) for part in parts)
+
+
+def _is_http(proxy: str) -> bool:
+    "Whether an address is one of an HTTP proxy, with a port that exists."
+    try: return bool((found := urlsplit(proxy)).scheme in ("http", "https") and found.hostname and (found.port or 80))
+    except ValueError: return False
 
 
 def proxy_of(
@@ -91,10 +100,10 @@ def proxy_of(
     "HTTP proxy of the environment for an address."
     parts, proxies = urlsplit(url), getproxies_environment()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    host = parts.hostname or ""
-    if not proxy or _near(host) or _spared(host, parts.port, proxies.get("no", "")): return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    if urlsplit(proxy).scheme not in ("http", "https"):
+    host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
+    if not proxy or _near(host) or _spared(host, port, proxies.get("no", "")): return None
+    proxy = proxy if "://" in proxy else f"http://{proxy.lstrip('/')}"
+    if not _is_http(proxy):
         fix = f"set {parts.scheme.upper()}_PROXY to one, or add {host} to NO_PROXY"
         raise DistilleryError(f"the proxy {public_address(proxy)} is no HTTP proxy", fix)
     return proxy
