@@ -70,7 +70,7 @@ def _head(look: ElementTree.Element, level: ElementTree.Element, w: str) -> None
 
 
 def _plain(part: ElementTree.Element, w: str, styles: Mapping[str, str]) -> None:
-    "Drop hidden text; mark what is raised or a heading by its look; turn equations into runs, lone text boxes into paragraphs, late rows into rows with an empty cell."
+    "Drop hidden text, mark what is raised or a heading by its look; equations become runs, text boxes paragraphs, late rows whole ones."
     for parent in list(part.iter()):
         for run in [child for child in parent if _is_hidden(child)]: parent.remove(run)
         if (kind := parent.tag.rpartition("}")[2]) in READ_THROUGH: parent.tag = f"{{{w}}}smartTag"
