@@ -450,7 +450,7 @@ def styled(body: str, styles: str) -> bytes:
 def test_looks_that_mean_something_in_word():
     look = '<w:style w:type="paragraph" w:styleId="H1"><w:name w:val="heading 1"/></w:style><w:style w:type="paragraph" w:styleId="Mine">' \
            '<w:name w:val="My head"/><w:basedOn w:val="H1"/></w:style>' \
-           '<w:style w:type="character" w:styleId="Up"><w:name w:val="Up"/><w:rPr>'<w:vertAlign w:val="superscript"/></w:rPr></w:style>'
+           '<w:style w:type="character" w:styleId="Up"><w:name w:val="Up"/><w:rPr><w:vertAlign w:val="superscript"/></w:rPr></w:style>'
     para_of = lambda kind, text: f"<w:p><w:pPr>{kind}</w:pPr>{run(text)}</w:p>"
     power = '<w:r><w:rPr><w:rStyle w:val="Up"/></w:rPr><w:t>6</w:t></w:r>'
     heads = para_of('<w:pStyle w:val="Mine"/>', "Drum") + para_of('<w:outlineLvl w:val="1"/>', "Lid")

@@ -53,7 +53,7 @@ BOXES = "div, ul, ol, section, p, table, span, a"
 SMALL = 0.3  # share of the page's characters
 SENTENCE = 40  # characters outside of links: a part with so many may be text
 
-
+# %% ../../nbs/reading/30_furniture.ipynb #063fceda
 def _own_words(node: Any) -> int:
     "Characters outside of links."
     words = lambda n: len("".join(n.text().split()))
@@ -74,7 +74,7 @@ def _named(node: Any) -> bool:
 def _headed(node: Any) -> bool:
     return node.css_first("h1, h2, h3, h4, h5, h6, pre, code") is not None
 
-
+# %% ../../nbs/reading/30_furniture.ipynb #6daec720
 def _only_links(node: Any) -> bool:
     "Whether a box holds short links and next to nothing else."
     if len(node.css("div, ul, p, table")) > 1 or _headed(node): return False
@@ -93,7 +93,7 @@ def _menus(root: Any) -> list[Any]:
         if box is not None and box.tag in ("div", "ul", "p", "table"): held.setdefault(box.mem_id, []).append(box)
     return [boxes[0] for boxes in held.values() if 3 <= len(boxes) <= 60][:200]
 
-
+# %% ../../nbs/reading/30_furniture.ipynb #51cf3660
 def drop_named(
     root: Any,   # The element to look below; what is named away is removed from it
 ) -> None:

@@ -89,8 +89,7 @@ class TextOf:
         self.parts: list[list[str]] = [[]]         # What was read, and below it what waits for its element to close
         self.tables: list[list[list[Cell]]] = []   # Rows of the tables that are open
         self.headings = self.code = 0              # How many are open
-        self.closed = ""                           # Tag of the element that ended just now
-        self.number = False                        # Whether a raised or lowered number was the last
+        self.closed, self.number = "", False       # Tag of what ended just now; whether it was a raised or lowered number
 
     def open(self, tag: str) -> None:
         "An element begins."
@@ -106,7 +105,7 @@ class TextOf:
 
     def close(self, tag: str, node: Any) -> None:
         "An element ends."
-        self.headings -= tag in HEADINGS
+        self.headings, self.code = self.headings - (tag in HEADINGS), self.code - (tag == "pre")
         if "-" in tag: self.add(" ")
         if tag in HELD:
             self.add(self._held(tag, held := "".join(self.parts.pop()), node))
@@ -116,11 +115,9 @@ class TextOf:
 
     def _held(self, tag: str, text: str, node: Any) -> str:
         if tag == "sup": return raised(text)
-        if tag == "sub": return f"_{text.strip()}" if text.strip() and self._last().isdigit() else text
+        if tag == "sub": return f"_{text.strip()}" if text.strip() and "".join(self.parts[-1][-1:])[-1:].isdigit() else text
         if tag == "table": return text + table_text(self.tables.pop())
-        if tag == "pre":
-            self.code -= 1
-            return text if self.code else GAP + code_lines(text) + GAP
+        if tag == "pre": return text if self.code else GAP + code_lines(text) + GAP
         if self.tables and self.tables[-1]:
             self.tables[-1][-1].append(Cell(text, _span(node, "rowspan"), _span(node, "colspan"), tag == "th"))
         return ""
@@ -129,9 +126,6 @@ class TextOf:
         "Some text; a digit behind a raised or lowered number is another number."
         if text: self.parts[-1].append(f" {text}" if self.number and text[0].isdigit() else text)
         self.number, self.closed = False, ""
-
-    def _last(self) -> str:
-        return self.parts[-1][-1][-1:] if self.parts[-1] else ""
 
 # %% ../../nbs/reading/40_html.ipynb #5540c38a
 def tree_text(
