@@ -68,7 +68,8 @@ def test_what_a_page_says_of_its_encoding(said, data):
 
 
 def test_empty_elements_of_xml_hide_nothing():
-    assert text_of("a.xhtml", "<?xml version='1.0'?><html><body><script src='x'/><p>One.</p><div/><p>Two.</p></body></html>") == "One.\n\nTwo."
+    page = "<?xml version='1.0'?><html><body><script src='x'/><p>One.</p><div/><p>Two.</p></body></html>"
+    assert text_of("a.xhtml", page) == "One.\n\nTwo."
 
 
 # --- code is code
