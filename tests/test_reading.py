@@ -61,6 +61,17 @@ def test_what_a_text_mentions_does_not_change_what_it_is(before, mark, after, su
     assert sniff(f"{before} {mark} {after}".encode(), f"a{suffix}") == {".md": MARKDOWN, ".txt": PLAIN}[suffix]
 
 
+@pytest.mark.parametrize(("said", "data"), [("utf-16", "5 €".encode()), ("iso-8859-1", b"5 \x80"), ("windows-1252", b"5 \x80"),
+                                            ("none", "5 €".encode())])
+def test_what_a_page_says_of_its_encoding(said, data):
+    assert text_of("a.html", b"<html><meta charset='" + said.encode() + b"'><p>" + data) == "5 €"
+
+
+def test_empty_elements_of_xml_hide_nothing():
+    page = "<?xml version='1.0'?><html><body><script src='x'/><p>One.</p><div/><p>Two.</p></body></html>"
+    assert text_of("a.xhtml", page) == "One.\n\nTwo."
+
+
 # --- code is code
 
 
@@ -110,6 +121,9 @@ RAISED = '<w:r><w:rPr><w:position w:val="6"/><w:sz w:val="14"/></w:rPr><w:t>6</w
     ("a.html", "<p>10<span style='vertical-align: super'>4</span> bar", "10^4 bar"),
     ("a.html", "<p>101<sub>2</sub> and 2<sup>10</sup>24 and log<sub>10</sub>100", "101_2 and 2^10 24 and log10 100"),
     ("a.docx", word(para("It is 10", RAISED, " bar")), "It is 10^6 bar"),
+    ("a.html", "<p>1<sup>1</sup>&frasl;<sub>2</sub> bar, <math><mfrac><mn>1</mn><mn>3</mn></mfrac></math> l", "1 1/2 bar, 1/3 l"),
+    ("a.html", "<math><msubsup><mi>b</mi><mn>1</mn><mn>2</mn></msubsup></math> m", "b1^2 m"),
+    ("a.html", "<math><msup>\n <mi>x</mi>\n <mn>2</mn>\n</msup></math> m", "x^2 m"),
     ("a.html", "<p><ruby>漢字<rt>かんじ</rt></ruby>です", "漢字です"),
     ("a.pdf", pdf([(72, 700, 12, "10"), (85.4, 705, 7, "6"), (92, 700, 12, "cycles")]), "10^6 cycles")])
 def test_further_superscripts(name, data, right): assert right in text_of(name, data)
@@ -449,8 +463,8 @@ def styled(body: str, styles: str) -> bytes:
 
 def test_looks_that_mean_something_in_word():
     look = '<w:style w:type="paragraph" w:styleId="H1"><w:name w:val="heading 1"/></w:style><w:style w:type="paragraph" w:styleId="Mine">' \
-           '<w:name w:val="My head"/><w:basedOn w:val="H1"/></w:style><w:style w:type="character" w:styleId="Up"><w:name w:val="Up"/><w:rPr>' \
-           '<w:vertAlign w:val="superscript"/></w:rPr></w:style>'
+           '<w:name w:val="My head"/><w:basedOn w:val="H1"/></w:style>' \
+           '<w:style w:type="character" w:styleId="Up"><w:name w:val="Up"/><w:rPr><w:vertAlign w:val="superscript"/></w:rPr></w:style>'
     para_of = lambda kind, text: f"<w:p><w:pPr>{kind}</w:pPr>{run(text)}</w:p>"
     power = '<w:r><w:rPr><w:rStyle w:val="Up"/></w:rPr><w:t>6</w:t></w:r>'
     heads = para_of('<w:pStyle w:val="Mine"/>', "Drum") + para_of('<w:outlineLvl w:val="1"/>', "Lid")

@@ -80,7 +80,9 @@ def _declared(data: bytes) -> str:
     "Decode a web page by what it says of itself."
     said = re.search(rb"<meta[^>]{0,200}charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w-]{1,40})", data[:4096], re.I)
     if said is None or data.startswith(BOMS): return decode(data)
-    try: return data.decode(said[1].decode())
+    name = said[1].decode().lower()
+    if name.startswith("utf-16"): return decode(data)  # a page that says so in one byte a letter is not in UTF-16
+    try: return data.decode("cp1252" if name in ("iso-8859-1", "latin1", "us-ascii") else name)  # as browsers take them
     except (LookupError, UnicodeDecodeError): return decode(data)
 
 # %% ../../nbs/reading/90_files.ipynb #d266d8a4

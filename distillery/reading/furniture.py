@@ -53,7 +53,7 @@ BOXES = "div, ul, ol, section, p, table, span, a"
 SMALL = 0.3  # share of the page's characters
 SENTENCE = 40  # characters outside of links: a part with so many may be text
 
-
+# %% ../../nbs/reading/30_furniture.ipynb #063fceda
 def _own_words(node: Any) -> int:
     "Characters outside of links."
     words = lambda n: len("".join(n.text().split()))
@@ -74,27 +74,38 @@ def _named(node: Any) -> bool:
 def _headed(node: Any) -> bool:
     return node.css_first("h1, h2, h3, h4, h5, h6, pre, code") is not None
 
-
+# %% ../../nbs/reading/30_furniture.ipynb #6daec720
 def _only_links(node: Any) -> bool:
-    "Whether a box holds three or more short links and next to nothing else: a menu without a name."
-    if node.tag not in ("div", "ul", "p", "table") or len(node.css(node.tag)) > 1: return False
+    "Whether a box holds short links and next to nothing else."
+    if len(node.css("div, ul, p, table")) > 1 or _headed(node): return False
     links = node.css("a")
-    if not 3 <= len(links) <= 60: return False
-    words = [len(link.text().strip()) for link in links]
-    return max(words) <= 30 and _own_words(node) <= 2 * len(links)
+    return max(len(link.text().strip()) for link in links) <= 30 and _own_words(node) <= 2 * len(links)
 
 
+def _menus(root: Any) -> list[Any]:
+    "Boxes of three and more links: menus without a name, if there is nothing else in them."
+    held: dict[int, list[Any]] = {}
+    for link in root.css("a"):
+        box = link.parent
+        for _ in range(5):
+            if box is None or box.tag in ("div", "ul", "p", "table"): break
+            box = box.parent if box.tag in ("li", "td", "tr", "tbody", "span", "b", "strong") else None
+        if box is not None and box.tag in ("div", "ul", "p", "table"): held.setdefault(box.mem_id, []).append(box)
+    return [boxes[0] for boxes in held.values() if 3 <= len(boxes) <= 60][:200]
+
+# %% ../../nbs/reading/30_furniture.ipynb #51cf3660
 def drop_named(
     root: Any,   # The element to look below; what is named away is removed from it
 ) -> None:
     "Remove the parts of a page whose class or id says navigation, cookies, footer and the like."
     whole, looked = len(root.text()), 0
+    small = lambda node: len(node.text()) <= SMALL * whole and node.css_first("h1, main, article") is None
     for node in root.css(BOXES):
-        if looked >= 400: return  # a page that names everything names nothing
-        if not (sure := _named(node)) and not _only_links(node): continue
+        if looked >= 400: break  # a page that names everything names nothing
+        if not _named(node): continue
         looked += 1
-        small = len(node.text()) <= SMALL * whole and node.css_first("h1, main, article") is None
-        if small and (sure or not _headed(node)): node.decompose()
+        if small(node): node.decompose()
+    for node in [box for box in _menus(root) if _only_links(box) and small(box)]: node.decompose()
 
 # %% ../../nbs/reading/30_furniture.ipynb #baec69db
 def main_part(

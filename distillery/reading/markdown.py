@@ -72,8 +72,8 @@ def front_matter(
     if text.startswith("{"): return _object(text)
     if not (found := BLOCK.match(text[: MOST_FRONT + 9])):
         opened = OPEN.match(text[:MOST_FRONT])
-        fields = _lines(opened[2]) if opened else None
-        return (fields, text[opened.end():]) if opened and fields and "title" in fields else ({}, text)
+        said = _lines(opened[2]) if opened else None
+        return (said, text[opened.end():]) if opened and said and "title" in said else ({}, text)
     fields = READERS[found[2] or found[1]](found[3])
     if fields is None and not found[3].strip(): fields = {}
     return ({str(k): v for k, v in fields.items()}, text[found.end():]) if isinstance(fields, dict) else ({}, text)

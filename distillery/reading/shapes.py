@@ -37,7 +37,7 @@ def _columns_of(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if any(isinstance(c[0], Mapping) for c in columns): return None
     return [dict(zip(value, r, strict=True)) for r in zip(*columns, strict=True)]
 
-
+# %% ../../nbs/reading/96_shapes.ipynb #4096ffca
 def open_rows(
     rows: Iterable[NumberedRow],  # From `row_files.read_rows`
     depth: int = 4,               # Wrappers inside wrappers are opened so deep
@@ -77,7 +77,7 @@ class Turned:
 def _truth(value: Any) -> bool:
     return value if isinstance(value, bool) else str(value).strip().casefold() in ("true", "yes", "1", "1.0")
 
-
+# %% ../../nbs/reading/96_shapes.ipynb #71b69edc
 LETTERS = list("ABCDEFGHIJ")
 
 

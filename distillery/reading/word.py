@@ -68,9 +68,9 @@ def _head(look: ElementTree.Element, level: ElementTree.Element, w: str) -> None
     if style is None: look.insert(0, style := ElementTree.Element(f"{{{w}}}pStyle"))
     style.set(f"{{{w}}}val", f"Outline{depth}")
 
-
+# %% ../../nbs/reading/60_word.ipynb #fd279d21
 def _plain(part: ElementTree.Element, w: str, styles: Mapping[str, str]) -> None:
-    "Drop hidden text; mark what is raised or a heading by its look; turn equations into runs, lone text boxes into paragraphs, late rows into rows with an empty cell."
+    "Drop hidden text, mark what is raised or a heading by its look; equations become runs, text boxes paragraphs, late rows whole ones."
     for parent in list(part.iter()):
         for run in [child for child in parent if _is_hidden(child)]: parent.remove(run)
         if (kind := parent.tag.rpartition("}")[2]) in READ_THROUGH: parent.tag = f"{{{w}}}smartTag"
@@ -140,7 +140,7 @@ def _depth(style: ElementTree.Element | None, every: Mapping[str, ElementTree.El
         style = every.get(_value(base, "val")) if base is not None else None
     return 0
 
-
+# %% ../../nbs/reading/60_word.ipynb #14403578
 def for_mammoth(
     data: bytes,  # A Word file
 ) -> bytes:       # The same, with equations as runs and every text box as paragraphs
