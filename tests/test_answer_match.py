@@ -56,12 +56,15 @@ def test_another_number_sign_unit_or_symbol_is_another_answer(pair):
 
 
 @pytest.mark.parametrize("pair", [
-    "ｶﾞｽ|ガス", "1920x1080|1920×1080", "3 x 4|3 × 4", "10—20|10-20", "5 µm|5 μm", "10 Ω|10 Ω", "5 ℃|5 °C", "１／２|1/2",
+    "ｶﾞｽ|ガス", "1920x1080|1920×1080", "3 x 4|3 × 4",
+    "1x2.5x3|1 × 2.5 × 3", "10—20|10-20", "5 µm|5 μm", "10 Ω|10 Ω", "5 ℃|5 °C", "１／２|1/2",
     "5\u202f%|5%", "한국|한국"])
 def test_still_the_same_but_for_typography(pair): test_the_same_but_for_typography(pair)
 
 
-@pytest.mark.parametrize("pair", ["5 mW|5 MW", "2**10|210", "-v|v", "--force|force", "1e6|16", "≥5|>5", "5''|5'", "$5|€5", "v1.2|v12",
+@pytest.mark.parametrize("pair", ["5 mW|5 MW", "2**10|210",
+    "2**10|2*10", "x0x1|x0 × 1",
+    "0x10|0 × 10", "a_*_b|a_b", "-v|v", "--force|force", "1e6|16", "≥5|>5", "5''|5'", "$5|€5", "v1.2|v12",
     "no|yes", "3×4|34"])
 def test_still_another_answer(pair): test_another_number_sign_unit_or_symbol_is_another_answer(pair)
 
