@@ -55,6 +55,27 @@ def test_another_number_sign_unit_or_symbol_is_another_answer(pair):
     assert answer_match(a, b) == answer_match(b, a) == 0
 
 
+@pytest.mark.parametrize("pair", [
+    "ｶﾞｽ|ガス", "1920x1080|1920×1080", "3 x 4|3 × 4",
+    "1x2.5x3|1 × 2.5 × 3", "10—20|10-20", "5 µm|5 μm", "10 Ω|10 Ω", "5 ℃|5 °C", "１／２|1/2",
+    "5\u202f%|5%", "한국|한국"])
+def test_still_the_same_but_for_typography(pair): test_the_same_but_for_typography(pair)
+
+
+@pytest.mark.parametrize("pair", ["5 mW|5 MW", "2**10|210",
+    "2**10|2*10", "x0x1|x0 × 1",
+    "0x10|0 × 10", "a_*_b|a_b", "-v|v", "--force|force", "1e6|16", "≥5|>5", "5''|5'", "$5|€5", "v1.2|v12",
+    "no|yes", "3×4|34"])
+def test_still_another_answer(pair): test_another_number_sign_unit_or_symbol_is_another_answer(pair)
+
+
+@pytest.mark.parametrize(("answer", "text", "there"), [
+    ("10000", "up to 10\u202f000 sheets", True), ("10,000", "up to 10000 sheets", True), ("1'000'000", "all 1,000,000 of them", True),
+    ("5", "at .5 mm", False), (".5", "at -.5 mm", False), ("1000", "in 21,000", False), ("5 mW", "it takes 5 MW", False), ("≥ 5",
+    "it is ≥5", True)])
+def test_evidence_across_thousands_and_prefixes(answer, text, there): assert bool(find_span(text, answer)) == there
+
+
 SIGNS = st.sampled_from(["-", "−", "+", "±", "~", "#", "%", "°", "/", ".", ",", ":", "^", "½", "²", "1", "23", "4.5", "mm", "C", "the",
     "A", " ", "’", "“", "–", "清", "é", "e\u0301", "\u00ad"])
 

@@ -165,6 +165,27 @@ def test_sentences_of_other_languages(text, n):
     assert len(split_sentences(text)) == n
 
 
+@pytest.mark.parametrize(("text", "n"), [
+    ("გაწმინდეთ დოლი. არ გამოიყენოთ. კარგი.", 3), ("ရေဖြင့်ဆေးပါ။ အဝတ်ဖြင့်သုတ်ပါ။", 2), ("ከበሮው ይጸዳል። ለምን፧ ስለዚህ።", 3),
+    ("Raven 74を清掃します。Use water only.布で拭く。OK?はい。", 5), ("清洗一次.每月擦拭.", 2),
+    ("Il dit : « Oui. » Puis il part. « Et ? » dit-elle.", 3),
+    ("Am 3. 5. 2024 kam er. Gut.", 2), ("डॉ. शर्मा ने रु. 500 दिए। ठीक।", 2), ("Zob. rozdz. 3, tj. Wstęp. Łatwe.", 2),
+    ("EE. UU. es grande. Sí.", 2), ("Šroub č. 5 tzv. Imbus. Žádný.", 2), ("Gelb, z. B. Öl, u. a. Fett, d. h. alles. Gut.", 2),
+    ("Ver.2.5を使う。No.5です。1.5mm。", 3), ("¿Qué? ¡Ya! İki kişi. Şimdi!", 4), ("Wait... Then? It is at https://a.b/c.d?x=1.", 3)])
+def test_sentences_of_still_other_languages(text, n):
+    assert len(split_sentences(text)) == n
+
+
+@pytest.mark.parametrize(("text", "code"), [
+    ("Trống được làm sạch 14 ngày một lần.", "vi"), ("Bęben czyści się wodą. Łatwo to zrobić.", "pl"),
+    ("Şimdi düğmeyi çevirin, ışık yanar.", "tr"),
+    ("Buben čistěte vlhkým hadříkem, šrouby utáhněte.", "cs"),
+    ("A dobot két hetente tisztítani kell, és nem szabad olajozni, hogy ne csússzon.", "hu"),
+    ("Rumpu on puhdistettava ja se ei ole öljyttävä.", "fi"), ("Łukasz Dąbrowski is the owner of the press.", "en"), ("Łódź", "en")])
+def test_a_language_without_its_commonest_words_is_known_by_its_letters(text, code):
+    assert language_of(text) == code
+
+
 @pytest.mark.parametrize(("text", "code"), [
     ("Die Pumpe ist nicht für den Betrieb mit Öl und wird von der Firma geprüft.", "de"),
     ("La pompe est dans le local et ne doit pas être ouverte.", "fr"),

@@ -16,7 +16,7 @@ from distillery.teachers.replies import read_result
 from distillery.teachers.structured import read_form
 from distillery.training.distill_data import read_teacher_answers
 from distillery.wire.bounded import BadJson, TooLong, inflate, read_json
-from distillery.wire.completion import BadReply, read_reply
+from distillery.wire.completion import BadReply, read_ending, read_reply
 from distillery.wire.thoughts import split_reasoning
 
 from teachers_server import Scripted
@@ -150,6 +150,37 @@ def test_thoughts_in_fields_of_their_own(field, thought):
 )
 def test_words_that_look_like_marks_are_words(text):
     assert answer(body({"content": text})).text == text
+
+
+@pytest.mark.parametrize("text", [
+    "Use `<think>` and `</think>` in the prompt.", "```xml\n<think>plan</think>\n```", "The <|channel|> token opens a channel.",
+    "Write `[THINK]` first."])
+def test_marks_in_code_are_words(text): assert answer(body({"content": text})).text == text
+
+
+@pytest.mark.parametrize("written", [
+    "Thinking...\n{}\n...done thinking.\n\n{}", "Reasoning: {}\n\n{}", "<|channel>thought\n{}<channel|>{}", "<analysis>{}</analysis>{}",
+    "[REASONING]{}[/REASONING]{}", "< think >{}</ think >{}", "<think>Not `</thin`. {}</think>\n{}", "<antThinking>{}</antThinking>{}"])
+def test_still_other_marks_of_thought(written):
+    result = answer(body({"content": written.format(THOUGHT, TEXT)}))
+    assert result.text == TEXT
+    assert THOUGHT in result.reasoning
+
+
+@pytest.mark.parametrize(("finish", "ending"), [
+    ("content-filter", "filtered"), ("IMAGE_SAFETY", "filtered"), ("guardrail_intervened", "filtered"), ("network_error", "broken"),
+    ("engine overloaded", "broken"), ("MALFORMED_FUNCTION_CALL", "broken"), ("model_context_window_exceeded", "length"),
+    ("incomplete", "length"),
+    ("end_turn", "stop"), ("eos", "stop"), ("", "stop"), (7, "stop"), ("x" * 10**6, "stop")])
+def test_an_ending_is_told_by_its_family(finish, ending): assert read_ending(finish) == ending
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff \u2060", "\u00ad", "\u3000"])
+def test_what_nobody_can_see_is_no_answer(text): assert not read_result(ASK, body({"content": text})).ok
+
+
+def test_a_stream_whose_lines_end_in_carriage_returns():
+    assert answer(events("every ", "14 days", gap="\r\r"), "text/event-stream").text == TEXT
 
 
 WORDS = (

@@ -96,6 +96,45 @@ def test_decorated_answers(wrote): assert clean_answer(wrote.format("12 bar")) =
 def test_what_belongs_to_an_answer_stays(answer): assert clean_answer(answer) == answer
 
 
+@pytest.mark.parametrize("wrote", [
+    "Sure! {}", "Gerne! Die Antwort lautet: {}", "Voici la réponse : {}", "Bien sûr ! La réponse est : « {} »", "当然！答案是“{}”。",
+    "好的，答案是：{}",
+    "Hier ist die Antwort: {}", "¡Claro! La respuesta es: {}", "答えは{}です。", "Antwoord: {}", "Odpowiedź: {}", "Cevap: {}",
+    "उत्तर: {}", "Trả lời: {}",
+    "תשובה: {}", "### Answer\n{}", "**Final Answer**\n\n{}", "Q: At which pressure?\nA: {}", "Answer (short): {}",
+    "$\\boxed{{\\text{{{}}}}}$", "{}^[1]",
+    'Here is the JSON:\n{{"answer": "{}", "quote": "at it"}}', '[{{"answer": "{}"}}]', '["{}"]', "{} — as stated in the passage",
+    "<final>{}</final>"])
+def test_further_decorated_answers(wrote): assert clean_answer(wrote.format("12 bar")) == "12 bar"
+
+
+@pytest.mark.parametrize("answer", ["5. March", "2. Weltkrieg", "__init__", "**kwargs", '5"', "<b>", '{"port": "8080"}',
+    "klar, farblos", "はい、開きます", "Okay"])
+def test_what_looks_like_decoration_stays(answer): assert clean_answer(answer) == answer
+
+
+@pytest.mark.parametrize("wrote", [
+    "Hier ist eine Frage: {}", "Voici une question : {}", "Certainly! {}", "Here's one: {}", "Question (medium): {}", "Reworded: {}",
+    "Vraag: {}",
+    '{{"question": "{}", "answer": "12 bar"}}', 'Here is the JSON:\n{{"question": "{}"}}', "Soru: {}"])
+def test_further_decorated_questions(wrote): assert clean_question(wrote.format(Q)) == Q
+
+
+@pytest.mark.parametrize("reply", [
+    "The answer is not in the passage.", "De tekst vermeldt dit niet.", "Het staat niet in de tekst.", "W tekście nie ma o tym mowy.",
+    "Tekst nie zawiera tej informacji.", "Texten nämner inte detta.", "Metinde bu bilgi yok.", "पाठ में इसका उल्लेख नहीं है।", "ข้อความไม่ได้ระบุไว้",
+    "Το κείμενο δεν αναφέρει την πίεση.", "У тексті про це не йдеться.", "Đoạn văn không đề cập đến điều này.",
+    "הטקסט אינו מציין זאת.", "Text to neuvádí."])
+def test_refusals_in_still_further_languages(reply): assert is_refusal(reply)
+
+
+@pytest.mark.parametrize("reply", [
+    "The answer sheet is not given to pupils.", "De tekst wordt niet gedrukt.", "Nie używać rozpuszczalnika.", "Texten skrivs inte ut.",
+    "Solvent kullanmayın.", "विलायक का उपयोग न करें।", "ห้ามใช้ตัวทำละลาย", "Δεν χρησιμοποιείται διαλύτης.", "Кришку не відкривають.",
+    "Không dùng dung môi.", "אין להשתמש בממס", "Text se netiskne."])
+def test_prohibitions_are_no_refusals(reply): assert not is_refusal(reply)
+
+
 WRAPS = st.sampled_from(["Answer: {}", "**{}**", "> {}", "- {}", '"{}"', "`{}`", "{} [1]", "{}\n\nNote: so.", "Sure!\n\n{}", "«{}»",
     "1) {}"])
 

@@ -63,6 +63,12 @@ def test_a_date_is_a_date_in_every_spelling():
     assert [retry_after(said, NOW) for said in ("Sat, 28 Feb 2026 00:00:00 GMT", "7", "3601", "inf", None)] == [0.0, 7.0, None, None, None]
 
 
+def test_what_is_no_number_of_seconds_is_ignored():
+    assert [retry_after(said, NOW) for said in ("-5", "5_0", "1e9", "10, 20", "0x10", "9" * 5000, "Sunday, 01-Mar-26 00:00:30 GMT",
+    "3")] == [
+        None, None, None, None, None, None, 30.0, 3.0]
+
+
 NUMBERS = st.from_regex(r"-?[0-9]{1,40}(\.[0-9]{0,30})?(e[0-9]{1,4})?", fullmatch=True)
 DATES = st.datetimes().map(lambda d: d.strftime("%a, %d %b %Y %H:%M:%S -0000"))
 
@@ -266,6 +272,24 @@ def test_the_proxy_of_the_environment_is_used(bare, variable):
         assert server_problem("http://model.invalid/v1", "") == ""
     assert result.text == "answer to p"
     assert proxy.headers[0]["Host"] == "model.invalid"
+
+
+@pytest.mark.parametrize(("listed", "url", "direct"), [
+    ("a.example:80", "http://a.example/", True), ("a.example:443", "https://a.example/v1", True), ("b.example a.example",
+    "http://a.example/", True),
+    ("192.168.*", "http://192.168.1.1/", True), ("A.EXAMPLE", "http://a.example./", True), ("a.example:8080", "http://a.example/", False),
+    ("a.example", "http://ba.example/", False), ("", "http://a.example/", False), ("*", "https://a.example/", True), (".example",
+    "http://a.example/", True)])
+def test_every_spelling_of_no_proxy(bare, listed, url, direct):
+    bare.setenv("ALL_PROXY", "http://user:pass@p.example:1")
+    bare.setenv("NO_PROXY", listed)
+    assert proxy_of(url) == (None if direct else "http://user:pass@p.example:1")
+
+
+@pytest.mark.parametrize("proxy", ["http://[::", "http://p.example:99999", "http://", "socks5h://p.example:1"])
+def test_a_proxy_that_cannot_be_one_is_named(bare, proxy):
+    bare.setenv("http_proxy", proxy)
+    with pytest.raises(DistilleryError, match="no HTTP proxy"): proxy_of("http://a.example/v1")
 
 
 def test_loopback_and_no_proxy_go_direct(bare):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any, NamedTuple
 
 import yaml
@@ -37,6 +37,7 @@ class Decoration(NamedTuple):
     explains: re.Pattern[str]
     where: re.Pattern[str]     # (as the passage says)
     preamble: re.Pattern[str]
+    opener: re.Pattern[str]    # Sure! 12 bar
 
 
 @lru_cache(1)
@@ -44,33 +45,39 @@ def _decoration() -> Decoration:
     source = _any("source")
     told = "according to|based on|as stated in|per|laut|gemäß|selon|d'après|según|согласно|по"
     said = rf"(?:{told}) (?:{source})\s*[,:：]|(?:{source})によると?[,、:：]?"
-    ends, dash, flags = r"\s*[:：]", r"(?<=\w\w\w)\s[-–—]\s", re.I
+    ends, dash, flags = r"(?:\s*\([\w ]{1,20}\))?\s*[:：]", r"(?<=\w\w\w)\s[-–—]\s", re.I
+    cited = rf"\s[–—-]\s(?:as|{told}|wie|comme)\b[^()\n]{{0,60}}\b(?:{source})[.。]?$"
+    here = f"(?:(?:{_any('here')}) )?"
+    label = rf"\s*(?:{here}(?:{_any('question')}|{_any('answer')})\s*[:：]|(?:{_any('is')}))"
     return Decoration(
-        re.compile(rf"(?:(?:here(?:'s| is) )?(?:the |a |your |one |my )?(?:{_any('question')})(?: for you)?\s*#?\d{{0,3}}(?:/\d{{1,3}})?"
-                   rf"(?:\s*[:：.)](?![a-z])|{dash})|(?:{_any('question')}){ends})\s*", flags),
-        re.compile(rf"(?:(?:here(?:'s| is) (?:the|your|my) )?(?:{_any('answer')})(?:\s*\d{{0,2}}{ends}|{dash})"
-                   rf"|(?:{_any('is')})(?:{ends}|(?=[\s「『\"]|[^\x00-\u024f]))|{said})\s*", flags),
+        re.compile(rf"(?:{here}(?:the |a |your |one |my )?(?:{_any('question')})(?: for you)?\s*#?\d{{0,3}}(?:/\d{{1,3}})?"
+                   rf"(?:\s*[:：.)](?![a-z])|{dash})|(?:{_any('question')}){ends}|here(?:'s| is) one{ends})\s*", flags),
+        re.compile(rf"(?:{here}(?:{_any('answer')})(?:\s*\d{{0,2}}{ends}|{dash})"
+                   rf"|(?:{_any('is')})(?:{ends}|(?=[\s「『\"]|[^\x00-\u024f])|(?<=[\u3000-\uffff])(?=\w))|{said})\s*", flags),
         re.compile(rf"(?:^|(?<=[\s.!?。)]))[(\[]?(?:{_any('explains')})\s*[:：]", flags),
-        re.compile(rf"\s[(\[][^()\[\]]{{0,60}}\b(?:{source})\b[^()\[\]]{{0,60}}[)\]][.。]?$", flags),
-        re.compile(rf"(?:{_any('preamble')})", flags))
+        re.compile(rf"\s[(\[][^()\[\]]{{0,60}}\b(?:{source})\b[^()\[\]]{{0,60}}[)\]][.。]?$|{cited}", flags),
+        re.compile(rf"(?:{_any('preamble')})", flags),
+        re.compile(rf"(?!はい)(?:{_any('preamble')})\s*(?:[!！](?!$)|[,.，。、](?={label}))\s*", flags))
 
 # %% ../../nbs/core/48_reply.ipynb #7e5e1df9
 BULLET = re.compile(r"(?:>\s*|#{1,6}\s+|[-*•‣·▪●○◦–—✅☑✔❓❔➤→►]\s+|・\s*|[(（]\d{1,3}[)）]\s*|\(?[a-h]\)\s+(?!.{0,40}\([a-h]\))"
                     r"|\d{1,2}\)\s+|\d{1,2}\.\s+(?=\D))", re.I)
 _BOTH = "** __ * _ ``` ` ' $"  # The same mark at both ends
 PAIRS = (*((mark, mark) for mark in _BOTH.split()), ('"', '"'), *(tuple(p) for p in "“” „“ „” ‘’ ‚‘ «» »« ‹› 「」 『』 () []".split()),
-         ("\\boxed{", "}"), ("<answer>", "</answer>"), ("<question>", "</question>"))
+         ("\\boxed{", "}"), ("\\text{", "}"), ("\\(", "\\)"), 
+         *((f"<{tag}>", f"</{tag}>") for tag in ("answer", "question", "final", "output", "response")))
 TAGS = re.compile(r"</?(?:b|i|u|em|strong|span|code|p|mark)>", re.I)
 SHOUTED = re.compile(r"[*_]{1,3}([^*_\n:：]{1,40})(?:[:：][*_]{1,3}|[*_]{1,3}\s*[:：])")  # **Answer:** …
-CITED = re.compile(r"(?<!\s)(?:\s*+(?:\[\^?\d{1,3}(?:[,–-]\s?\d{1,3}){0,9}\]|【[^】]{0,60}】|<sup>\d{1,3}</sup>))+[.。]?$")
+CITED = re.compile(r"(?<!\s)(?:\s*+(?:\^?\[\^?\d{1,3}(?:[,–-]\s?\d{1,3}){0,9}\]|【[^】]{0,60}】|<sup>\d{1,3}</sup>))+[.。]?$")
 
 
 def _unwrapped(line: str) -> str:
-    if line[:1].isalnum(): return line
+    if line[:1].isalnum() or re.fullmatch(r"__[a-z_]+__", line): return line
     for start, end in PAIRS:
         inner = line[len(start) : len(line) - len(end)]
         if len(line) <= len(start) + len(end) or not line.startswith(start) or not line.endswith(end): continue
-        if (start not in inner and end not in inner) or (inner.startswith(start) and inner.endswith(end)): return inner.strip()
+        balanced = end == "}" and inner.count("{") == inner.count("}")  # \\boxed{\\text{…}}
+        if balanced or (start not in inner and end not in inner) or (inner.startswith(start) and inner.endswith(end)): return inner.strip()
     return line
 
 
@@ -79,10 +86,10 @@ def undecorated(
     label: re.Pattern[str],  # What may introduce it, e.g. "Answer:"
 ) -> str:                    # The same line where nothing stood around it
     "Strip list marks, labels, quotes, emphasis and citation marks from a line."
-    line = SHOUTED.sub(r"\1:", TAGS.sub("", line.strip()), count=1)
+    line = SHOUTED.sub(r"\1:", TAGS.sub("", line.strip()) or line.strip(), count=1)
     for _ in range(8):
-        before, line = line, CITED.sub("", line) if line[-1:] in "]】>.。" else line
-        for pattern in (BULLET, label):
+        before, line = line, (CITED.sub("", line) or line) if line[-1:] in "]】>.。" else line
+        for pattern in (BULLET, _decoration().opener, label):
             found = pattern.match(line)
             if found and found.end() < len(line) and not DAY.match(line, found.end() - 1): line = line[found.end() :]
         line = line.strip()
@@ -95,21 +102,36 @@ def undecorated(
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$", re.M)
 
 
-def _only_text(text: str) -> str:
-    "The text of a JSON object that holds a single one; anything else as it is."
-    try: value = json.loads(text) if text.startswith("{") and len(text) < 10_000 else None
+@lru_cache(2)
+def _keys(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:\w+[_ ])?(?:{_any(name)}|text|content|reply|result|output)", re.I)
+
+
+def _only_text(text: str, name: str) -> str:
+    "What a JSON object, alone or behind an announcement, holds as answer or question; anything else as it is."
+    at = min((i for i in map(text.find, "{[") if i >= 0), default=-1)
+    if at < 0 or len(text) > 10_000 or (at and text[:at].rstrip()[-1:] not in (":", "：")): return text
+    try: value = json.loads(text[at:])
     except (ValueError, RecursionError): return text
-    texts = [v for v in value.values() if isinstance(v, str)] if isinstance(value, dict) else []
-    return texts[0] if len(texts) == 1 else text
+    if isinstance(value, list) and len(value) == 1: value = value[0]
+    if isinstance(value, str): return value
+    told = [v for k, v in value.items() if _keys(name).fullmatch(k)] if isinstance(value, dict) else []
+    return str(told[0]) if told and isinstance(told[0], str | int | float) and not isinstance(told[0], bool) else text
 
 
-def _lines(text: str) -> list[str]:
+def _lines(text: str, name: str) -> list[str]:
     "Lines that may hold what was asked for: those of the first fence, else all without an announcement."
     fences = [m.span() for m in FENCE.finditer(text)]
     if fences: text = text[fences[0][1] : fences[1][0] if len(fences) > 1 else len(text)]
-    lines = [line.strip() for line in _only_text(text.strip()).replace("\r\n", "\n").split("\n")]
-    while len(lines) > 1 and (not lines[0] or _announces(lines[0])): lines = lines[1:]
-    return lines
+    lines = [line.strip() for line in _only_text(text.strip(), name).replace("\r\n", "\n").split("\n")]
+    first = next((i for i, line in enumerate(lines) if line and not _announces(line)), len(lines) - 1)
+    return lines[first:]
+
+
+def _titles(line: str, name: str) -> bool:
+    "Whether a line is a heading that says no more than what stands below."
+    bare = line.strip("#*_:： ")
+    return 2 < len(bare) < 40 and bare != line and re.fullmatch(_any(name), bare, re.I) is not None
 
 
 def _announces(line: str) -> bool:
@@ -126,7 +148,7 @@ def clean_question(
 ) -> str:       # The first line that asks, else the first line
     "Extract the question from a reply."
     label = _decoration().question
-    lines = [undecorated(line, label) for line in _lines(text) if line]
+    lines = [undecorated(line, label) for line in _lines(text, "question") if line]
     line = next((x for x in lines if x.endswith(QUESTION_ENDS)), next(filter(None, lines), ""))
     cut = re.search(r"[?？؟](?=[\"'”’]?\s*(?:[(\[]|[\w ]{1,20}:))", line)
     line = line[: cut.end()] if cut else line
@@ -137,15 +159,22 @@ def clean_answer(
     text: str,  # What the teacher wrote
 ) -> str:       # One line, without decoration
     "Extract the answer from a reply."
-    marks, lines = _decoration(), _lines(text)
-    named = [i for i, x in enumerate(lines) if (found := marks.answer.match(SHOUTED.sub(r"\1:", x))) and found.end() > 4]
+    marks, lines = _decoration(), _lines(text, "answer")
+    titles = [i for i, x in enumerate(lines[:-1]) if _titles(x, "answer")]  # ### Answer
+    lines = lines[titles[-1] + 1 :] if titles else lines
+    asked = bool(lines) and bool(marks.question.match(lines[0]))  # Q: … A: …
+    found_at = [(i, found.end()) for i, x in enumerate(lines) if (found := marks.answer.match(SHOUTED.sub(r"\1:", x)))]
+    named = [i for i, end in found_at if end > 4 or (asked and i)]
     if named: lines = lines[named[-1] :]
-    kept = list(takewhile(lambda x: x.strip("-_*= "), lines))
-    line = undecorated(" ".join(" ".join(kept).replace("**", "").split()), marks.answer)
+    kept = list(takewhile(lambda x: x.strip("-_*= "), dropwhile(lambda x: not x, lines)))
+    told = " ".join(" ".join(kept).split())
+    if re.match(r"(?:[02-9]|\d\d)\.\s", told): return told  # 5. March: one answer has no second number
+    line = undecorated(told if re.fullmatch(r"\*\*[a-z_]\w*", told) else told.replace("**", ""), marks.answer)
     found = next((m for m in (*marks.explains.finditer(line), *marks.where.finditer(line)) if m.start() > 0), None)
     if found: line = undecorated(line[: found.start()], marks.answer)
-    if re.search(r"[」』]です[。.]?$", line): line = _unwrapped(re.sub(r"です[。.]?$", "", line))  # 答えは「…」です。
-    for quote in "\"“”`": line = line.strip(quote) if line.count(quote) == 1 else line
+    polite = re.search(r"[」』]です[。.]?$", line) or re.match(_wordings()["ja"]["is"], told)
+    if polite: line = _unwrapped(re.sub(r"です[。.]?$", "", line))  # 答えは「…」です。
+    for quote in "\"“”`": line = line.strip(quote) if line.count(quote) == 1 and not re.search(rf"\d{quote}$", line) else line
     return re.sub(r"(?<=\w)[.。;,]$", "", line.strip())
 
 # %% ../../nbs/core/48_reply.ipynb #772ac8d7
@@ -178,7 +207,7 @@ def _opening(text: str, courtesy: re.Pattern[str]) -> str:
     return text[a:b]
 
 # %% ../../nbs/core/48_reply.ipynb #a0f2c7f6
-LATIN = ("en", "de", "fr", "es", "it", "pt")
+LATIN = ("en", "de", "fr", "es", "it", "pt", "nl", "pl", "sv", "tr", "vi", "cs")
 
 
 @lru_cache(4096)
@@ -191,7 +220,7 @@ def declines(
     if plain.rstrip(".。।") in _stated(): return True
     language = language_of(told)
     latin = "common" in languages()[language]
-    tried = LATIN if latin else ("zh", "ja") if language in ("zh", "ja") else ("ru",) if language == "uk" else (language,)
+    tried = LATIN if latin else ("zh", "ja") if language in ("zh", "ja") else ("ru", "uk") if language in ("ru", "uk") else (language,)
     ways = [_declining(code) for code in tried if code in _wordings()]
     return any(p.search(opening) for how in ways for opening in [_opening(plain, how.courtesy)] for p in how.patterns)
 

@@ -177,9 +177,10 @@ def _of_latin(text: str) -> str:
     best = max(seen, key=lambda code: sum(seen[code].values()))
     told, english = sum(seen[best].values()), sum(seen["en"].values())
     if len(seen[best]) > 2 and told > 1.5 * english: return best
-    marked = {code: len(re.findall(letters, text.lower())) for code, letters in OWN.items()} if not english and not text.isascii() else {}
-    most = max(marked, key=lambda code: marked[code], default="en")
-    return most if marked and marked[most] > 2 and 40 * marked[most] > sum(counts[w] * len(w) for w in counts) else "en"
+    marked = {code: len(re.findall(letters, text.lower())) for code, letters in OWN.items()}
+    most = max(marked, key=lambda code: marked[code])
+    if text.isascii() or any(w not in seen[most] for w in seen["en"]): return "en"
+    return most if marked[most] > 2 and 40 * marked[most] > sum(counts[w] * len(w) for w in counts) else "en"
 
 # %% ../../nbs/core/33_script.ipynb #7c32b0d8
 @lru_cache(256)

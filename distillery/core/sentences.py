@@ -37,14 +37,6 @@ def _word_before(text: str, end: int) -> int:
     return start
 
 
-DATE = re.compile(r"\s++(?:\d{1,2}\.\s++)?(?:19|20)\d\d\b")  # 3. 5. 2024
-
-
-def _is_day(text: str, end: int, after: int) -> bool:
-    if (date := DATE.match(text, after)) and ("." in date[0] or re.search(r"(?<!\d)\d{1,2}\.\s\d{1,2}$", text[max(0, end - 7) : end])): return True
-    return text[max(0, end - 1) : end].isdecimal() and not text[max(0, end - 3) : end].isdecimal() and bool(DAY.match(text, after))
-
-
 def _numbered(text: str, start: int) -> bool:
     space = start
     while space and text[space - 1].isspace(): space -= 1
@@ -56,6 +48,15 @@ def _abbreviates(text: str, end: int, units: bool = True) -> bool:
     word = text[start:end].lower().lstrip(".")
     if len(word) == 1 and word.isalpha() and word != "i": return not (units and _numbered(text, start))
     return word in ABBREVIATIONS
+
+# %% ../../nbs/core/35_sentences.ipynb #d53fc4a4
+DATE = re.compile(r"\s++(?:\d{1,2}\.\s++)?(?:19|20)\d\d\b")  # 3. 5. 2024
+
+
+def _is_day(text: str, end: int, after: int) -> bool:
+    date, before = DATE.match(text, after), text[max(0, end - 7) : end]
+    if date and ("." in date[0] or re.search(r"(?<!\d)\d{1,2}\.\s\d{1,2}$", before)): return True
+    return text[max(0, end - 1) : end].isdecimal() and not text[max(0, end - 3) : end].isdecimal() and bool(DAY.match(text, after))
 
 # %% ../../nbs/core/35_sentences.ipynb #27dcb79b
 def _begins(c: str) -> bool:
@@ -87,7 +88,7 @@ def _breaks(line: str, loose: bool, units: bool) -> Iterator[int]:
             ends = not (_abbreviates(line, match.start(), units) or _is_day(line, match.start(), match.end()))
         if ends: yield match.end()
 
-
+# %% ../../nbs/core/35_sentences.ipynb #f3ddbc1e
 LEAST = 24  # Letters of a sentence that ends in a space
 GAP = re.compile(rf"(?<=[{LETTERS}{ACCENTS}])\s++(?=[{LETTERS}])")
 
@@ -120,4 +121,4 @@ def split_sentences(
 ) -> list[Span]:     # Where each sentence lies, in order; headings and list marks left out
     "Find the sentences of a text."
     return [(line.start(1) + a, line.start(1) + b)
-            for line in re.finditer(r"^(?!#{1,6} )(?:- )?(.+)$", text, re.M) for a, b in line_sentences(line[1])]
+            for line in re.finditer(r"^(?!#{1,6} )(?:- )?+(.+)$", text, re.M) for a, b in line_sentences(line[1])]

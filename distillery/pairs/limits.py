@@ -65,7 +65,8 @@ def _whole(text: str, a: int, b: int) -> bool:
     if before and (_runs_on(before[-1], first) or before[-1] in "^°"): return False
     if len(before) == 2 and before[0].isdigit() and (before[1] in ".,:" or (before[1] == "/" and first.isdigit())): return False
     if before[-1:] == "." and first.isdigit() and not before[:-1].strip(" \n([{\"'-+"): return False  # .5
-    if before and before[-1] in "-+" and (first.isdigit() or text[a : b + 1][:2].strip(".").isdigit()) and not before[:-1].strip(" \n([{\"'"): return False  # a sign
+    begins = first.isdigit() or text[a : min(b, a + 2)].strip(".").isdigit()
+    if before and before[-1] in "-+" and begins and not before[:-1].strip(" \n([{\"'"): return False  # a sign
     if not after: return True
     if unicodedata.category(after[0])[0] == "M" or after[0] == "^": return False
     if _runs_on(last, after[0]) and not _HANGUL.match(after[0]): return False
@@ -89,7 +90,8 @@ def find_span(
     if len(answer) > 2000: spans = iter([(i, i + len(answer))] if (i := plain.lower().find(answer.lower())) >= 0 else [])
     else: spans = iter(m.span() for m in _pattern(answer).finditer(plain))
     for a, b in spans:
-        if _whole(plain, a, b) and bool(MEGA.search(plain[a:b])) == bool(MEGA.search(answer)): return (place.starts[a], place.ends[b - 1]) if place else (a, b)
+        if bool(MEGA.search(plain[a:b])) != bool(MEGA.search(answer)): continue
+        if _whole(plain, a, b): return (place.starts[a], place.ends[b - 1]) if place else (a, b)
     return None
 
 # %% ../../nbs/pairs/38_limits.ipynb #decbd9de

@@ -171,7 +171,7 @@ def read_events(
 ) -> Iterator[str]:      # The data of each
     "Data of server-sent events; an event without a blank line behind it ends where its JSON does."
     held = list[str]()
-    for line in [*body.split("\n"), ""]:
+    for line in [*body.split("\n" if "\n" in body else "\r"), ""]:
         line = line.rstrip("\r")
         if line.startswith("data:"):
             data = line[5:].strip(" \t")

@@ -17,7 +17,7 @@ OPENS = rf"(?i:<\s?{_WORDS}(?:\s[^<>]{{0,80}})?>|{_BEGINS})|\[{_SQUARE}\]|◁thi
 CLOSES = rf"(?i:</\s?{_WORDS}\s?>|{_ENDS})|\[/{_SQUARE}\]|◁/think▷|<unused95>|<channel\|>"
 CODE = r"(?s:```.*?```)|`[^`\n]{0,40}`"  # In code a mark is a word
 OUTSIDE, INSIDE = re.compile(f"(?P<code>{CODE})|(?P<opens>{OPENS})|{CLOSES}"), re.compile(f"(?P<opens>{OPENS})|{CLOSES}")
-WRAPS = re.compile(r"(?i)<\|(?:begin_of_solution|end_of_solution|start_response|end_response|start_text|end_text|begin_of_box|end_of_box)\|>")
+WRAPS = re.compile(r"(?i)<\|(?:(?:begin|end)_of_(?:solution|box)|(?:start|end)_(?:response|text))\|>")
 TOLD = re.compile(r"\s*Thinking\.\.\.\n(?P<thought>.*?)\n\.\.\.done thinking\.\s*\n|"
                   r"\s*(?:\*\*)?(?:Thinking|Thought|Thought process|Reasoning):(?:\*\*)?\s(?P<paragraph>.*?)\n[ \t]*\n", re.DOTALL)
 
@@ -50,7 +50,7 @@ def _by_marks(text: str) -> tuple[str, str]:
 
 # %% ../../nbs/wire/20_thoughts.ipynb #7e56a92a
 CHANNEL_ENDS = re.compile(r"<\|(?:end|return|call|start)\|>")
-STRIPPED = re.compile(r"\s*(?:assistant)?(?:analysis|commentary)(?=[A-Z0-9\W])")
+STRIPPED = re.compile(r"\s*(?:assistant)?(?:analysis|commentary)")  # A letter of any script may follow
 
 
 def _by_channels(text: str) -> tuple[str, str]:
