@@ -104,7 +104,7 @@ def test_an_empty_file_and_a_missing_one(tmp_path):
 
 # What table tools write for nothing
 
-NOTHING = [None, "", " ", "None", "nan", "NaN", "null", "<NA>", float("nan")]
+NOTHING = [None, "", " ", "None", "nan", "NaN", "null", "<NA>", float("nan"), "-1", -1, "-", [], False]
 
 
 @pytest.mark.parametrize("missing", NOTHING, ids=repr)
