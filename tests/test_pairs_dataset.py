@@ -154,7 +154,7 @@ def test_the_limit_takes_whole_families():
     ("a.jsonl", b'{"answer": "Here"}\n', "line 1: no question"), ("a.jsonl", b'{"question": "Where?"}\n', "line 1: no answer"),
     ("a.jsonl", b'[{"question": "a"}]', "item 1: no answer"), ("a.jsonl", b'"words"\n', "not an object"),
     ("a.jsonl", "Größe".encode("latin-1"), "not UTF-8"),
-    ("a.csv", b"q,a\nx,y\n", "no column `question`"), ("a.csv", b'question,answer\n"Where,here\n', "line 2"),
+    ("a.csv", b"j,k\nx,y\n", "no column `question`"), ("a.csv", b'question,answer\n"Where,here\n', "line 2"),
     ("a.jsonl.gz", b"no gzip", "cannot read")])
 def test_bad_pair_files_say_what_and_where(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
