@@ -9,7 +9,6 @@ import pytest
 from distillery.core.config import load_config
 from distillery.core.files import digest_tree
 from distillery.core.student_knobs import QuantizationSection
-from distillery.exporting import check
 from distillery.exporting.check import EncodedChat, ExportCheck, check_variants, compare_logits, encode_chats
 from distillery.exporting.export import ExportError, build_onnx, variant_bytes
 from distillery.exporting.merge import merge_adapter
@@ -156,14 +155,3 @@ def test_answers_are_tokenised_as_the_student_writes_them(student):
     passage = encode_chats(toy_examples(1), student, 1)[0]
     chat = OnnxTeacher.__init__.__globals__["ChatTokenizer"](student)
     assert chat.decode(passage.ids[passage.first + 1 :], special=True) == toy_examples(1)[0].answer + "<|im_end|>"
-
-
-POSITIONS = [(7, 1, False), (8, 1, True), (15, 1, True), (15, 2, False), (100, 5, True), (100, 6, False), (2000, 101, False)]
-
-
-@pytest.mark.parametrize(("n", "misses", "ok"), POSITIONS)
-def test_one_token_of_a_dozen_refuses_no_export(n, misses, ok):
-    same = np.arange(n) >= misses
-    cfg = load_config(overrides={"export.same_top1_min": {"int8": 0.95}})
-    assert check._decide("int8", [(0.5, same, same)], cfg).ok == ok
-    assert not check._decide("int8", [(float("inf"), same, same)], cfg).ok
