@@ -26,7 +26,7 @@ notebooks: $(VENV)/.installed
 	OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES)
 
 pytest: $(VENV)/.installed
-	OMP_NUM_THREADS=1 python -m pytest -q -n $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -q -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	ruff check .

@@ -130,6 +130,7 @@ train_extractive(toy_items(), sys.argv[1], load_config(overrides={overrides!r}),
 """
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_end_at_the_same_loss(encoder, tmp_path):
     train_extractive(toy_items(), str(encoder), load_config(overrides=FAST), tmp_path / "straight", tmp_path / "straight-checkpoints")
     script = tmp_path / "train.py"

@@ -115,7 +115,8 @@ def leaks(folder: Path, *logs: str) -> list[str]:
     return found + [f"log {i}" for i, log in enumerate(logs) if any(s in log.encode() for s in shapes)]
 
 
-RUNS = [("heedless", 1), ("heedless", 3), ("obedient", 1), ("obedient", 3)]
+RUNS = [("heedless", 1), pytest.param(("heedless", 3), marks=pytest.mark.slow),
+        pytest.param(("obedient", 1), marks=pytest.mark.slow), ("obedient", 3)]
 
 
 @pytest.fixture(scope="module", params=RUNS, ids=lambda p: f"{p[0]}-{p[1]}")

@@ -158,7 +158,8 @@ train_adapter(toy_examples(36), [], base, cfg, folder / "adapter", folder / "che
 """
 
 
-@pytest.mark.parametrize(("strategy", "kill_after"), [("steps", 13), pytest.param("epoch", 17, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "kill_after"), [("steps", 13), ("epoch", 17)])
 def test_kill_and_resume_gives_the_same_training(base, tmp_path, strategy, kill_after):
     from safetensors.numpy import load_file
     script = tmp_path / "train.py"

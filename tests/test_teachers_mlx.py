@@ -75,6 +75,7 @@ def texts(results):
     return [(r.text, r.finish_reason, r.completion_tokens) for r in results]
 
 
+@pytest.mark.slow
 def test_three_engines_write_the_same_greedy_text(prompts, forms, tmp_path):
     onnx = OnnxTeacher(build_onnx(TINY, tmp_path / "fp32", "fp32"), threads=1)
     expected = texts(ask_all(TransformersTeacher(TINY, device="cpu"), prompts))

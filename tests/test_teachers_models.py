@@ -145,7 +145,7 @@ def test_pickled_weights_are_not_read(model, tmp_path):
 
 @pytest.mark.parametrize("command", [
     ["mlx_lm.server", "--model", "MODEL", "--host", "127.0.0.1", "--port", "PORT"],
-    ["transformers", "serve", "MODEL", "--host", "127.0.0.1", "--port", "PORT", "--device", "cpu"]])
+    pytest.param(["transformers", "serve", "MODEL", "--host", "127.0.0.1", "--port", "PORT", "--device", "cpu"], marks=pytest.mark.slow)])
 def test_real_server(command, model, local, tmp_path):
     import os
     import socket

@@ -20,6 +20,7 @@ from ..core.errors import DistilleryError
 from ..core.files import read_memory
 from ..core.store import Artifacts, atomic_write, digest_json
 from .code import Sources, code_changes, reached_code
+from .sources import user_memory
 
 # %% ../../nbs/engine/20_plan.ipynb #fe949c05
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class Plan:
         config: Config,  # All settings
         cache: Path,  # The shelf's folder
     ) -> None:
-        self.stages, self.config, self.shelf, self.sources = list(stages), config, Shelf(cache), Sources(memory=cache)
+        self.stages, self.config, self.shelf = list(stages), config, Shelf(cache)
+        self.sources = Sources(memory=cache, tables=user_memory(cache))
         self.known = dict[str, tuple[Stage, dict[str, Any]]]()  # Keys without upstream: what a function reaches is looked up once
         _check_order(self.stages)
 

@@ -126,7 +126,9 @@ def learns_stop_token(
     folder: Path,  # A base
 ) -> bool | None:  # None where there is no chat template
     "Whether the stop token is part of what training learns of an answer."
-    tokenizer = need("transformers", extra="train").AutoTokenizer.from_pretrained(loadable(folder), trust_remote_code=False)
+    fast = Path(folder, "tokenizer.json").is_file()  # AutoTokenizer would load torch first
+    kind = getattr(need("transformers", extra="train"), "PreTrainedTokenizerFast" if fast else "AutoTokenizer")
+    tokenizer = kind.from_pretrained(folder if fast else loadable(folder), trust_remote_code=False)
     if not tokenizer.chat_template: return None
     file = Path(folder, "generation_config.json")
     stated = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
@@ -134,8 +136,7 @@ def learns_stop_token(
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nora"}]
     prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    learnt = tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]
-    return bool(ends & set(learnt))
+    return bool(ends & set(tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]))
 
 # %% ../../nbs/training/07_preflight.ipynb #1da9e1d0
 def adapter_size(
