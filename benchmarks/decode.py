@@ -8,7 +8,6 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def onnx_rate(teacher: OnnxTeacher, prompt: str, ids: Sequence[int], tokens: int
 
 def interval(ratios: np.ndarray) -> tuple[float, float, float]:
     "Geometric mean of the ratios [rounds, prompts], and its 95 % interval over rounds."
-    s = replace(spread(np.log(ratios).mean(1)), n_eff=None)
+    s = spread(np.log(ratios).mean(1), scale=None)
     low, high = s.interval()
     return exp(s.mean), exp(low), exp(high)
 

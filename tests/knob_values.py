@@ -22,6 +22,7 @@ OTHER: dict[str, Any] = {
     "decisions.memory_batches": [4, 8],
     "decisions.memory_gib": [0.5],
     "decisions.parallel": [1, 2],
+    "decisions.population": "these",
     "decisions.prompt_packs": ["handbook", "resume"],
     "decisions.questions_per_call": [1, 4],
     "decisions.teacher_levels": ["fp32"],

@@ -258,7 +258,7 @@ class Touched:
 
     def is_hook(self, file: str, owner: str) -> bool:
         "Whether a method counts with its class."
-        from distillery.core.definitions import split_class
+        from distillery.engine.definitions import split_class
         name, _, method = owner.partition(".")
         node = next(c for c in self.trees[file].body if getattr(c, "name", "") == name)
         return bool(method) and method not in {m.name for m in split_class(node)[1]}

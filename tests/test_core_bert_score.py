@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distillery.core.bert_score import BaselineError, BertScorer, read_baseline, rescale
+from distillery.evaluation.bert_score import BaselineError, BertScorer, read_baseline, rescale
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "bert_score"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the authors' examples lie outside the repository and are not here")

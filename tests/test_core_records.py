@@ -36,7 +36,14 @@ def spans(draw):
 
 
 EVIDENCE = spans().map(lambda s: Evidence(**s))
-PAIRS = st.builds(
+def record_of(kind, **given):
+    "Records of a kind whose required fields are drawn by their annotation."
+    drawn = {str: NAME, float: NUMBER, int: st.integers(0, 10**6)}
+    needs = {k: f.annotation for k, f in kind.model_fields.items() if f.is_required() and k not in given}
+    return st.builds(kind, **{k: drawn[a] if a in drawn else st.from_type(a) for k, a in needs.items()}, **given)
+
+
+PAIRS = record_of(
     Pair,
     schema_version=st.just(SCHEMA),
     id=NAME,
@@ -46,20 +53,20 @@ PAIRS = st.builds(
     temperature=NUMBER,
     scores=st.dictionaries(NAME, NUMBER, max_size=3),
 )
-CONTRASTS = st.builds(Contrast, **{k: NUMBER for k, f in Contrast.model_fields.items() if f.annotation is float}, p_holm=st.none())
+CONTRASTS = record_of(Contrast, **{k: NUMBER for k, f in Contrast.model_fields.items() if f.annotation is float}, p_holm=st.none())
 KINDS = [
     PAIRS,
-    spans().flatmap(lambda s: st.builds(Chunk, schema_version=st.just(SCHEMA), **{k: st.just(v) for k, v in s.items()})),
-    st.builds(Document, schema_version=st.just(SCHEMA), path=st.just("a/b.md"), text=TEXT),
-    st.builds(Slot, schema_version=st.just(SCHEMA), focus=st.none() | EVIDENCE),
-    st.builds(Example, schema_version=st.just(SCHEMA), weight=st.floats(0, 10)),
-    st.builds(Gate, schema_version=st.just(SCHEMA), value=NUMBER, bound=NUMBER, threshold=NUMBER),
-    st.builds(
+    spans().flatmap(lambda s: record_of(Chunk, schema_version=st.just(SCHEMA), **{k: st.just(v) for k, v in s.items()})),
+    record_of(Document, schema_version=st.just(SCHEMA), path=st.just("a/b.md"), text=TEXT),
+    record_of(Slot, schema_version=st.just(SCHEMA), focus=st.none() | EVIDENCE),
+    record_of(Example, schema_version=st.just(SCHEMA), weight=st.floats(0, 10)),
+    record_of(Gate, schema_version=st.just(SCHEMA), value=NUMBER, bound=NUMBER, threshold=NUMBER),
+    record_of(
         Decision,
         schema_version=st.just(SCHEMA),
         margin=st.floats(0, 1),
         cost=st.just({"seconds": 3}),
-        estimates=st.lists(st.builds(Estimate, mean=NUMBER, ci_low=NUMBER, ci_high=NUMBER), max_size=2),
+        estimates=st.lists(record_of(Estimate, mean=NUMBER, ci_low=NUMBER, ci_high=NUMBER), max_size=2),
         contrasts=st.lists(CONTRASTS, max_size=2),
     ),
 ]

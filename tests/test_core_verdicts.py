@@ -6,21 +6,19 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
-from distillery.core import verdicts
+from distillery.core import forecasts
 from distillery.core.records import Contrast
 from distillery.core.stats import Spread, StatsError, paired_contrast, spread, tost, wilson
-from distillery.core.verdicts import (
+from distillery.core.forecasts import (
     SURE,
     cases_to_settle,
+    chance_decided,
     chance_settled,
-    gate,
-    more_needed,
-    noninferiority_gate,
+    clusters_to_decide,
+    least_clusters,
     possible_truths,
-    quantile_gate,
-    spread_gate,
-    verdict,
 )
+from distillery.core.verdicts import gate, noninferiority_gate, quantile_gate, spread_gate, verdict
 
 
 def contrast(diff, half, p=0.01, **more):
@@ -31,18 +29,35 @@ def contrast(diff, half, p=0.01, **more):
 
 # Verdicts
 
-@given(st.floats(-1, 1), st.floats(0.01, 2), st.floats(0.01, 1), st.integers(2, 500))
-def test_as_many_more_clusters_as_said_decide_and_one_less_does_not(diff, half, margin, clusters):
+@given(st.floats(-1, 1), st.floats(0.01, 2), st.floats(0.01, 1), st.integers(6, 500), st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_as_many_clusters_as_said_are_likely_to_decide_and_one_less_is_not(diff, half, margin, clusters, comparisons):
     c = contrast(diff, half, n_clusters=clusters)
-    more = more_needed(c, margin)
+    g = clusters_to_decide(c, margin, comparisons)
+    if g is None:
+        assert chance_decided(c, margin, 1000 * clusters, comparisons) < SURE
+        return
+    assert g > clusters
+    assert chance_decided(c, margin, g, comparisons) >= SURE
+    assert g == clusters + 1 or chance_decided(c, margin, g - 1, comparisons) < SURE
 
-    def decides(total):
-        narrow = (c.ci_high - c.ci_low) / 2 * sqrt(clusters / total) * (1 - 1e-12)
-        return narrow <= abs(diff) or narrow <= margin - abs(diff)
 
-    assert more >= 1
-    assert decides(clusters + more)
-    assert more == 1 or not decides(clusters + more - 1.001)
+def drawn_to_decide(c, margin, clusters, comparisons, rng, studies=40_000):
+    "The share of second looks that end in a verdict, drawn from a normal law around truths from Student's."
+    se, times, alpha = c.se, clusters / c.n_clusters, (1 - c.confidence) / comparisons
+    truth = c.diff + se * scipy_stats.t.rvs(c.df, size=studies, random_state=rng)
+    mean = (c.diff + (times - 1) * truth + np.sqrt(times - 1) * se * rng.normal(size=studies)) / times
+    t = lambda level: scipy_stats.t.ppf(1 - level, c.df * times) * se / sqrt(times)
+    better = np.abs(mean) > t(alpha / 2) if clusters >= least_clusters(alpha) else False
+    return np.mean((np.abs(mean) < margin - t(alpha)) | better)
+
+
+@pytest.mark.parametrize("comparisons", [1, 3])
+@pytest.mark.parametrize(("diff", "times"), [(0.0, 2), (0.02, 3), (0.05, 2), (-0.04, 8)])
+def test_the_chance_of_a_verdict_is_the_share_of_second_looks_that_have_one(diff, times, comparisons):
+    c = contrast(diff, 0.06, n_clusters=40, se=0.03, df=30.0)
+    drawn = drawn_to_decide(c, 0.05, 40 * times, comparisons, np.random.default_rng(2))
+    assert chance_decided(c, 0.05, 40 * times, comparisons) == pytest.approx(drawn, abs=0.02)
 
 
 LEVELS = {"levels": ("big", "small")}
@@ -81,7 +96,7 @@ def test_the_sentence_writes_signs_and_a_zero_without_one():
 # Forecasts
 
 many = st.builds(lambda k, n: spread([1] * min(k, n) + [0] * (n - min(k, n))), st.integers(0, 200), st.integers(5, 200))
-graded = Spread(0.7, 0.03, 17.0, 120, 20)  # not bound to [0, 1]
+graded = Spread(0.7, 0.03, 17.0, 120, 20)  # a scale without ends
 clustered = Spread(0.7, sqrt(0.7 * 0.3 / 40), 19.0, 120, 20, 40.0)  # 120 cases that are worth 40
 
 
@@ -157,15 +172,15 @@ def test_a_forecast_is_the_smallest_number_that_is_likely_enough(n, share, thres
 def test_forecasts_far_and_near_are_found_to_the_case(monkeypatch):
     "Whatever number it is that is likely enough, that one is found."
     for first in (41, 42, 59, 60, 61, 79, 80, 81, 82, 119, 120, 121, 160, 161, 162, 241):
-        monkeypatch.setattr(verdicts, "chance_settled", lambda s, truths, threshold, n, confidence, first=first: float(n >= first))
+        monkeypatch.setattr(forecasts, "chance_settled", lambda s, truths, threshold, n, confidence, first=first: float(n >= first))
         assert cases_to_settle(spread([1, 0] * 20), 0.5) == first
 
 
 @pytest.mark.parametrize("first", [81, 160, 161, 320, 321])
 def test_beyond_the_most_cases_no_number_is_named(monkeypatch, first):
-    monkeypatch.setattr(verdicts, "chance_settled", lambda s, truths, threshold, n, confidence: float(n >= first))
+    monkeypatch.setattr(forecasts, "chance_settled", lambda s, truths, threshold, n, confidence: float(n >= first))
     for most in (160, 320):
-        monkeypatch.setattr(verdicts, "MOST", most)
+        monkeypatch.setattr(forecasts, "MOST", most)
         assert cases_to_settle(spread([1, 0] * 20), 0.5) == (first if first <= most else None)
 
 
@@ -188,7 +203,8 @@ def test_a_gate_passes_or_fails_only_with_the_whole_interval(s, side, place, con
     assert g.state == ("PASS" if holds[0] else "FAIL" if holds[1] else "INCONCLUSIVE")
     nearest = {"min": {"FAIL": high}, "max": {"FAIL": low}}[side].get(g.state, low if side == "min" else high)
     assert (g.bound, g.value, g.n, g.threshold, g.side) == (nearest, s.mean, 50, threshold, side)
-    assert g.cases_needed == (cases_to_settle(s, threshold, confidence) if g.state == "INCONCLUSIVE" else None)
+    if g.least_clusters: assert (g.state, g.cases_needed) == ("INCONCLUSIVE", None)
+    else: assert g.cases_needed == (cases_to_settle(s, threshold, confidence) if g.state == "INCONCLUSIVE" else None)
 
 
 def test_gates_are_at_95_percent_unless_told():
@@ -222,9 +238,10 @@ def test_the_bound_of_a_quantile_is_the_ceiling_at_which_its_state_would_change(
     low, high = at(threshold)
     assert g.state == ("PASS" if low >= quantile else "FAIL" if high < quantile else "INCONCLUSIVE")
     good = [c for c in x if (at(c)[1] >= quantile if g.state == "FAIL" else at(c)[0] >= quantile)]
-    assert g.bound == (good[0] if good else x[-1])
+    assert g.bound == (good[0] if good else None)
     assert g.value == x[min(n - 1, ceil(quantile * (n - 1)))]
     assert (g.n, g.threshold, g.side) == (n, threshold, "max")
+    if g.least_clusters: return
     assert g.cases_needed == (cases_to_settle(spread(x <= threshold), quantile, confidence) if g.state == "INCONCLUSIVE" else None)
 
 

@@ -550,7 +550,7 @@ def test_the_built_in_run_shares_its_export(tmp_path):
 
 def mae(rows, level):
     scores, clusters = errors_by_level(rows)
-    return mean_interval(list(scores[level].values()), [clusters[i] for i in scores[level]])
+    return mean_interval(list(scores[level].values()), [clusters[i] for i in scores[level]], scale=None)
 
 
 def minilm(articles, embedder, budgets, rubric=None, ends=None, n_turns=None):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from distillery.core.stats import Spread, paired_contrast, spread, wilson
-from distillery.core.verdicts import cases_to_settle, gate, noninferiority_gate, quantile_gate
+from distillery.core.forecasts import cases_to_settle
+from distillery.core.verdicts import gate, noninferiority_gate, quantile_gate
 
 AWAY = (-0.15, -0.10, -0.05, 0.05, 0.10)  # true rates, from the threshold
 LONGEST = 30_000  # longer looks are cut: they could only settle more

@@ -133,7 +133,7 @@ def test_a_full_disk_loses_nothing(finished, tmp_path):
     if os.geteuid() != 0 or shutil.which("mount") is None: pytest.skip("mounting a small file system needs root")
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("no tmpfs to fill here")
     begin = "from distillery.workbook import checks; checks.LEAST_GIB = 0"  # a disk that is full before the run stops it earlier
     try:

@@ -98,7 +98,7 @@ def test_every_threshold_decides_a_gate(threshold):
 
 def test_latency_budgets_belong_to_variants():
     rows = [answer(e, e.answer) for e in toy_examples(36, "test")] * 3
-    rows = [r.model_copy(update={"id": str(i)}) for i, r in enumerate(rows)]
+    rows = [r.model_copy(update={"id": str(i), "doc_id": str(i)}) for i, r in enumerate(rows)]
     cfg = load_config(overrides={"thresholds.p95_latency_ms_max": {"model_q4.onnx": 10, "model.onnx": 2500}})
     states = {g.variant: g.state for v in ("fp32", "q4") for g in student_gates({v: rows}, cfg) if "latency" in g.name}
     assert states == {"fp32": "PASS", "q4": "FAIL"}

@@ -87,11 +87,12 @@ def disk_errors(
 ) -> Iterator[None]:
     "Turn a full or read-only disk into a `StoreError`; every other error passes."
     try: yield
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS): raise
+    except Exception as e:
+        code, told = getattr(e, "errno", None), getattr(e, "sqlite_errorname", "")  # of SQLite, which raises an error of its own
+        full = code in (errno.ENOSPC, errno.EDQUOT) or told == "SQLITE_FULL"
+        if not full and code not in (errno.EACCES, errno.EPERM, errno.EROFS) and not told.startswith("SQLITE_READONLY"): raise
         fix = "free some disk space and run again; nothing that was finished is lost" if full else "choose a folder you may write to"
-        raise StoreError(f"cannot write {path}: {e.strerror}", fix=fix) from e
+        raise StoreError(f"cannot write {path}: {getattr(e, 'strerror', e)}", fix=fix) from e
 
 
 def sync_dir(path: Path) -> None:

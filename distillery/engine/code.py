@@ -15,7 +15,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from ..core.definitions import LOOSE
+from .definitions import LOOSE
 from ..core.files import digest_json, digest_text
 from .sources import Place, Sources, Step, find_place, named_files, recall_steps, text_places
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from platformdirs import user_cache_path
 
-from ..core.definitions import definitions
+from .definitions import definitions
 from ..core.files import FileDigests, atomic_write, digest_json, digest_text, read_memory
 
 # %% ../../nbs/engine/05_sources.ipynb #5a114ccf
@@ -71,7 +71,7 @@ class Sources:
         return ".".join([self.top, *(parts[:-1] if parts[-1] == "__init__" else parts)])
 
     def table(self, module: str) -> Mapping[str, Any]:
-        "What a module defines; see `core.definitions`."
+        "What a module defines; see `engine.definitions`."
         if module not in self.tables:
             path = self.package / self.modules[module]
             name = f"{module}.__init__" if path.name == "__init__.py" else module

@@ -150,7 +150,7 @@ class Scorer(Protocol):
 
 def add_bert_scores(
     rows: Rows,  # Variant to its rows
-    scorer: Scorer,  # E.g. `core.bert_score.BertScorer`
+    scorer: Scorer,  # E.g. `evaluation.bert_score.BertScorer`
 ) -> dict[str, list[EvalRow]]:  # The same with `bert_f1` on questions that have an answer
     "BERTScore F1 of all variants; answers that several of them gave are scored once."
     answered = [r for variant_rows in rows.values() for r in variant_rows if r.kind != "refusal"]

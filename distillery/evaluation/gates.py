@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 
 from ..core.knobs import Config
 from ..core.records import Contrast, Gate
+from ..core.sections import drawn_by
 from ..core.stats import paired_contrast
 from ..core.verdicts import gate, noninferiority_gate, quantile_gate
 from .evaluate import EvalRow, deciding_metric
 from .summary import METRICS, metric_values
 from ..core.metrics import DECIDING, SQUAD_MATCH
+from ..core.words import metric_scale
 
 # %% ../../nbs/evaluation/50_gates.ipynb #d6c9afbf
 THRESHOLDS = {
@@ -51,9 +53,11 @@ def paired_contrasts(
 
 def _contrast(fit: Sequence[tuple[EvalRow, EvalRow]], metric: str, levels: tuple[str, str], cfg: Config) -> Contrast | None:
     a, b = (metric_values([pair[i] for pair in fit], metric)[0] for i in (0, 1))
-    documents = [r.doc_id for r, _ in fit]
-    if len(set(documents)) < 2: return None
-    return paired_contrast(a, b, documents, confidence=cfg.decisions.confidence, resamples=99, seed=cfg.decisions.seed, levels=levels)
+    documents = drawn_by([r.doc_id for r, _ in fit], cfg.decisions)
+    if len(set(documents or range(len(fit)))) < 2: return None
+    scale, d = metric_scale(metric), cfg.decisions
+    if scale: a, b = ([min(max(v, scale[0]), scale[1]) for v in side] for side in (a, b))
+    return paired_contrast(a, b, documents, confidence=d.confidence, resamples=99, seed=d.seed, levels=levels, scale=scale)
 
 # %% ../../nbs/evaluation/50_gates.ipynb #8168a675
 def paired_gates(
@@ -80,11 +84,14 @@ def _set_gates(variant: str, name: str, rows: Sequence[EvalRow], cfg: Config) ->
         values, clusters = metric_values(rows, metric)
         if values and not (metric == "fp32_alignment" and variant == "fp32"):
             least = getattr(cfg.thresholds, threshold)
-            gates.append(gate(f"{name}.{threshold}", variant, values, least, "min", clusters, cfg.decisions.confidence))
+            drawn = drawn_by(clusters, cfg.decisions)
+            gates.append(gate(f"{name}.{threshold}", variant, values, least, "min", drawn, cfg.decisions.confidence, metric_scale(metric)))
     budget = cfg.thresholds.p95_latency_ms_max.get(budget_key(variant))
-    times = [r.latency_ms for r in rows if r.error is None]
-    if budget is not None and times:
-        gates.append(quantile_gate(f"{name}.p95_latency_ms_max", variant, times, budget, 0.95, cfg.decisions.confidence))
+    timed = [r for r in rows if r.error is None]
+    if budget is not None and timed:
+        drawn = drawn_by([r.doc_id for r in timed], cfg.decisions)
+        gates.append(quantile_gate(f"{name}.p95_latency_ms_max", variant, [r.latency_ms for r in timed], budget, 0.95,
+                                   cfg.decisions.confidence, drawn))
     return gates
 
 # %% ../../nbs/evaluation/50_gates.ipynb #0108f050

@@ -89,7 +89,7 @@ def _mean_latency(timings: Sequence[Timing], name: str, confidence: float) -> di
     measured = [t for t in timings if getattr(t, name) is not None]
     clusters = [t.place // at_once for t in measured]
     if len(set(clusters)) < 2: return {"mean": None, "reason": f"fewer than two rounds of {at_once} questions"}
-    e = mean_interval([getattr(t, name) for t in measured], clusters if at_once > 1 else None, confidence)
+    e = mean_interval([getattr(t, name) for t in measured], clusters if at_once > 1 else None, confidence, scale=None)
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in e.model_dump(exclude={"level"}).items()}
 
 

@@ -55,7 +55,7 @@ def render_overview(
     notes: Sequence[str] = (),  # What a reader should know first
 ) -> str:  # Markdown
     "Markdown overview of all variants side by side: metrics, gates, latency, worst cases."
-    means = {v: summarise_rows(some, cfg.decisions.confidence) for v, some in rows.items()}
+    means = {v: summarise_rows(some, cfg.decisions) for v, some in rows.items()}
     lines = ["# Evaluation", "", *(f"- {inline_code(n)}" for n in notes)]
     for name in sorted({s for m in means.values() for s in m}):
         here = {v: m[name] for v, m in means.items() if name in m}

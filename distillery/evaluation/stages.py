@@ -45,7 +45,7 @@ def _measure(job: Job, variant: str) -> None:
 
 # %% ../../nbs/evaluation/90_stages.ipynb #42c9b766
 def _evaluate(job: Job) -> None:
-    from distillery.core.bert_score import BertScorer
+    from distillery.evaluation.bert_score import BertScorer
     from distillery.exporting.fidelity import Fidelity
 
     judge = job.config.judge

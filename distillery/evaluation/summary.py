@@ -17,9 +17,10 @@ from ..core.knobs import Config
 from ..core.numbers import address, count, estimate, exact, number
 from ..core.records import Gate
 from ..core.stats import mean_interval
-from ..core.words import Sentence, metric_name, sentence
+from ..core.words import Sentence, metric_name, metric_scale, sentence
 from .evaluate import EvalRow, Rows, deciding_metric
 from ..core.metrics import DECIDING, DECIDING_VERSION, SQUAD_MATCH
+from ..core.sections import DecisionsSection, drawn_by
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,11 +49,14 @@ def metric_values(
     return [float(getattr(r, metric)) for r in counted], [r.doc_id for r in counted]
 
 # %% ../../nbs/evaluation/42_summary.ipynb #652b2a93
-def _averages(rows: Sequence[EvalRow], confidence: float) -> dict[str, Any]:
+def _averages(rows: Sequence[EvalRow], decisions: DecisionsSection) -> dict[str, Any]:
     out: dict[str, Any] = {"n": len(rows), "failed_requests": sum(r.error is not None for r in rows)}
     for metric, scope in METRICS.items():
         values, clusters = metric_values(rows, metric)
-        if values: out[metric] = mean_interval(values, clusters, confidence).model_dump(exclude={"level"})
+        if values:
+            scale, drawn = metric_scale(metric), drawn_by(clusters, decisions)
+            if scale: values = [min(max(v, scale[0]), scale[1]) for v in values]
+            out[metric] = mean_interval(values, drawn, decisions.confidence, scale=scale).model_dump(exclude={"level"})
         else:
             in_scope = any(scope in ("all", r.kind) for r in rows)
             out[metric] = {"mean": None, "reason": "not computed" if in_scope else REASONS[scope]}
@@ -65,13 +69,13 @@ def _split(rows: Sequence[EvalRow], field: str) -> dict[str, list[EvalRow]]:
 
 def summarise_rows(
     rows: Sequence[EvalRow],  # Of one variant, any sets
-    confidence: float = 0.95,  # Of the intervals
+    decisions: DecisionsSection | None = None,  # Reads confidence and population; None: the defaults
 ) -> dict[str, Any]:  # Set to metrics; each metric {mean, ci_low, ci_high, n, n_clusters} or {mean: null, reason}
     "Means with confidence intervals of every metric, by set and within it by difficulty."
-    summary: dict[str, Any] = {}
+    summary, decisions = dict[str, Any](), decisions or DecisionsSection()
     for name, set_rows in _split(rows, "set").items():
-        difficulty = {level: _averages(level_rows, confidence) for level, level_rows in _split(set_rows, "difficulty").items()}
-        summary[name] = _averages(set_rows, confidence) | {"difficulty": difficulty}
+        difficulty = {level: _averages(level_rows, decisions) for level, level_rows in _split(set_rows, "difficulty").items()}
+        summary[name] = _averages(set_rows, decisions) | {"difficulty": difficulty}
     return summary
 
 # %% ../../nbs/evaluation/42_summary.ipynb #bf9737d3
@@ -196,7 +200,7 @@ def write_evaluation(
 ) -> dict[str, Any]:  # What went into metrics.json
     "Write evaluation rows, metrics, failure cases and summary."
     failures = find_failures(rows, cfg)
-    metrics = {"variant": variant, "sets": summarise_rows(rows, cfg.decisions.confidence), "cost": {**speed_of(rows), **cost},
+    metrics = {"variant": variant, "sets": summarise_rows(rows, cfg.decisions), "cost": {**speed_of(rows), **cost},
                "latency": list(latency), "failures": len(failures), "deciding": deciding({variant: rows})}
     Path(out).mkdir(parents=True, exist_ok=True)
     write_jsonl(Path(out, "rows.jsonl"), rows)
@@ -209,13 +213,15 @@ def gate_figures(
     g: Gate,  # Decided
     src: str | None = None,  # Address of its record
 ) -> Sentence:  # E.g. "0.857 against 0.35 (bound 0.822, n = 349)"
-    "What was measured against what, with bound and n; for an open gate the cases that would most likely settle it."
+    "What was measured against what, with bound and n; for an open gate what would most likely settle it, or what it cannot do without."
     at = lambda key: src and f"{src}/{key}"
     ahead = "; {cases} in all would settle it four times in five" if g.cases_needed else ""
+    if g.least_clusters: ahead = "; it cannot pass below {least}"
     return sentence("{value} against {threshold} (bound {bound}, n = {n}" + ahead + ")",
                     value=number(g.value, src=at("value")), threshold=exact(g.threshold, at("threshold")),
                     bound=number(g.bound, src=at("bound")), n=number(g.n, src=at("n")),
-                    cases=count(g.cases_needed or 0, "cases", at("cases_needed")))
+                    cases=count(g.cases_needed or 0, "cases", at("cases_needed")),
+                    least=count(g.least_clusters or 0, "documents" if g.n_clusters < g.n else "cases", at("least_clusters")))
 
 
 def gate_line(

@@ -10,7 +10,7 @@ __all__ = ['Comparison', 'compare_text', 'Measured', 'FidelityMetrics', 'fidelit
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..core.files import atomic_write
 from ..core.knobs import Config
 from ..core.records import Example, Gate, GateState, Part, Record
-from ..core.stats import Spread, Vector, spread
+from ..core.stats import SHARE, Spread, Vector, spread
 from ..core.verdicts import spread_gate
 from .check import EncodedChat, check_variants
 from ..teachers.sampling import log_softmax
@@ -100,8 +100,7 @@ def _pick(comparisons: Sequence[Comparison], field: str, everywhere: bool) -> Ve
 
 def _spread(values: Vector, clusters: Sequence[str] | None, share: bool = False) -> Spread:
     if clusters is not None and len(set(clusters)) < 2: clusters = None
-    s = spread(values, clusters)
-    return s if share else replace(s, n_eff=None)
+    return spread(values, clusters, SHARE if share else None)
 
 
 def _measured(s: Spread, confidence: float) -> Measured:
@@ -193,7 +192,7 @@ class Fidelity(Record):
 
 def _perplexity_gate(variant: str, rise: Spread, most: float, confidence: float) -> Gate:
     g = spread_gate("perplexity_ratio_max", variant, rise, log(most), "max", confidence)
-    return g.model_copy(update={"value": _exp(g.value), "bound": _exp(g.bound), "threshold": most})
+    return g.model_copy(update={"value": _exp(g.value), "bound": None if g.bound is None else _exp(g.bound), "threshold": most})
 
 
 def _difference_gate(variant: str, comparisons: Sequence[Comparison], most: float) -> Gate:

@@ -252,7 +252,7 @@ def add_time(
 ) -> ContextCost:  # With its times
     "Cost of a level with its latency added."
     if not spent: return cost
-    e = mean_interval(spent)
+    e = mean_interval(spent, scale=None)
     reading = cost.train_articles * e.mean / 1000 if heads_only else 0.0
     return cost.model_copy(update={"train_seconds": cost.fit_seconds + reading, "ms_per_article": e.mean, "ms_low": max(0.0, e.ci_low),
                                    "ms_high": e.ci_high, "timed": e.n})

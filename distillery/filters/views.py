@@ -150,7 +150,7 @@ HIGH = 6.0  # points: mean score of a high scorer
 def _mean(values: np.ndarray, clusters: Sequence[str]) -> str | None:
     if not len(values): return None
     if len(set(clusters)) < 2: return f"{number(float(values.mean()))} (one cluster)"
-    return with_interval(mean_interval(values.astype(float), clusters))
+    return with_interval(mean_interval(values.astype(float), clusters, scale=None))
 
 # %% ../../nbs/filters/20_views.ipynb #4c8db03d
 def truncation_table(

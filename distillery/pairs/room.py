@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import digest_file, digest_json
-from ..core.hub import hub_snapshot
+from ..wire.hub import hub_snapshot
 from ..core.sentences import Span, split_sentences
 from ..teachers.open import builtin_dir
 from ..teachers.protocol import Message

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.numbers import Number, address, count, interval, number, p_value, percent, plus_minus, with_interval
 from ..core.records import Contrast, Decision, Estimate
+from ..core.stats import contrast_interval
 from ..core.words import Sentence, sentence
 from ..evaluation.evaluate import Rows
 from ..evaluation.summary import METRICS
@@ -46,6 +47,14 @@ def decision_file(
     return f"decisions/{d.name}.json"
 
 
+def _equivalence(c: Contrast, at: str | None) -> dict[str, Any]:
+    "The interval that decides equivalence, at its own level, and the p-value; nothing where no margin was asked."
+    if c.p_equivalent is None: return {}
+    ends = contrast_interval(c, c.equivalence_level)
+    return {"interval for equivalence": interval(*ends, level=c.equivalence_level, signed=True, src=at),
+            "p (equivalence)": p_value(c.p_equivalent, src=at and f"{at}/p_equivalent")}
+
+
 def contrast_table(
     contrasts: Sequence[Contrast],  # Of a decision
     labels: Sequence[str] | None = None,  # A first column, e.g. the difficulty
@@ -57,10 +66,11 @@ def contrast_table(
         at = address(decision_file(decision), "contrasts", i) if decision else None
         of = lambda key: at and f"{at}/{key}"
         return {
-            "compared": f"{c.a} − {c.b}", "n": number(c.n_items, src=of("n_items")), unit: number(c.n_clusters, src=of("n_clusters")),
+            "compared": f"{c.a} − {c.b}", "n": number(c.n_items, src=of("n_items")),
+            unit if c.n_clusters < c.n_items else "cases": number(c.n_clusters, src=of("n_clusters")),
             f"difference, {percent(c.confidence)} interval": with_interval(c, src=at),
             "naive interval": interval(c.ci_naive_low, c.ci_naive_high, signed=True, src=at), "p": p_value(c.p, src=of("p")),
-            "p (Holm)": p_value(c.p_holm, src=of("p_holm")), "detectable": number(c.mde, src=of("mde"))}
+            "p (Holm)": p_value(c.p_holm, src=of("p_holm")), **_equivalence(c, at), "detectable": number(c.mde, src=of("mde"))}
 
     rows = [row(i, c) for i, c in enumerate(contrasts)]
     return rows if labels is None else [{"difficulty": label, **r} for label, r in zip(labels, rows, strict=True)]

@@ -157,12 +157,14 @@ def balanced_accuracy(
         raise DistilleryError("balanced accuracy needs questions of both kinds", "ask some without an answer as well")
     if len({refuses(s, threshold) for s in said}) == 1:  # 50 % by construction
         return Estimate(mean=0.5, ci_low=0.5, ci_high=0.5, n=len(said), n_clusters=len({s.article for s in said}))
+    if right.all(): return mean_interval(right, [s.article for s in said], confidence)
     answered = right[answerable].mean()
     refused = right[~answerable].mean()
     shares = np.where(answerable, answered, refused)
     weight = len(said) / (2 * np.where(answerable, answerable.sum(), (~answerable).sum()))
     values = (answered + refused) / 2 + weight * (right - shares)
-    return mean_interval(values, [s.article for s in said], confidence)
+    e = mean_interval(values, [s.article for s in said], confidence, scale=None)
+    return e.model_copy(update={"ci_low": max(0.0, e.ci_low), "ci_high": min(1.0, e.ci_high)})
 
 # %% ../../nbs/retrieval/70_answering.ipynb #88d57fce
 def choose_threshold(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
-from ..core.files import digest_file, digest_text, known_digest
-from ..core.hub import hub_revision
+from ..core.files import digest_file, digest_text, disk_errors, known_digest
+from ..wire.hub import hub_revision
 from .encoder import OnnxEncoder
 from .packed import PackedEncoder, encode_packed, is_plain_bert
 
@@ -161,7 +161,7 @@ class VectorStore:
 
     def put(self, vectors: dict[str, np.ndarray]) -> None:
         "Keep vectors, all of them or none."
-        with closing(self._open()) as db:
+        with disk_errors(self.path), closing(self._open()) as db:
             db.execute("begin")
             rows = [(key, vector.astype(np.float32).tobytes()) for key, vector in vectors.items()]
             db.executemany("insert or replace into vectors values (?, ?)", rows)

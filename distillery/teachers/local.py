@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
-from ..core.hub import hub_revision
+from ..wire.hub import hub_revision
 from ..core.store import digest_file, digest_json
 from .chat import ChatTokenizer, read_json
 from .memory import BatchSize, load_causal_lm, out_of_memory, too_long

@@ -18,7 +18,7 @@ from ..core.address import login_header, public_address
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import atomic_write, digest_text
-from ..core.hub import hub_digest
+from ..wire.hub import hub_digest
 from ..core.store import content_digest
 from .protocol import Teacher, run_async
 from ..wire.bounded import BadJson, read_json

@@ -47,7 +47,7 @@ def run_contrasts(
         for metric in (deciding_metric(rows), *METRICS):
             scores, documents = scores_of(rows, metric, name)
             if scores["first"].keys() != scores["second"].keys() or len(set(documents.values())) < 2: continue
-            c, = compare(scores, documents, "first", config)[1]
+            c, = compare(scores, documents, "first", config, metric)[1]
             found.append((name, metric, c, level_verdicts([c], config.decisions.margins[metric], metric, "documents")["second"][0]))
     return found
 

@@ -144,8 +144,7 @@ def extend(
     whole = Estimate(level=name, mean=mean * total, ci_low=min(sum(sums), mean * total), ci_high=mean * total * (1 + 9 * rest), n=m,
                      n_clusters=len(sums))
     if len(sums) < 2: return whole  # one passage tells nothing of others
-    scale = max(values) + 1.0  # keeps shares out: these are amounts
-    s = spread([x + scale for x in values], clusters)
+    s = spread(values, clusters, None)
     half = float(stdtrit(s.df, (1 + CONFIDENCE) / 2)) * max(s.se, mean / (m + 1)) * sqrt(rest)
     return whole.model_copy(update={"ci_low": max(sum(sums), (mean - half) * total), "ci_high": (mean + half) * total})
 

@@ -90,7 +90,7 @@ class Evaluation:
 
 
 def _scored(rows: Rows, config: Config) -> dict[str, list[EvalRow]]:
-    from distillery.core.bert_score import BertScorer
+    from distillery.evaluation.bert_score import BertScorer
 
     judge = config.judge
     return add_bert_scores(align_rows(rows), BertScorer(embedder_dir(judge.bert_score_model), judge.bert_score_layers))

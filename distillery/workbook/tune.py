@@ -105,7 +105,7 @@ def judge(
     if len(set(pages.values())) < 2:
         raise DistilleryError("the candidates share no questions about two documents",
                               fix="give reference questions with dataset.gold, or tune another step")
-    estimates, contrasts = compare(scores, pages, "as it is", config)
+    estimates, contrasts = compare(scores, pages, "as it is", config, metric)
     said = level_verdicts(contrasts, config.decisions.margins[metric], metric, "documents")
     other = scores_of(same, metric, "test" if where == "recall" else "recall")[0]
     mean = lambda by: sum(by.values()) / len(by) if by else None

@@ -8,12 +8,13 @@ __all__ = ['INT8', 'ASKS', 'CONTEXT_LENGTH', 'judge_levels', 'cheapest', 'differ
 
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #df2e996d
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ...core.knobs import Config
 from ...core.numbers import count, exact, milliseconds, number, percent, with_interval
 from ...core.records import Contrast, Decision, Estimate
-from ...core.verdicts import verdict
+from ...core.verdicts import ask_equivalence, verdict
 from ...core.words import metric_name
 from ...filters.context import RIVALS, ContextCost, ContextRow, best_on_validation
 from ...filters.predictions import read_predictions
@@ -32,7 +33,9 @@ def judge_levels(
     margin: float,  # Points; differences smaller than this do not matter
 ) -> dict[str, tuple[str, str]]:  # Level to verdict and sentence
     "Judge each level against the best; less error is better."
-    return {c.a: verdict(c, margin, higher_is_better=False, metric=metric_name("mean_absolute_error"), unit="topics") for c in contrasts}
+    asked = contrasts if all(c.p_equivalent is not None for c in contrasts) else ask_equivalence(contrasts, margin)
+    say = partial(verdict, margin=margin, higher_is_better=False, metric=metric_name("mean_absolute_error"), unit="topics")
+    return {c.a: say(c, comparisons=len(asked)) for c in asked}
 
 
 def cheapest(
@@ -140,7 +143,7 @@ def context_decision(
     "Decide how much of an article to read, and which part."
     lengths, small = [r for r in rows if r.encoder != INT8], eight_bits(rows)
     best = best_on_validation([r for r in lengths if r.level not in RIVALS])
-    contrasts, estimates = level_contrasts(lengths, best), level_estimates(rows)
+    contrasts, estimates = ask_equivalence(level_contrasts(lengths, best), margin), level_estimates(rows)
     chosen = cheapest(lengths, contrasts, best, margin)
     word, sentence = _wording(contrasts, estimates, costs, best, chosen, margin)
     if any(c.ci_high >= 0 for c in beats_rivals(lengths, chosen).values()):

@@ -85,7 +85,7 @@ def level_estimates(
 ) -> list[Estimate]:  # Mean absolute error of each level, in points
     "The error of each level with its interval."
     scores, clusters = errors_by_level(rows, "test", dimension)
-    return [mean_interval(list(s.values()), [clusters[i] for i in s], level=level) for level, s in scores.items()]
+    return [mean_interval(list(s.values()), [clusters[i] for i in s], level=level, scale=None) for level, s in scores.items()]
 
 
 def _times(cost: ContextCost, price_per_hour: float | None) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def dimension_table(
     for d in mine[0].truth:
         truth, predicted = means(mine, d)
         groups = [r.cluster for r in mine]
-        table.append({"dimension": d, "n": len(mine), "MAE": with_interval(mean_interval([r.errors[d] for r in mine], groups)),
+        table.append({"dimension": d, "n": len(mine), "MAE": with_interval(mean_interval([r.errors[d] for r in mine], groups, scale=None)),
                       **{m: with_interval(resampled(m, truth, predicted, groups)) for m in SHOWN}})
     return table
 

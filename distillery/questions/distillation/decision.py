@@ -24,6 +24,7 @@ from .stages import ArmRow, arm_stages
 from ..results import Results
 from ..tables import decision_file
 from ..question import NOT_RUN, Question
+from ...core.verdicts import ask_equivalence
 
 # %% ../../../nbs/questions/distillation/20_decision.ipynb #9aa25940
 ORDER = ("base", "sft", "sequence", "logits", "context", "rag")
@@ -84,7 +85,7 @@ def with_seeds(
     df = ends[0] if t_of(ends[0]) <= half / se else brentq(lambda x: t_of(x) - half / se, *ends) if t_of(ends[1]) < half / se else ends[1]
     t = half / se
     return contrast.model_copy(update={
-        "se": se, "df": df, "ci_low": contrast.diff - t * se, "ci_high": contrast.diff + t * se,
+        "basis": {}, "p_equivalent": None, "se": se, "df": df, "ci_low": contrast.diff - t * se, "ci_high": contrast.diff + t * se,
         "p": float(2 * stdtr(df, -abs(contrast.diff) / se)), "mde": (t + float(stdtrit(df, 0.8))) * se})
 
 
@@ -133,6 +134,7 @@ def arms_decision(
     means = {arm: seed_means(by, metric) for arm, by in rows.items()}
     contrasts = [with_seeds(c, _by_seed(means[c.a], means[c.b])) for c in made.contrasts]
     contrasts = [c.model_copy(update={"p_holm": p}) for c, p in zip(contrasts, holm([c.p for c in contrasts]), strict=True)]
+    contrasts = ask_equivalence(contrasts, made.margin)
     estimates = [estimate_with_seeds(e, list(means[e.level].values()), config.decisions.confidence) for e in made.estimates]
     return made.model_copy(update={"contrasts": contrasts, "estimates": estimates})
 
@@ -206,7 +208,7 @@ def cost_table(
         for name in SETS:
             some = [r for part in by.values() for r in part if r.set == name]
             if not some: continue
-            ms = mean_interval([r.latency_ms for r in some], [r.doc_id for r in some], config.decisions.confidence)
+            ms = mean_interval([r.latency_ms for r in some], [r.doc_id for r in some], config.decisions.confidence, scale=None)
             table.append({
                 "arm": arm, "set": name, "answers": len(some), "prompt tokens": fmean(r.prompt_tokens for r in some),
                 "answer tokens": fmean(r.completion_tokens for r in some),

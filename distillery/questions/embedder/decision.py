@@ -17,7 +17,6 @@ from ...core.figures import Point
 from ...core.files import read_jsonl
 from ...core.numbers import count, milliseconds, number, with_interval
 from ...core.records import Contrast, Decision
-from ...core.verdicts import more_needed
 from ...core.words import metric_name
 from ..decide import Scores, compare, decide, level_verdicts
 from .stages import EmbedderCost, EmbedderRow, embedder_stages
@@ -82,7 +81,7 @@ def confirm_pick(
 
     if len({r.doc_id for r in rows}) < 4: return "base", None
     half, ms = first_part(r.doc_id for r in rows), {c.level: c.ms_per_query for c in costs}
-    part = lambda wanted: compare(*query_scores(rows, keep=lambda r: (r.doc_id in half) == wanted), "base", config)[1]
+    part = lambda wanted: compare(*query_scores(rows, keep=lambda r: (r.doc_id in half) == wanted), "base", config, "ndcg")[1]
     best = pick_embedder(part(True), config.decisions.margins["ndcg"], ms)
     return best, next((c for c in part(False) if c.a == best), None)
 
@@ -100,7 +99,7 @@ def _wording(d: Decision, best: str, costs: Mapping[str, EmbedderCost]) -> tuple
                              f"on {count(d.n_items, 'questions')} (difference {with_interval(c, level=c.confidence)}), "
                              f"{ms(best)} against {ms('base')}.")
     open_ = [c for c in d.contrasts if words[c.a].startswith("undecided")]
-    most = max(open_ or d.contrasts, key=lambda c: more_needed(c, d.margin) if open_ else abs(c.diff))
+    most = max(open_ or d.contrasts, key=lambda c: c.ci_high - c.ci_low if open_ else abs(c.diff))
     rests = f"on {count(d.n_items, 'questions')} at {ms('base')}"
     return words[most.a], (f"Keep the base ({costs['base'].what}): nDCG@10 {mean['base']} {rests}; "
                            f"no other is shown better, or equivalent and faster ({', '.join(f'{v}: {w}' for v, w in words.items())}).")
@@ -145,7 +144,7 @@ def stratum_table(
     for name in names:
         scores, documents = query_scores([r for r in rows if getattr(r, by) == name])
         if len(set(documents.values())) < 2: continue
-        estimates, contrasts = compare(scores, documents, "base", config)
+        estimates, contrasts = compare(scores, documents, "base", config, "ndcg")
         apart = {c.a: with_interval(c) for c in contrasts}
         table += [{by: name, "level": e.level, "n": e.n, metric_name("ndcg"): with_interval(e),
                    "against base": apart.get(e.level)} for e in estimates]
@@ -158,7 +157,7 @@ def embedder_table(
     config: Config,  # For decisions.confidence
 ) -> list[dict[str, Any]]:  # One row a level
     "Every measure of every level with its interval, and its cost."
-    means = {metric: compare(*query_scores(rows, metric), "base", config)[0] for metric in EMBEDDER_METRICS}
+    means = {metric: compare(*query_scores(rows, metric), "base", config, metric)[0] for metric in EMBEDDER_METRICS}
     cells = {metric: {e.level: with_interval(e) for e in some} for metric, some in means.items()}
     return [{"level": c.level, **{metric_name(m): cells[m][c.level] for m in EMBEDDER_METRICS}, "n": len(rows), "mean, ms": c.ms_per_query,
              "p95, ms": c.ms_p95, "all passages, s": c.corpus_s, "MB": c.bytes / 1e6, "what": c.what} for c in costs]

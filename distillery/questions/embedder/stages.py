@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from ...core.config import Config
 from ...core.errors import DistilleryError
 from ...core.files import atomic_write, write_jsonl
-from ...core.hub import hub_snapshot
+from ...wire.hub import hub_snapshot
 from ...core.store import content_digest
 from ...engine.plan import Job, Stage
 from ...engine.source import Source

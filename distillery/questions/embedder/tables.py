@@ -34,11 +34,11 @@ def answer_embedder(
 def _against(rows: EmbedderRows, config: Config, level: str, not_asked: Mapping[str, str]) -> str:
     scores, documents = query_scores(rows)
     if level not in scores: return f"Not asked: {not_asked.get(level, 'it is not among embedder.others')}."
-    contrasts, margin = compare(scores, documents, "base", config)[1], config.decisions.margins["ndcg"]
+    contrasts, margin = compare(scores, documents, "base", config, "ndcg")[1], config.decisions.margins["ndcg"]
     c = next(c for c in contrasts if c.a == level)
     word = level_verdicts(contrasts, margin, "ndcg", "documents")[level][0]
     low = query_scores(rows, keep=lambda r: r.stratum == "low")
-    hard = [k for k in compare(*low, "base", config)[1] if k.a == level] if len(set(low[1].values())) > 1 else []
+    hard = [k for k in compare(*low, "base", config, "ndcg")[1] if k.a == level] if len(set(low[1].values())) > 1 else []
     where = f"; where questions share fewest words with their passage {with_interval(hard[0], n=True)}" if hard else ""
     same = "No, the same" if word.startswith("equivalent") else "Not known"
     start = {f"{level} better": "Yes", "base better": "No, worse"}.get(word, same)

@@ -15,15 +15,16 @@ from ...core.config import Config
 from ...core.files import read_jsonl
 from ...core.numbers import count, number, with_interval
 from ...core.records import Contrast, Decision, Example
-from ...core.stats import mean_interval, paired_contrast
+from ...core.stats import paired_contrast
 from ...core.verdicts import verdict
 from ...core.words import metric_name
 from ...evaluation.evaluate import EvalRow, Rows, deciding_metric
-from ..decide import Scores, decide
+from ..decide import Scores, decide, metric_mean
 from .stages import curve_stages, taught_documents
 from ..results import Results
 from ..tables import scores_of
 from ..question import NOT_RUN, Question
+from ...core.sections import drawn_by
 
 # %% ../../../nbs/questions/learning_curve/20_decision.ipynb #841c63af
 def curve_rows(
@@ -72,8 +73,8 @@ def doubling(
     middle = sum(x.values()) / len(x)
     weight = {level: (v - middle) / sum((w - middle) ** 2 for w in x.values()) for level, v in x.items()}
     slopes = [sum(weight[level] * by[i] for level, by in scores.items()) for i in items]
-    return paired_contrast(slopes, [0.0] * len(items), [clusters[i] for i in items], confidence=d.confidence, resamples=d.resamples,
-                           seed=d.seed, levels=("twice the documents", "those at hand"))
+    return paired_contrast(slopes, [0.0] * len(items), drawn_by([clusters[i] for i in items], d), confidence=d.confidence,
+                           resamples=d.resamples, seed=d.seed, levels=("twice the documents", "those at hand"))
 
 # %% ../../../nbs/questions/learning_curve/20_decision.ipynb #9616bbd1
 ASKS = "Would more documents make a better student?"
@@ -137,7 +138,7 @@ def curve_table(
             for share, some in rows.items():
                 mine = [r for r in some if keep(r) and r.kind == "answer" and level in ("all", r.difficulty)]
                 if not mine: continue
-                e = mean_interval([float(getattr(r, metric)) for r in mine], [r.doc_id for r in mine], config.decisions.confidence, share)
+                e = metric_mean([getattr(r, metric) for r in mine], [r.doc_id for r in mine], metric, config, share)
                 found.append({"asked about": reading, "difficulty": level, "documents": share, "n": e.n, "clusters": e.n_clusters,
                               metric_name(metric): with_interval(e), "estimate": e})
     return found

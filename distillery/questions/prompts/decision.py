@@ -18,12 +18,13 @@ from ...core.config import Config
 from ...core.files import read_jsonl
 from ...core.numbers import count, number, percent, with_interval
 from ...core.records import Contrast, Decision
-from ...core.stats import paired_contrast
+from ...core.stats import SHARE, paired_contrast
 from ...core.words import metric_name
 from ..decide import Scores, compare, decide, level_verdicts
 from .stages import PromptRow, pack_levels, prompts_requests, prompts_stages
 from ..results import Results
 from ..question import NOT_RUN, Question
+from ...core.sections import drawn_by
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #504435d8
 AGAIN = "~reworded"
@@ -104,8 +105,8 @@ def spreads(
     items = sorted(documents)
     wording = [fmean(float(scores[p][i] != scores[f"{p}{AGAIN}"][i]) for p in packs) for i in items]
     pack = [fmean(float(scores[p][i] != scores[q][i]) for p, q in combinations(packs, 2)) for i in items]
-    c = paired_contrast(pack, wording, [documents[i] for i in items], confidence=d.confidence, resamples=d.resamples, seed=d.seed,
-                        levels=("between packs", "between wordings"))
+    c = paired_contrast(pack, wording, drawn_by([documents[i] for i in items], d), confidence=d.confidence, resamples=d.resamples,
+                        seed=d.seed, levels=("between packs", "between wordings"), scale=SHARE)
     return fmean(wording), fmean(pack), c
 
 
@@ -118,7 +119,7 @@ def wording_contrasts(
     for level in packs_of(rows):
         pair = {k: rows[k] for k in (level, f"{level}{AGAIN}") if k in rows}
         scores, documents = prompt_scores(pair, "answerable")
-        if len(pair) == 2 and len(set(documents.values())) > 1: found += compare(scores, documents, level, config)[1]
+        if len(pair) == 2 and len(set(documents.values())) > 1: found += compare(scores, documents, level, config, "answerable")[1]
     return found
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #7b0ce456
@@ -179,7 +180,7 @@ def prompt_table(
     for metric in PROMPT_MEASURES:
         scores, documents = prompt_scores(rows, metric)
         if not documents: continue
-        means = compare(scores, documents, next(iter(rows)), config)[0] if len(set(documents.values())) > 1 else []
+        means = compare(scores, documents, next(iter(rows)), config, metric)[0] if len(set(documents.values())) > 1 else []
         table.append({"measure": metric_name(metric), **{e.level: with_interval(e) for e in means}, "slots": len(documents)})
     return table
 

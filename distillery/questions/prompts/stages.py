@@ -107,7 +107,7 @@ def _relevance(sides: Mapping[str, tuple[str, str]], config: Config, cache: Path
 
 
 def _bert(replies: Mapping[str, tuple[str, str]], config: Config) -> dict[str, float]:
-    from distillery.core.bert_score import BertScorer
+    from distillery.evaluation.bert_score import BertScorer
 
     if not replies: return {}
     scorer = BertScorer(embedder_dir(config.judge.bert_score_model), config.judge.bert_score_layers)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ...core.config import Config
 from ...core.errors import DistilleryError
 from ...core.files import read_jsonl, write_jsonl
-from ...core.hub import hub_snapshot
+from ...wire.hub import hub_snapshot
 from ...core.metrics import exact_match, token_f1
 from ...core.records import Chunk, Pair
 from ...core.sentences import split_sentences
@@ -136,7 +136,7 @@ def _level(job: Job, level: str, source: Source, cache: Path) -> None:
 def _scored(
     slots: Sequence[tuple[Mapping[str, Any], Chunk]], said: dict[str, str], took: dict[str, float], job: Job,
 ) -> list[dict[str, Any]]:
-    from distillery.core.bert_score import BertScorer
+    from distillery.evaluation.bert_score import BertScorer
 
     answers = [said[f"{row['id']}/answer"] for row, _ in slots]
     judge = job.config.judge

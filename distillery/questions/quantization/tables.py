@@ -14,12 +14,11 @@ import numpy as np
 from ...core.knobs import Config
 from ...core.numbers import address, count, number, p_value, percent, quantity, with_interval
 from ...core.records import Contrast, Decision
-from ...core.stats import mean_interval
 from ...core.words import metric_name
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, read_ladders
 from ...evaluation.summary import estimate_cell, measured_by
-from ..decide import compare, interaction_contrasts
+from ..decide import compare, interaction_contrasts, metric_mean
 from .decision import VARIANT_NAMES, _sizes, asked_levels, quantization_decision, ship, teacher_decision, why_no_teacher
 from ..results import Results, TeacherRow
 from ..tables import primary_set, scores_of
@@ -32,7 +31,7 @@ def teacher_table(
     "Quality, size and speed of each variant of the teacher."
     def row(level: str, slots: Sequence[TeacherRow]) -> dict[str, Any]:
         documents = [r.doc_id for r in slots]
-        mean = lambda metric: mean_interval([getattr(r, metric) for r in slots], documents, confidence=config.decisions.confidence)
+        mean = lambda metric: metric_mean([getattr(r, metric) for r in slots], documents, metric, config)
         p50, p95 = np.percentile([r.latency_ms for r in slots], [50, 95])
         quality = {metric_name(m): with_interval(mean(m)) for m in ("bert_f1", "exact_match", "token_f1")}
         return {"variant": VARIANT_NAMES[level], "n": len(slots), **quality,
@@ -52,8 +51,9 @@ def by_difficulty(
     levels = sorted({r.difficulty for some in rows.values() for r in some if r.set == set_name})
     found = []
     for level in levels:
-        scores, documents = scores_of(rows, metric or deciding_metric(rows), set_name, level)
-        if len(set(documents.values())) > 1: found += [(level, c) for c in compare(scores, documents, "fp32", config)[1]]
+        chosen = metric or deciding_metric(rows)
+        scores, documents = scores_of(rows, chosen, set_name, level)
+        if len(set(documents.values())) > 1: found += [(level, c) for c in compare(scores, documents, "fp32", config, chosen)[1]]
     return found
 
 
@@ -86,7 +86,7 @@ def answer_takeaway(
 # %% ../../../nbs/questions/quantization/30_tables.ipynb #5fff4433
 def _drop_answer(results: Results, made: Decision, config: Config) -> str:
     rows, where = results.rows(), primary_set(results.rows())
-    drops = "; ".join(f"{c.a} {with_interval(c)}" for c in compare(*scores_of(rows, "bert_f1", where), "fp32", config)[1])
+    drops = "; ".join(f"{c.a} {with_interval(c)}" for c in compare(*scores_of(rows, "bert_f1", where), "fp32", config, "bert_f1")[1])
     of_student = f"For the student against fp32, n = {count(made.n_items, made.unit)}: {drops}."
     teacher = teacher_decision(results.teacher_rows(), config)
     if not teacher: return f"{why_no_teacher(results)} {of_student}"

@@ -16,11 +16,10 @@ from ...core.files import read_jsonl
 from ...core.figures import Point
 from ...core.numbers import count, milliseconds, number, quantity, with_interval
 from ...core.records import Decision
-from ...core.stats import mean_interval
 from ...core.words import metric_name
 from ...evaluation.evaluate import EvalRow, Rows, deciding_metric
 from ...evaluation.summary import speed_of
-from ..decide import decide, level_verdicts
+from ..decide import decide, level_verdicts, metric_mean
 from ..tables import scores_of
 from ..results import Results
 from ..question import NOT_RUN, Question
@@ -116,7 +115,7 @@ def size_table(
     facts, table = size_facts(results), list[dict[str, Any]]()
     def cell(some: Sequence[EvalRow], metric: str) -> str | None:
         if not some: return None
-        return with_interval(mean_interval([getattr(r, metric) for r in some], [r.doc_id for r in some], config.decisions.confidence))
+        return with_interval(metric_mean([getattr(r, metric) for r in some], [r.doc_id for r in some], metric, config))
 
     rows = size_rows(results)
     for level, every in rows.items():

@@ -17,7 +17,7 @@ from ...core.files import read_jsonl
 from ...core.metrics import normalize_answer
 from ...core.numbers import count, number, plus_minus, with_interval
 from ...core.records import Contrast, Decision, Estimate
-from ...core.verdicts import more_needed
+from ...core.verdicts import what_is_missing
 from ..decide import Scores, compare, decide, interaction_contrasts, level_verdicts
 from ..question import NOT_RUN, Question
 from ..results import Results
@@ -144,7 +144,7 @@ def _wording(d: Decision, base: str, factor: str, replicates: int, configured: f
     if all(w.startswith("equivalent") for w in words.values()):
         return words[most.a], f"Among {', '.join([base, *words])} it makes no difference that matters ({plus_minus(d.margin)}): {tail}"
     undecided = [c for c in d.contrasts if words[c.a].startswith("undecided")]
-    word = words[max(undecided, key=lambda c: more_needed(c, d.margin)).a] if undecided else words[most.a]
+    word = words[max(undecided, key=lambda c: c.ci_high - c.ci_low).a] if undecided else words[most.a]
     start = f"Keep {base}" if float(base) == configured else f"Choose {base}, the lowest that was asked"
     return word, f"{start}: no other temperature is shown better ({', '.join(f'{v}: {w}' for v, w in words.items())}); {tail}"
 
@@ -161,8 +161,8 @@ def holds(
     against = [f"{v}: {a}, then {b}" for v, (a, b) in words.items() if a != b and not any(w.startswith("undecided") for w in (a, b))]
     if against: return "did not hold", "; ".join(against)
     if open_:
-        c = max(open_, key=lambda c: more_needed(c, first.margin))
-        return "undecided", f"{c.a} − {c.b} would take {count(more_needed(c, first.margin), 'more documents')}"
+        c = max(open_, key=lambda c: c.ci_high - c.ci_low)
+        return "undecided", f"{c.a} − {c.b}: {what_is_missing(c, first.margin, 'documents', len(one))[1]}"
     return "held", "; ".join(f"{v}: {a} both times" for v, (a, _) in words.items())
 
 
@@ -202,7 +202,7 @@ def by_level_and_difficulty(
     found = []
     for d in dict.fromkeys(("easy", "medium", "hard")) | dict.fromkeys(sorted({r.difficulty for some in rows.values() for r in some})):
         scores, documents = temperature_scores(rows, metric, d)
-        if len(set(documents.values())) > 1: found.append((d, *compare(scores, documents, base, config)))
+        if len(set(documents.values())) > 1: found.append((d, *compare(scores, documents, base, config, metric)))
     return found
 
 

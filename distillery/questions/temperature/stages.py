@@ -177,7 +177,7 @@ def _relevance(told: Sequence[Told], config: Config, cache: Path) -> list[float 
 
 
 def _bert(told: Sequence[Told], config: Config) -> list[float | None]:
-    from distillery.core.bert_score import BertScorer
+    from distillery.evaluation.bert_score import BertScorer
 
     held = [i for i, t in enumerate(told) if t.slot.reference is not None]
     if not held: return [None] * len(told)

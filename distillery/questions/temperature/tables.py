@@ -37,7 +37,7 @@ def answer_temperature(
 def _rag_answer(rows: TemperatureRows, config: Config, base: str) -> str:
     scores, documents = temperature_scores(rows, "rag_improvement")
     if not documents: return "Not asked: the untuned student answered nothing."
-    means, contrasts = compare(scores, documents, base, config)
+    means, contrasts = compare(scores, documents, base, config, "rag_improvement")
     top = max(means, key=lambda e: e.mean)
     judged = level_verdicts(contrasts, config.decisions.margins["rag_improvement"], "rag_improvement", "documents")
     held = "; ".join(f"{c.a} − {base} {with_interval(c)}: {judged[c.a][0]}" for c in contrasts)
@@ -64,7 +64,7 @@ def _creative_answer(rows: TemperatureRows, config: Config, metric: str) -> str:
     pair, said = {low: rows[low], high: rows[high]}, []
     for name in (metric, "uniqueness"):
         scores, documents = temperature_scores(pair, name)
-        c = compare(scores, documents, low, config)[1][0]
+        c = compare(scores, documents, low, config, name)[1][0]
         word = verdict(c, config.decisions.margins[name], metric=metric_name(name), unit="documents")[0]
         said.append((word, f"{high} − {low} = {with_interval(c, n=True, level=c.confidence)}"))
     (word, quality), (_, unique) = said
@@ -89,7 +89,7 @@ def temperature_table(
     for metric, name in TEMPERATURE_MEASURES.items():
         scores, documents = temperature_scores(rows, metric)
         if not documents: continue
-        means = compare(scores, documents, next(iter(rows)), config)[0]
+        means = compare(scores, documents, next(iter(rows)), config, metric)[0]
         table.append({"measure": name, **{e.level: with_interval(e) for e in means}, "slots": len(documents)})
     held = {level: [float(r.repeats) for r in some if r.error is None] for level, some in rows.items()}
     if held: table.append({"measure": "repeats of another pair", **{level: fmean(v) if v else None for level, v in held.items()}})
