@@ -10,6 +10,7 @@ from distillery.core.files import read_jsonl, write_jsonl
 from distillery.core.records import (
     SCHEMA,
     Call,
+    ChatTurn,
     Chunk,
     Contrast,
     Decision,
@@ -37,8 +38,9 @@ def spans(draw):
 
 EVIDENCE = spans().map(lambda s: Evidence(**s))
 def record_of(kind, **given):
-    "Records of a kind whose required fields are drawn by their annotation."
+    "Records of a kind whose required fields are drawn by their annotation; until a record is built, Pydantic hides its signature."
     drawn = {str: NAME, float: NUMBER, int: st.integers(0, 10**6)}
+    if kind is Example: drawn[list[ChatTurn]] = st.lists(record_of(ChatTurn), max_size=2)
     needs = {k: f.annotation for k, f in kind.model_fields.items() if f.is_required() and k not in given}
     return st.builds(kind, **{k: drawn[a] if a in drawn else st.from_type(a) for k, a in needs.items()}, **given)
 
