@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,8 @@ from distillery.engine.source import open_source
 from distillery.engine.plan import Plan, Stage
 from distillery.questions.results import Results
 from distillery.evaluation.stages import student_stages
+
+from warm import run_code
 
 torch = pytest.importorskip("torch")
 SMALL = {"sft.epochs": 6, "sft.batch_size": 8, "sft.gradient_accumulation": 1, "sft.learning_rate": 5e-3, "sft.dataloader_num_workers": 0,
@@ -220,8 +220,8 @@ def test_kill_9_and_resume_ends_where_an_uninterrupted_training_does(bases, tmp_
     lessons = lessons_of(method, sequence_examples(train, taught.answers) if method == "logits" else train, taught, {}, cfg)
     write_jsonl(tmp_path / "lessons.jsonl", lessons)
     whole = train_student(lessons, [], bases[0], cfg, tmp_path / "whole", tmp_path / "other", taught, bases[1])
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(bases[0]), str(bases[1]), json.dumps(knobs)]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    killed = run_code(KILLED, tmp_path, bases[0], bases[1], json.dumps(knobs), load=("torch", "transformers", "trl", "peft"))
+    assert killed.returncode == -signal.SIGKILL
     again = train_student(lessons, [], bases[0], cfg, tmp_path / "out", tmp_path / "kept", read_teacher_answers(tmp_path), bases[1])
     steps = [row["step"] for row in read_log(tmp_path / "out")]
     assert again.resumed_from == 6

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from distillery.teachers.open import teacher_digest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from teachers_server import CHAOS, Server
+from warm import start
 
 QUICK = {"timeout_s": 1.5, "idle_s": 0.5, "max_retries": 5, "breaker_wait_s": 0.3}
 
@@ -124,13 +124,12 @@ from distillery.teachers.protocol import user_request
 Journal(Path(sys.argv[2])).ask(OpenAITeacher(sys.argv[1], "m", concurrency=4), [user_request(str(i), f"p{i}") for i in range(100)])
 """
     with Server(delay=0.1) as server:
-        command = [sys.executable, "-c", worker, server.url, str(tmp_path / "calls.sqlite")]
-        ear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background are born deaf to Ctrl-C
-        run = lambda: subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=ear)
+        run = lambda: start(worker, [server.url, tmp_path / "calls.sqlite"], err=str(tmp_path / "err"))
         first = run()
         while len(server.bodies) < 30 and first.poll() is None: time.sleep(0.01)
         first.send_signal(signal.SIGINT)
-        assert b"KeyboardInterrupt" in first.communicate(timeout=20)[1]
+        first.wait(20)
+        assert "KeyboardInterrupt" in (tmp_path / "err").read_text()
         assert run().wait(60) == 0
         assert len(server.bodies) <= 104
 
