@@ -38,7 +38,7 @@ def serve() -> str:
             print(pid, flush=True)
             continue
         for place, name in enumerate((os.devnull, asked["out"], asked["err"])):
-            os.dup2(file := os.open(name, os.O_WRONLY if place else os.O_RDONLY), place)
+            os.dup2(file := os.open(name, os.O_WRONLY | os.O_CREAT if place else os.O_RDONLY), place)
             os.close(file)
         os.chdir(asked["cwd"])
         os.environ.clear()
