@@ -15,10 +15,14 @@ import tempfile
 import threading
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 COMMAND = "from distillery.commands.cli import main; main()"
+KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+PAGES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "matplotlib.pyplot", "matplotlib_inline.backend_inline",
+         "distillery.core.figures", "distillery.pages.report", "distillery.questions.all")
 LOADED = ("distillery.commands.run", "distillery.commands.estimate", "distillery.commands.why", "distillery.commands.runs",
           "distillery.commands.ask", "distillery.commands.config", "distillery.commands.doctor", "distillery.commands.init",
           "distillery.commands.calls", "distillery.commands.evaluate", "distillery.teachers.openai", "numpy", "scipy.stats",
@@ -35,6 +39,7 @@ def serve() -> str:
             continue
         for name in asked["load"]: importlib.import_module(name)
         if pid := os.fork():
+            os.setpgid(pid, pid)
             print(pid, flush=True)
             continue
         for place, name in enumerate((os.devnull, asked["out"], asked["err"])):
@@ -85,7 +90,8 @@ def tell(timeout: float = 120, **asked) -> str:
 
 
 class Warm:
-    "A process as `subprocess.Popen([sys.executable, '-c', code, *args])` starts one."
+    "A process as `subprocess.Popen([sys.executable, '-c', code, *args], start_new_session=True)` starts one."
+    stdin = stdout = stderr = None
 
     def __init__(self, code: str, args: Sequence[object] = (), cwd: Path | str = ".", out: str = os.devnull, err: str = os.devnull,
                  env: dict[str, str] | None = None, load: Sequence[str] = ()) -> None:
@@ -123,6 +129,21 @@ def run_code(code: str, *args: object, cwd: Path | str = ".", timeout: float = 6
     with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
         ended = start(code, args, cwd, out.name, err.name, env, load).wait(timeout)
         return subprocess.CompletedProcess([code, *args], ended, *(Path(f.name).read_text("utf-8") for f in (out, err)))
+
+
+@contextmanager
+def kernels() -> Iterator[None]:
+    "Pages built meanwhile run in kernels that are forks. Held against a page of a usual kernel, no order of a set goes unseen."
+    from jupyter_client.provisioning import local_provisioner
+
+    def launch(command: list[str], env: dict[str, str], cwd: str | None = None, **how: object) -> Warm | subprocess.Popen:
+        parent = {"JPY_PARENT_PID": str(server().pid)}  # a kernel whose parent is another ends at once
+        return start(KERNEL, command[command.index("-f"):], cwd or ".", env={**env, **parent}, load=PAGES)
+
+    usual = local_provisioner.launch_kernel
+    if sys.platform == "linux": local_provisioner.launch_kernel = launch
+    try: yield
+    finally: local_provisioner.launch_kernel = usual
 
 
 def run_command(*args: str, **how) -> subprocess.CompletedProcess: return run_code(COMMAND, *args, **how)
