@@ -113,6 +113,8 @@ class Warm:
 
     def send_signal(self, number: int) -> None: os.kill(self.pid, number)
 
+    def kill(self) -> None: self.send_signal(signal.SIGKILL)
+
 
 def start(code: str, args: Sequence[object] = (), cwd: Path | str = ".", out: str = os.devnull, err: str = os.devnull,
           env: dict[str, str] | None = None, load: Sequence[str] = ()) -> Warm | subprocess.Popen:
