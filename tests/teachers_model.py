@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 TEMPLATE = """{% for m in messages %}<|im_start|>{{ m['role'] }}
@@ -37,7 +35,7 @@ def micro_model(folder: Path, **changes: object) -> Path:
 
 
 def build_onnx(model: Path, out: Path) -> Path:
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", str(out), "-p", "fp32", "-e", "cpu"]
-    subprocess.run([*command, "-c", str(out)], check=True, capture_output=True)
+    from distillery.exporting.export import run_builder
+    run_builder(model, out)
     shutil.copy(model / "tokenizer.json", out)  # the builder writes its own idea of a Qwen2 tokenizer, which splits text differently
     return out

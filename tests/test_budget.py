@@ -1,7 +1,5 @@
 "A budget holds to within what is in flight, and a raised one ends where an unlimited run ends."
 import asyncio
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from distillery.engine.plan import Done
 sys.path.insert(0, str(Path(__file__).parent))
 from pairs_oracle import Oracle, write_handbook
 from teachers_server import Server, answer_of, whole
+from warm import run_command
 
 PROMPT, ANSWER = 30, 20
 
@@ -223,8 +222,7 @@ class Paid(Server):
 
 
 def command(cwd, *args):
-    code = [sys.executable, "-c", "from distillery.commands.cli import main; main()"]
-    return subprocess.run([*code, *args], cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return run_command(*args, cwd=cwd)
 
 
 def test_the_command_stops_with_1_says_what_to_raise_and_lists_what_it_paid_for(tmp_path):

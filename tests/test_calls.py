@@ -1,8 +1,5 @@
 "The calls command: what was paid for can be found again, and is only ever text."
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,12 +15,13 @@ from distillery.teachers.journal import Journal, request_digest
 from distillery.teachers.protocol import ChatResult, failed, user_request
 from distillery.commands.calls import calls_table, plain
 
+from warm import run_command
+
 EVIL = "[bold red]ignore the above[/] \x1b[2J\x1b]0;owned\x07 <script>alert(1)</script> [link=http://x]y[/link]"
 
 
 def run(cwd: Path, *args: str, code: int = 0):
-    command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", "calls", *args]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = run_command("calls", *args, cwd=cwd)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -1,12 +1,11 @@
 "What a run needs is looked at before the first request: each missing thing is named with its fix, and a counting server hears nothing."
-import os
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from warm import run_command
 
 from distillery.core.config import load_config
 from distillery.teachers.journal import Journal
@@ -49,8 +48,7 @@ def folder(tmp_path):
 
 
 def run(*args: str, cwd: Path, code: int, **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", *args]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, timeout=300)
+    done = run_command(*args, cwd=cwd, env=env)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done

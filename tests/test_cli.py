@@ -3,11 +3,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from warm import run_code, run_command
 
 from distillery.core.config import load_config, to_yaml
 from distillery.workbook.checks import check_packages
@@ -16,8 +16,7 @@ FACTS = "The cutter stands in room 12 of the main hall. The default speed of the
 
 
 def run(*args: str, cwd: Path, code: int | None = 0, **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", *args]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, timeout=600)
+    done = run_command(*args, cwd=cwd, env=env)
     if code is not None: assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -256,6 +255,6 @@ def test_a_missing_extra_names_itself(tmp_path):
     pages(tmp_path / "docs")
     block = ("import sys; sys.modules['bert_score'] = None; sys.modules['sentence_transformers'] = None\n"
              "from distillery.commands.cli import main; main(['run', '--docs', 'docs'])")
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run_code(block, cwd=tmp_path)
     assert done.returncode == 2
     assert "distillery[retrieval]" in done.stderr

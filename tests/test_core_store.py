@@ -8,7 +8,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from distillery.core.files import (
 )
 from distillery.core.records import Record
 from distillery.core.store import Artifacts, RunFolder, link_file, list_runs, open_run
+
+from warm import run_code
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -254,7 +255,7 @@ with Artifacts({str(tmp_path)!r}).put("stage", "ab") as work:
     (work / "half").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert run_code(code).returncode == -signal.SIGKILL
     cache = Artifacts(tmp_path)
     assert cache.get("stage", "ab") is None
     assert len(list(cache.work.iterdir())) == 1

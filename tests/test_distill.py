@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,8 @@ from distillery.engine.source import open_source
 from distillery.engine.plan import Plan, Stage
 from distillery.questions.results import Results
 from distillery.evaluation.stages import student_stages
+
+import warm
 
 torch = pytest.importorskip("torch")
 SMALL = {"sft.epochs": 6, "sft.batch_size": 8, "sft.gradient_accumulation": 1, "sft.learning_rate": 5e-3, "sft.dataloader_num_workers": 0,
@@ -220,8 +220,8 @@ def test_kill_9_and_resume_ends_where_an_uninterrupted_training_does(bases, tmp_
     lessons = lessons_of(method, sequence_examples(train, taught.answers) if method == "logits" else train, taught, {}, cfg)
     write_jsonl(tmp_path / "lessons.jsonl", lessons)
     whole = train_student(lessons, [], bases[0], cfg, tmp_path / "whole", tmp_path / "other", taught, bases[1])
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(bases[0]), str(bases[1]), json.dumps(knobs)]
-    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    killed = warm.run_code(KILLED, tmp_path, bases[0], bases[1], json.dumps(knobs), load=("torch", "transformers", "trl", "peft"))
+    assert killed.returncode == -signal.SIGKILL
     again = train_student(lessons, [], bases[0], cfg, tmp_path / "out", tmp_path / "kept", read_teacher_answers(tmp_path), bases[1])
     steps = [row["step"] for row in read_log(tmp_path / "out")]
     assert again.resumed_from == 6
@@ -368,14 +368,14 @@ def test_the_page_shows_every_arm_its_cost_and_what_was_not_kept(tmp_path):
     assert [c.a for c in recall.contrasts] == ["base", "sequence", "logits", "rag"]
     assert {c.b for c in recall.contrasts} == {"sft"}
     assert recall.contrasts[0].p_holm < 0.05
-    text = build_report("distillation", tmp_path / "out", {"run_dir": str(tmp_path / "run")}).read_text("utf-8")
+    with warm.kernels(): text = build_report("distillation", tmp_path / "out", {"run_dir": str(tmp_path / "run")}).read_text("utf-8")
     plain = html.unescape(re.sub(r"</?span[^>]*>", "", text))  # numbers carry the places where they are stored
     for said in (recall.sentence, test.sentence): assert said in plain
     for said in ("0.00120", "0.250", "180", "prompt tokens", "3 seeds a training", "94.0", "training tokens"): assert said in plain
     assert "<b>leads" not in text
     assert "learned from odds" not in text
     for folder in (tmp_path / "run/arms").glob("logits-*"): shutil.rmtree(folder)  # the arms that the page suggests
-    fewer = build_report("distillation", tmp_path / "fewer", {"run_dir": str(tmp_path / "run")}).read_text("utf-8")
+    with warm.kernels(): fewer = build_report("distillation", tmp_path / "fewer", {"run_dir": str(tmp_path / "run")}).read_text("utf-8")
     assert "No training of this run learned from odds" in fewer
     assert "No rows." not in fewer
 

@@ -17,6 +17,7 @@ from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import ChatResult
 
 from pairs_oracle import Oracle, write_handbook
+from warm import run_code
 
 TABLES = ("dataset", "llm_defaults", "generation_limits", "validation")
 KEYS = """
@@ -321,12 +322,9 @@ def test_a_long_passage_is_warned_of_and_counted(generate, caplog):
 
 
 def test_a_warning_reaches_the_terminal(tmp_path):
-    import subprocess
-    import sys
-
     code = ("from distillery.core.config import load_config; from distillery.pairs.counts import LongPassages; "
             "from distillery.core.records import Chunk; t = 'word ' * 50; "
             "long = LongPassages(load_config(overrides={'validation.context_token_warn': 10})); "
             "long.look([Chunk(chunk_id='c', doc_id='d', heading='h', text=t, start=0, end=len(t), category='x')]); long.warn()")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_code(code)
     assert "1 of 1 passages are longer than validation.context_token_warn (10 tokens), the longest (c) has 50" in done.stderr

@@ -1,14 +1,13 @@
 "Ctrl-C in a training: the step under way is finished and kept, and the same call goes on from it, under every preset."
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from distillery.core.config import load_config, preset_names
 from distillery.training.sft import read_log, train_adapter
 from distillery.training.toy import toy_base, toy_examples
+
+from warm import run_code
 
 TINY = {"lora.r": 4, "lora.alpha": 8, "sft.batch_size": 8, "sft.gradient_accumulation": 1, "sft.epochs": 4, "sft.packing": False,
         "sft.max_length": 64, "sft.dataloader_num_workers": 0}
@@ -83,8 +82,7 @@ main(["run", "docs"])
 def test_the_command_says_what_is_kept_and_exits_with_130(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text("# Cutter\n\nThe cutter stands in room 12 of the main hall.\n")
-    done = subprocess.run([sys.executable, "-c", STOPPED], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = run_code(STOPPED, cwd=tmp_path)
     assert done.returncode == 130, done.stderr
     assert "stopped in sft at step 40 of 200" in done.stderr
     assert "the same command goes on" in done.stderr
@@ -94,5 +92,5 @@ def test_the_command_says_what_is_kept_and_exits_with_130(tmp_path):
 def test_ctrl_c_anywhere_is_130_without_a_traceback(tmp_path):
     code = ("from distillery.commands import calls, cli\ndef stop(*a, **k): raise KeyboardInterrupt\n"
             "calls.settings = stop\ncli.main(['calls', 'list'])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = run_code(code, cwd=tmp_path)
     assert (done.returncode, "Traceback" in done.stderr) == (130, False)

@@ -1,10 +1,7 @@
 "What counts as a document: never what programs wrote, our own runs among it; one count for every command."
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,13 +19,14 @@ from distillery.reading.listing import SUFFIXES, digest_documents, list_files, l
 from distillery.pairs.stages import pairs_stages
 from distillery.workbook.experiment import prepare
 
+from warm import run_command
+
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 PAGE = "# Drum\n\nThe drum of the press is cleaned every {} days by the operator.\n"
 
 
 def cli(*args: str, cwd: Path, code: int = 0) -> str:
-    command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", *args]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    done = run_command(*args, cwd=cwd, env={"COLUMNS": "200"})
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

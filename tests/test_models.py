@@ -97,7 +97,7 @@ def micro():
     pytest.importorskip("torch")
     from distillery.models.network import RECIPES
     from distillery.models.vocabulary import build_tokenizer
-    recipe = replace(RECIPES["mini"], hidden=64, inner=96, vocab=400, steps=12, batch=8, warmup=4)
+    recipe = replace(RECIPES["mini"], hidden=64, inner=96, vocab=400, steps=12, batch=4, warmup=4)
     return recipe, build_tokenizer(400, texts=100)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import browser
 import nbformat
 import pytest
+import warm
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from distillery.core.config import load_config
@@ -140,7 +141,7 @@ def decided(tmp_path_factory):
     run = tmp_path_factory.mktemp("decided") / "run"
     shutil.copytree(KEPT, run)
     write_decisions(RunFolder(run), load_config(overrides=open_results(run).json("config.json")), "")
-    write_pages(RunFolder(run), {"quantization": {}})
+    with warm.kernels(): write_pages(RunFolder(run), {"quantization": {}})
     return run
 
 

@@ -212,7 +212,7 @@ def settings_not_in_keys(tmp_path, plan, touched: Touched, small: bool, n: int, 
     return missing, tried
 
 
-@pytest.mark.parametrize("seed", [13, 14, 15])
+@pytest.mark.parametrize("seed", [13, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (14, 15))])
 def test_an_edit_moves_the_cheap_stages_that_touch_it(cheap, seed):
     plan, touched, keys, tmp_path = cheap
     missing, more, share = held_against(keys, draw_edits(plan, touched, 16, seed))

@@ -17,6 +17,7 @@ from distillery.teachers.protocol import ChatRequest, Message, Task
 
 from json_teacher import tasks_of
 from teachers_server import Server, whole
+from warm import run_code
 
 KEY = "sk-canary-7f3a9c51e2d84b06"
 CANARY = "Marble-Heron-4711"
@@ -100,9 +101,7 @@ Path("generate").symlink_to(done["generate"].path.resolve())
 
 
 def generated(folder: Path, server: Model, n: int) -> subprocess.CompletedProcess:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": KEY}
-    command = [sys.executable, "-c", GENERATE, f"{server.url}#m", str(n)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env, timeout=300)
+    return run_code(GENERATE, f"{server.url}#m", n, cwd=folder, env={"OPENAI_API_KEY": KEY})
 
 
 def leaks(folder: Path, *logs: str) -> list[str]:

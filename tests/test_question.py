@@ -99,7 +99,7 @@ def home(tmp_path_factory):
     "A folder with the package and one question more, and a few documents."
     home = tmp_path_factory.mktemp("toy")
     package = home / "package/distillery"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("weights"))
     (package / "weights").symlink_to(PACKAGE / "weights")
     folder = package / "questions/toy"
     folder.mkdir()

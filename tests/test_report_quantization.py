@@ -6,6 +6,7 @@ from pathlib import Path
 
 import browser
 import pytest
+import warm
 
 from distillery.core.config import load_config
 from distillery.core.records import ChatTurn, Example
@@ -32,7 +33,7 @@ ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.t
 def page(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one") / "run"
     shutil.copytree(KEPT, folder)
-    return build_report("quantization", folder / "reports", {"run_dir": str(folder)})
+    with warm.kernels(): return build_report("quantization", folder / "reports", {"run_dir": str(folder)})
 
 
 def test_the_page_answers_first_and_explains_after(page):
@@ -99,7 +100,7 @@ def test_hostile_answers_are_shown_as_text(tmp_path):
         path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     facts = json.loads((tmp_path / "run/provenance.json").read_text())
     (tmp_path / "run/provenance.json").write_text(json.dumps({**facts, "inputs": ATTACK}))
-    shown = build_report("quantization", tmp_path / "out", {"run_dir": str(tmp_path / "run")})
+    with warm.kernels(): shown = build_report("quantization", tmp_path / "out", {"run_dir": str(tmp_path / "run")})
     seen = browser.dom(shown)
     assert "<title>Which quantization should I ship?</title>" in seen
     assert "&lt;script&gt;document.title" in seen

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import warm
 import teachers_server
 from test_run import ATTACK, write_pages as write_documents
 
@@ -47,7 +48,7 @@ def run_of(folder, teacher, docs=None, gold=None, **settings):
     run.write_json("counts.json", count_records(run.path))
     run.write_json("provenance.json", provenance("test", plan, source.kind, source.gold is not None))
     write_decisions(run, config, "test")
-    write_pages(run, {name: {} for name in ASKED})
+    with warm.kernels(): write_pages(run, {name: {} for name in ASKED})
     return open_results(run.path)
 
 
@@ -163,7 +164,7 @@ def test_hostile_answers_are_text_on_the_page(rules, tmp_path):
     path.chmod(0o644)
     path.unlink()
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    write_pages(RunFolder(run), {"prompts": {}})
+    with warm.kernels(): write_pages(RunFolder(run), {"prompts": {}})
     page = (run / "reports/prompts.html").read_text("utf-8")
     assert "&lt;script&gt;document.title" in page
     assert not re.search(r"<script|<img[^>]+onerror", page)

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import browser
 import pytest
+from warm import COMMAND, run_code
 
-QUICK = ["--set", "sft.epochs=1", "--set", "export.check_positions=200", "--set", "export.same_top1_min={int8: 0.5, uint8: 0.5, q4: 0.5}"]
+QUICK = ["--set", "sft.epochs=1", "--set", "embedder.tune_steps=2", "--set", "export.check_positions=200",
+         "--set", "export.same_top1_min={int8: 0.5, uint8: 0.5, q4: 0.5}"]
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 ROOMS = ["cutter", "folder", "binder", "plotter", "laminator", "stapler", "press", "scanner"]
 
 
 def distillery(*args: str, cwd: Path, timeout: float = 900, first: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", f"{first}\nfrom distillery.commands.cli import main; main()", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return run_code(f"{first}\n{COMMAND}", *args, cwd=cwd, timeout=timeout)
 
 
 def write_pages(folder: Path) -> None:
@@ -37,7 +38,8 @@ def write_pages(folder: Path) -> None:
 def finished(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("job")
     write_pages(cwd / "docs")
-    done = distillery("run", "--docs", "docs", *QUICK, cwd=cwd)
+    command = [sys.executable, "-c", COMMAND, "run", "--docs", "docs", *QUICK]  # as a person types it, in a new interpreter
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd, done
 

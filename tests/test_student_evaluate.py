@@ -1,13 +1,10 @@
 """Rows, summaries and gates: what is counted, what is hidden from nobody, and what a kill leaves behind."""
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+import warm
 
 from distillery.core.config import load_config
 from distillery.evaluation.evaluate import EvalRow, align_rows, draw_examples, evaluate_variant, score_answer
@@ -151,16 +148,14 @@ def test_a_kill_costs_one_variant(tmp_path):
     pytest.importorskip("onnxruntime_genai")
     from distillery.exporting.export import build_onnx
     onnx = build_onnx(toy_base(tmp_path / "base"), tmp_path / "onnx", "fp32")
-    (tmp_path / "m.py").write_text(MEASURE)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    command, out = [sys.executable, tmp_path / "m.py", onnx, tmp_path / "eval"], tmp_path / "eval"
-    victim, deadline = subprocess.Popen(command, env=env), time.time() + 60
+    measure, out = lambda: warm.start(MEASURE, [onnx, tmp_path / "eval"], env={"OMP_NUM_THREADS": "1"}), tmp_path / "eval"
+    victim, deadline = measure(), time.time() + 60
     while not (out / "again" / "request.json").exists() and time.time() < deadline: time.sleep(0.005)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     first = (out / "fp32" / "cost.json").stat().st_mtime_ns
     assert not (out / "again" / "cost.json").exists()
-    assert subprocess.run(command, env=env).returncode == 0
+    assert measure().wait() == 0
     assert (out / "fp32" / "cost.json").stat().st_mtime_ns == first
     rows = [EvalRow.model_validate_json(line) for line in (out / "again" / "rows.jsonl").read_text().splitlines()]
     assert len({r.id for r in rows}) == 108

@@ -1,10 +1,8 @@
 """The server teacher against a server with bad days, and the journal against kill -9."""
 
-import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import ask_all, user_request
 
 sys.path.insert(0, str(Path(__file__).parent))
+import warm
 from teachers_server import Server
 
 
@@ -130,7 +129,7 @@ def test_kill_9_costs_only_what_was_in_flight(tmp_path, seed):
     kills, chance = 3, random.Random(seed)
     file, killed = tmp_path / "calls.sqlite", 0
     with Server(delay=0.03) as server:
-        run = lambda: subprocess.Popen([sys.executable, "-c", WORKER, server.url, str(file)], env=os.environ)
+        run = lambda: warm.start(WORKER, [server.url, file])
         for _ in range(kills):
             start, worker = len(server.bodies), run()
             wanted = start + chance.randint(4, 14)

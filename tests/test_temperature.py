@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from distillery.core.config import load_config
 from distillery.core.files import read_jsonl, write_jsonl
@@ -281,7 +282,8 @@ def run_folder(folder, rows, **facts):
 def test_the_page_answers_first_is_the_same_twice_and_shows_hostile_text_as_text(tmp_path):
     rows = rows_of({"0.3": often(0.1), "0.7": often(0.1), "0.9": often(0.6)}, slots=60, text=ATTACK)
     one, two = (run_folder(tmp_path / name / "run", rows, inputs=ATTACK) for name in ("one", "two"))
-    page, again = (build_report("temperature", run / "reports", {"run_dir": str(run)}) for run in (one, two))
+    with warm.kernels(): page = build_report("temperature", one / "reports", {"run_dir": str(one)})
+    again = build_report("temperature", two / "reports", {"run_dir": str(two)})
     assert page.read_bytes() == again.read_bytes()
     card = temperature_decisions(open_results(one), CONFIG)[0]
     assert (card.name, card.unit, card.levels) == ("temperature", "slots", ["0.3", "0.7", "0.9"])

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import warm
 
 from distillery.core.config import load_config
 from distillery.core.files import write_jsonl
@@ -119,7 +120,7 @@ def test_the_page_is_built_from_a_run_and_names_the_next_doubling(tmp_path):
     assert list(curve_rows(results)) == ["25%", "50%", "100%"]
     card, = curve_decisions(results, CONFIG)
     assert card.cost["documents"] == "25%: 3, 50%: 6, 100%: 12"
-    build_report("learning_curve", run / "reports", {"run_dir": str(run)})
+    with warm.kernels(): build_report("learning_curve", run / "reports", {"run_dir": str(run)})
     page = (run / "reports/learning_curve.html").read_text("utf-8")
     assert "a doubling is worth" in page
     assert "The test set has 36 questions: expect wide intervals." in page

@@ -1,8 +1,6 @@
 "Tuning adopts only what is shown to be better, runs are compared on the same questions, and three turned knobs are one warning."
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,8 @@ from distillery.evaluation.evaluate import EvalRow
 from distillery.workbook.compare_runs import changed_settings, compare_table, compare_warnings, run_contrasts
 from distillery.questions.results import Results
 from distillery.workbook.tune import REMEDIES, STEPS, asked_alike, candidates, judge, symptoms, tune_step
+
+from warm import run_command
 
 CONFIG = load_config(overrides={"decisions.resamples": 999})
 
@@ -109,9 +109,7 @@ def test_runs_are_compared_and_three_settings_are_warned_of(tmp_path):
 
 
 def command(cwd: Path, *words: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run([sys.executable, "-c", "from distillery.commands.cli import main; main()", *words], cwd=cwd, env=env,
-                          capture_output=True, text=True, check=False)
+    return run_command(*words, cwd=cwd, env={"COLUMNS": "200"})
 
 
 def test_the_commands_compare_and_advise(tmp_path):
