@@ -8,14 +8,14 @@ from scipy import stats as scipy_stats
 
 from distillery.core import forecasts
 from distillery.core.records import Contrast
-from distillery.core.stats import Spread, StatsError, paired_contrast, spread, tost, wilson
+from distillery.core.stats import Spread, StatsError, least_clusters, paired_contrast, spread, tost, wilson
 from distillery.core.forecasts import (
+    LIKELY,
     SURE,
     cases_to_settle,
     chance_decided,
     chance_settled,
     clusters_to_decide,
-    least_clusters,
     possible_truths,
 )
 from distillery.core.verdicts import gate, noninferiority_gate, quantile_gate, spread_gate, verdict
@@ -35,11 +35,11 @@ def test_as_many_clusters_as_said_are_likely_to_decide_and_one_less_is_not(diff,
     c = contrast(diff, half, n_clusters=clusters)
     g = clusters_to_decide(c, margin, comparisons)
     if g is None:
-        assert chance_decided(c, margin, 1000 * clusters, comparisons) < SURE
+        assert chance_decided(c, margin, 1000 * clusters, comparisons) < LIKELY
         return
     assert g > clusters
-    assert chance_decided(c, margin, g, comparisons) >= SURE
-    assert g == clusters + 1 or chance_decided(c, margin, g - 1, comparisons) < SURE
+    assert chance_decided(c, margin, g, comparisons) >= LIKELY
+    assert g == clusters + 1 or chance_decided(c, margin, g - 1, comparisons) < LIKELY
 
 
 def drawn_to_decide(c, margin, clusters, comparisons, rng, studies=40_000):

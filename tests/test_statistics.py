@@ -11,8 +11,8 @@ from simulated import differences, document_sizes, draw_outcomes, draw_shares
 
 from distillery.core.clusters import effective_clusters, share_posterior
 from distillery.core.differences import Differences, difference_interval, tail_p, tango_variance
-from distillery.core.forecasts import least_clusters, least_to_pass
-from distillery.core.stats import SHARE, contrast_interval, noninferiority_p, paired_contrast, sign_flip_p, spread, tost
+from distillery.core.forecasts import clusters_to_decide, least_to_pass
+from distillery.core.stats import SHARE, contrast_interval, least_clusters, noninferiority_p, paired_contrast, sign_flip_p, spread, tost
 from distillery.core.verdicts import ask_equivalence, gate, noninferiority_gate, quantile_gate, verdict
 
 PATTERNS = [(0.0, p) for p in (0.02, 0.05, 0.1, 0.2)] + [(0.05, 0.1), (0.1, 0.1), (0.1, 0.0)]
@@ -282,3 +282,58 @@ def test_a_false_pass_is_rare_at_any_likeness(threshold, icc):
     rate = np.mean(np.array(low) >= threshold)
     print(f"threshold {threshold}, ICC {icc}: false PASS {rate:.3f}")
     assert rate <= 0.025 + simulation_error(0.025, studies)
+
+
+def normal_study(rng, groups, effect, unequal, first=0):
+    "Normal differences of an intraclass correlation of .2, and their documents."
+    sizes = np.clip(np.round(np.exp(rng.normal(1.5, 0.7, groups))), 1, 40).astype(int) if unequal else np.full(groups, 6)
+    document = np.repeat(np.arange(groups), sizes)
+    return effect + sqrt(0.2) * rng.normal(size=groups)[document] + sqrt(0.8) * rng.normal(size=len(document)), document + first
+
+
+def judged(d, document, margin):
+    contrast = paired_contrast(d, 0 * d, document, resamples=999)
+    return contrast, not verdict(contrast, margin)[0].startswith("undecided")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("groups", [8, 12, 36])
+def test_what_a_forecast_asks_for_settles_four_in_five(groups, unequal):
+    "Truths: none, half the margin, twice the detectable difference; of each 350 cards, those that are open get what they ask for."
+    rng = np.random.default_rng([groups, unequal])
+    small = (normal_study(rng, groups, 0, unequal) for _ in range(100))
+    margin = float(np.median([paired_contrast(d, 0 * d, g, resamples=99).mde for d, g in small]))
+    settled, asked, none = 0, 0, 0
+    for effect in (0.0, margin / 2, 2 * margin):
+        for _ in range(350):
+            d, document = normal_study(rng, groups, effect, unequal)
+            contrast, closed = judged(d, document, margin)
+            if closed: continue
+            asked += 1
+            total = clusters_to_decide(contrast, margin)
+            none += total is None
+            if total is None: continue
+            assert total >= least_clusters(0.05)
+            more, others = normal_study(rng, min(total, 5000) - groups, effect, unequal, first=10**6)
+            settled += judged(np.concatenate([d, more]), np.concatenate([document, others]), margin)[1]
+    share = settled / max(1, asked - none)
+    print(f"{groups} documents, unequal {unequal}: {asked} open of 1,050, {none} without a number, {share:.3f} settled")
+    assert none <= 0.3 * 1050
+    assert 0.75 - simulation_error(0.75, asked) <= share <= 0.9 + simulation_error(0.9, asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize(("groups", "comparisons"), [(6, 1), (12, 1), (12, 3), (36, 1), (36, 3)])
+def test_the_detectable_difference_is_found_four_times_in_five(groups, unequal, comparisons):
+    rng = np.random.default_rng([groups, unequal, comparisons])
+    small = (normal_study(rng, groups, 0, unequal) for _ in range(200))
+    told = [paired_contrast(d, 0 * d, g, resamples=99, comparisons=comparisons).mde for d, g in small]
+    effect, found = float(np.median(told)), 0
+    for _ in range(400):
+        d, document = normal_study(rng, groups, effect, unequal)
+        c = paired_contrast(d, 0 * d, document, resamples=1999)
+        found += c.ci_low > 0 and comparisons * c.p <= 0.05
+    print(f"{groups} documents, unequal {unequal}, {comparisons} comparisons: {found / 400:.3f}")
+    assert 0.74 - simulation_error(0.75, 400) <= found / 400 <= 0.95

@@ -71,7 +71,8 @@ def compare(
     values = {level: on_scale([by[i] for i in items], metric) for level, by in scores.items()}
     estimates = [metric_mean(v, documents, metric, config, level) for level, v in values.items()]
     contrasts = [paired_contrast(v, values[baseline], drawn_by(documents, d), confidence=d.confidence, resamples=d.resamples, seed=d.seed,
-                                 levels=(level, baseline), scale=metric_scale(metric)) for level, v in values.items() if level != baseline]
+                                 levels=(level, baseline), scale=metric_scale(metric), comparisons=len(values) - 1)
+                 for level, v in values.items() if level != baseline]
     adjusted = holm([c.p for c in contrasts]) if contrasts else []
     return estimates, [c.model_copy(update={"p_holm": float(p)}) for c, p in zip(contrasts, adjusted, strict=True)]
 
