@@ -12,12 +12,13 @@ from distillery.core.config import load_config
 from distillery.core.records import ChatTurn, Example
 from distillery.models.reading import answer_cases
 from distillery.evaluation.evaluate import evaluate_variant
+from distillery.evaluation.gates import student_gates
 from distillery.exporting.export import build_onnx
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
 from distillery.questions.decide import level_verdicts
 from distillery.engine.source import open_source
-from distillery.questions.quantization.decision import quantization_decision, quantization_metrics, why_no_teacher
+from distillery.questions.quantization.decision import gates_of, quantization_decision, quantization_metrics, why_no_teacher
 from distillery.questions.quantization.stages import level_weights, teacher_stages, why_no_levels
 from distillery.questions.quantization.tables import answer_takeaway, variant_table
 from distillery.questions.tables import contrast_table, scores_of
@@ -187,3 +188,36 @@ def test_recall_rests_on_at_least_334_facts():
     decision = next(d for d in open_results(KEPT).decisions() if d.name == "quantization")
     assert decision.n_items >= 334
     assert next(e for e in decision.estimates if e.level == "fp32").ci_low > 0.8
+
+
+def test_one_document_is_answered_for_where_the_run_speaks_of_it_alone():
+    "A resume: its questions are the draw. Of documents like it nothing is claimed, and no number of cases is asked for."
+    results = open_results(KEPT)
+    page = [r.model_copy(update={"doc_id": "resume"}) for r in results.rows()["fp32"] if r.set == "recall" and r.kind == "answer"][:150]
+    right = [r.model_copy(update={"answer_match": 1.0, "exact_match": 1.0}) for r in page]
+    alone, like = (load_config(overrides={"decisions.population": p, "thresholds.exact_match_rate_min": 0.95}) for p in ("these", "like these"))
+    of = lambda cfg: {g.name: g for g in student_gates({"fp32": right, "q4": right}, cfg) if g.variant == "q4"}
+    own, others = of(alone), of(like)
+    assert own["recall.exact_match_rate_min"].state == "PASS"
+    assert others["recall.exact_match_rate_min"].state == "INCONCLUSIVE"
+    assert others["recall.exact_match_rate_min"].cases_needed is None
+    assert others["recall.exact_match_rate_min"].least_clusters >= 6
+    made = quantization_decision({"fp32": right, "q4": right}, {"fp32": 4, "q4": 1}, alone)
+    assert made.sentence.startswith("Ship q4")
+    assert "1 document" not in made.verdict
+
+
+def test_a_card_ships_nothing_whose_gate_is_open():
+    "Equivalent at 5 % on one side, open at 2.5 %: the card says what is missing."
+    results = open_results(KEPT)
+    fp32 = [r for r in results.rows()["fp32"] if r.set == "recall" and r.kind == "answer"][:160]
+    fp32 = [r.model_copy(update={"doc_id": str(i), "answer_match": 1.0, "exact_match": 1.0}) for i, r in enumerate(fp32)]
+    for lost in range(12):
+        q4 = [r.model_copy(update={"answer_match": float(i >= lost), "exact_match": float(i >= lost)}) for i, r in enumerate(fp32)]
+        made = quantization_decision({"fp32": fp32, "q4": q4}, {"fp32": 4, "q4": 1}, load_config())
+        gate, equivalent = gates_of(made)["q4"], (made.contrasts[0].p_equivalent or 0) <= 0.05
+        assert made.sentence.startswith("Ship q4") == (equivalent and gate.state == "PASS")
+        if equivalent and gate.state != "PASS": break
+    else: raise AssertionError("no number of losses lies between the two")
+    assert "its gate is INCONCLUSIVE" in made.sentence
+    assert made.verdict == "undecided: a gate is open"

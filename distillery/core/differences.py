@@ -134,7 +134,7 @@ def distance_from(
     if gap == 0: return 0.0
     return of.n * gap * gap / variance if variance > 0 else inf
 
-# %% ../../nbs/core/38_differences.ipynb #8a5545e9
+# %% ../../nbs/core/38_differences.ipynb #cd2146b9
 def summarise_differences(
     d: Vector,  # [n] differences
     moments: tuple[Vector, Vector, Vector],  # [G] of clusters, from `cluster_moments`; G at least 2
@@ -151,7 +151,7 @@ def summarise_differences(
     rare = not same and zeros > 0 and some < FEW
     return Differences(
         n=n, df=df, gains=gains, losses=losses, squares=mean_square, zeros=zeros, design=1.0 if same else variance / alone,
-        assumed=occurrence_design(differ, sizes) if rare else 1.0, doubt=zeros * exp(-some / 4) if rare else 0.0,
+        assumed=occurrence_design(differ, sizes) if rare else 1.0, doubt=zeros * exp(-some / 3.5) if rare else 0.0,
         clusters=effective_clusters(sizes), crowd=crowding(sizes), reach=reach), sqrt(variance)
 
 

@@ -55,8 +55,8 @@ MARGINS = {"answer_match": 0.05, "exact_match": 0.05, "token_f1": 0.05, "bert_f1
 class DecisionsSection(Section):
     "How levels are compared."
     margins: dict[str, float] = key(MARGINS, "result", "differences smaller than this do not matter, by metric; those left out keep theirs")
-    population: Literal["like these", "these"] = key(
-        "like these", "result", "what the intervals speak of: documents like these, or only these, whose questions are then the draw")
+    population: Literal["like these", "these"] = key("like these", "result", "documents that intervals speak of: a draw, or these alone")
+    gain_share: float = key(0.0, "result", "margin as a share of what is gained over the mean score; 0: as margins say", ge=0, lt=1)
     teacher_slots: int = key(150, "result", "slots on which teachers are compared", ge=1)
     teacher_levels: list[Literal["fp32", "int8", "uint8", "q4", "mlx", "mlx-8bit", "mlx-4bit"]] = key(
         ["fp32", "int8"], "result", "forms of the teacher to compare; the first is the reference")

@@ -75,7 +75,8 @@ def evaluation_stages(
     own = config.evaluation.eval_data_dir
     inputs = {"own sets": digest_json([c.model_dump() for c in read_own_sets(Path(own))])} if own else {}
     stages = [Stage(f"measure-{v}", partial(_measure, variant=v), MEASURED, ("dataset", f"export-{v}"), inputs, "asking") for v in variants]
-    reads = ("export.variants", "judge", "thresholds", "decisions.confidence", "decisions.margins", "decisions.seed")
+    reads = ("export.variants", "judge", "thresholds", "decisions.confidence", "decisions.margins", "decisions.population",
+             "decisions.seed")
     needs = tuple(f"{part}-{v}" for part in ("measure", "export") for v in variants)
     return [*stages, Stage("evaluate", _evaluate, reads, needs, about="scoring", place="eval")]
 

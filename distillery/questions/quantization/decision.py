@@ -106,7 +106,8 @@ def asked_levels(
     "Levels that a run asked for and has, in the order it named them."
     named: list[str] = list(config.decisions.teacher_levels)
     found, documents = [level for level in named if level in rows], {r.doc_id for some in rows.values() for r in some}
-    return found if len(found) > 1 and found[0] == named[0] and len(documents) > 1 else []
+    enough = len(documents) > 1 or config.decisions.population == "these"
+    return found if len(found) > 1 and found[0] == named[0] and enough else []
 
 
 def teacher_decision(
@@ -146,9 +147,10 @@ def why_no_quantization(
     if "fp32" not in rows or len(rows) < 2: return "it needs fp32 and at least one smaller variant in export.variants"
     where = primary_set(rows)
     documents = set(scores_of(rows, deciding_metric(rows), where)[1].values())
-    if len(documents) > 1: return None
+    if len(documents) > 1 or documents and results.json("config.json", {}).get("decisions.population") == "these": return None
     if not documents: return f"no question of its {where} set has an answer in the documents"
-    return f"all questions of its {where} set are about one document; a difference needs questions about two documents, better twenty"
+    return (f"all questions of its {where} set are about one document; documents like it need questions about two, better twenty; "
+            "this one alone is answered for with decisions.population=these")
 
 
 def quantization_decisions(
