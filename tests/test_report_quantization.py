@@ -195,7 +195,8 @@ def test_one_document_is_answered_for_where_the_run_speaks_of_it_alone():
     results = open_results(KEPT)
     page = [r.model_copy(update={"doc_id": "resume"}) for r in results.rows()["fp32"] if r.set == "recall" and r.kind == "answer"][:150]
     right = [r.model_copy(update={"answer_match": 1.0, "exact_match": 1.0}) for r in page]
-    alone, like = (load_config(overrides={"decisions.population": p, "thresholds.exact_match_rate_min": 0.95}) for p in ("these", "like these"))
+    asked = {"thresholds.exact_match_rate_min": 0.95}
+    alone, like = (load_config(overrides={"decisions.population": p, **asked}) for p in ("these", "like these"))
     of = lambda cfg: {g.name: g for g in student_gates({"fp32": right, "q4": right}, cfg) if g.variant == "q4"}
     own, others = of(alone), of(like)
     assert own["recall.exact_match_rate_min"].state == "PASS"

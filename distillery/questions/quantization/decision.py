@@ -147,7 +147,8 @@ def why_no_quantization(
     if "fp32" not in rows or len(rows) < 2: return "it needs fp32 and at least one smaller variant in export.variants"
     where = primary_set(rows)
     documents = set(scores_of(rows, deciding_metric(rows), where)[1].values())
-    if len(documents) > 1 or documents and results.json("config.json", {}).get("decisions.population") == "these": return None
+    alone = results.json("config.json", {}).get("decisions.population") == "these"
+    if len(documents) > 1 or (documents and alone): return None
     if not documents: return f"no question of its {where} set has an answer in the documents"
     return (f"all questions of its {where} set are about one document; documents like it need questions about two, better twenty; "
             "this one alone is answered for with decisions.population=these")
