@@ -111,7 +111,8 @@ def test_hostile_answers_are_shown_as_text(tmp_path):
 def planted(lost: float):
     "The kept rows, with a share of q4's right answers taken away."
     rows = open_results(KEPT).rows()
-    hurt = [r.model_copy(update={"exact_match": 0.0}) if r.exact_match and i % 100 < lost * 100 else r for i, r in enumerate(rows["fp32"])]
+    wrong = {"exact_match": 0.0, "answer_match": 0.0}
+    hurt = [r.model_copy(update=wrong) if r.answer_match and i % 100 < lost * 100 else r for i, r in enumerate(rows["fp32"])]
     return {"fp32": rows["fp32"], "q4": [r.model_copy(update={"variant": "q4"}) for r in hurt]}
 
 

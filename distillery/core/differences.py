@@ -33,7 +33,7 @@ def tango_variance(
     lost = (b + sqrt(max(0.0, b * b + 8 * losses * mean * (1 - mean)))) / 4
     return max(0.0, 2 * max(lost, 0.0, -mean) + mean - mean * mean)
 
-# %% ../../nbs/core/38_differences.ipynb #4f34a330
+# %% ../../nbs/core/38_differences.ipynb #3585b63a
 FEW = 48  # Clusters that differ, from which on the CR2 variance stands alone
 
 
@@ -59,7 +59,7 @@ def identity_design(
     z: float,  # Quantile of the normal distribution
 ) -> float:  # Factor of the variance, at least 1
     "Design effect assumed where no case differs: the intraclass correlation falls with the clusters and rises with the level asked for."
-    return 1 + crowd * min(0.5, 0.5 * min(1.0, 6 / clusters) ** 2 + max(0.0, z - 1.645) * 0.4)
+    return 1 + crowd * min(0.5, 0.5 * min(1.0, 6 / clusters) ** 2 + max(0.0, z - 1.645) * 0.32)
 
 # %% ../../nbs/core/38_differences.ipynb #86b7d71c
 @lru_cache(maxsize=4096)

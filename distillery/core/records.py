@@ -241,7 +241,7 @@ class Contrast(Part):
     n_clusters: int = 0
     basis: dict[str, float] = Field(default_factory=dict)  # `core.differences`: the interval at any level, the p at any margin
     p_equivalent: float | None = None  # Of equivalence within the card's margin, Holm over its levels
-    equivalence_level: float = 0.9     # Confidence level of the interval that decides equivalence
+    equivalence: dict[str, float] = Field(default_factory=dict)  # The interval that decided it: level, ci_low, ci_high
 
 # %% ../../nbs/core/20_records.ipynb #a46b5a72
 class Gate(Record):

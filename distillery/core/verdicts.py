@@ -24,7 +24,7 @@ else: np = later("numpy")
 __all__ = ['Side', 'ask_equivalence', 'what_is_missing', 'verdict', 'not_asked', 'spread_gate', 'gate', 'noninferiority_gate',
            'quantile_gate']
 
-# %% ../../nbs/core/45_verdicts.ipynb #abb1bd8d
+# %% ../../nbs/core/45_verdicts.ipynb #68cc41f0
 def ask_equivalence(
     contrasts: Sequence[Contrast],  # Of one card
     margin: float,  # Differences smaller than this do not matter
@@ -35,8 +35,14 @@ def ask_equivalence(
     alone = [tost(c, margin) for c in contrasts]
     order = sorted(range(len(alone)), key=lambda i: alone[i])
     times = {i: len(alone) - rank for rank, i in enumerate(order)}
-    return [c.model_copy(update={"p_equivalent": p, "equivalence_level": 1 - 2 * (1 - c.confidence) / times[i]})
+    return [c.model_copy(update={"p_equivalent": p, "equivalence": _decided_at(c, times[i])})
             for i, (c, p) in enumerate(zip(contrasts, holm(alone), strict=True))]
+
+
+def _decided_at(c: Contrast, times: int) -> dict[str, float]:
+    level = 1 - 2 * (1 - c.confidence) / times
+    low, high = contrast_interval(c, level)
+    return {"level": level, "ci_low": low, "ci_high": high}
 
 # %% ../../nbs/core/45_verdicts.ipynb #532f8bc4
 def what_is_missing(
@@ -55,7 +61,7 @@ def what_is_missing(
     n = count(g - c.n_clusters, f"more {unit}")
     return f"undecided: {n}", f"{n} would settle it four times in five"
 
-# %% ../../nbs/core/45_verdicts.ipynb #23409786
+# %% ../../nbs/core/45_verdicts.ipynb #2569b4fd
 def verdict(
     contrast: Contrast,  # A comparison
     margin: float,  # Differences smaller than this do not matter
@@ -73,7 +79,7 @@ def verdict(
     alpha, few = 1 - c.confidence, c.n_clusters < least_clusters(1 - c.confidence)
     found = f"{a} − {b} = {with_interval(c, n=c.n_items > 0, level=c.confidence)} ({count(c.n_clusters, unit)})"
     if (c.p_equivalent or 0.0) <= alpha and not few:
-        ends = interval(*contrast_interval(c, c.equivalence_level), level=c.equivalence_level, signed=True)
+        ends = interval(c.equivalence["ci_low"], c.equivalence["ci_high"], level=c.equivalence["level"], signed=True)
         inside = f"its {ends} lies inside"
         near = plus_minus(margin)
         return f"equivalent ({near})", f"{a} and {b} are equivalent in {metric} within {near}: {found}; {inside}."

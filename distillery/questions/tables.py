@@ -12,7 +12,6 @@ from typing import Any
 
 from ..core.numbers import Number, address, count, interval, number, p_value, percent, plus_minus, with_interval
 from ..core.records import Contrast, Decision, Estimate
-from ..core.stats import contrast_interval
 from ..core.words import Sentence, sentence
 from ..evaluation.evaluate import Rows
 from ..evaluation.summary import METRICS
@@ -50,8 +49,8 @@ def decision_file(
 def _equivalence(c: Contrast, at: str | None) -> dict[str, Any]:
     "The interval that decides equivalence, at its own level, and the p-value; nothing where no margin was asked."
     if c.p_equivalent is None: return {}
-    ends = contrast_interval(c, c.equivalence_level)
-    return {"interval for equivalence": interval(*ends, level=c.equivalence_level, signed=True, src=at),
+    e = c.equivalence
+    return {"interval for equivalence": interval(e["ci_low"], e["ci_high"], e["level"], signed=True, src=at and f"{at}/equivalence"),
             "p (equivalence)": p_value(c.p_equivalent, src=at and f"{at}/p_equivalent")}
 
 

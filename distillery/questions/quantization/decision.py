@@ -16,7 +16,6 @@ from typing import Any
 from ...core.config import Config
 from ...core.records import Contrast, Decision, Gate
 from ...core.numbers import count, interval, milliseconds, number, percent, quantity, with_interval
-from ...core.stats import contrast_interval
 from ...core.verdicts import noninferiority_gate
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, ladder_sentence, read_ladders, variants_at_chance
@@ -75,7 +74,7 @@ def quantization_decision(
 def _shown(c: Contrast, word: str) -> str:
     "The interval that decided equivalence."
     if not word.startswith("equivalent"): return ""
-    return f", {interval(*contrast_interval(c, c.equivalence_level), level=c.equivalence_level, signed=True)}"
+    return f", {interval(c.equivalence['ci_low'], c.equivalence['ci_high'], level=c.equivalence['level'], signed=True)}"
 
 
 def _wording(d: Decision, best: str, sizes: Mapping[str, int], barred: Sequence[str]) -> tuple[str, str]:
