@@ -131,7 +131,7 @@ def rounds_to(value: float, numeral: str, percent: bool) -> bool:
 def says(value: object, text: str) -> bool:
     if isinstance(value, str): return value == text
     numbers = [v for v in (value.values() if isinstance(value, dict) else [value]) if isinstance(v, int | float)]
-    said = re.sub(r"\d+ % interval", "", text)
+    said = re.sub(r"[\d.]+ % interval", "", text)
     numerals = NUMERAL.findall(said)
     return bool(numerals) and all(any(rounds_to(v, n, " %" in said) for v in numbers) for n in numerals)
 
