@@ -8,6 +8,7 @@ __all__ = ['NOT_MEASURED', 'NOISE', 'Units', 'TIMES', 'SIZES', 'Number', 'addres
            'difference', 'with_interval', 'text_of']
 
 # %% ../../nbs/core/22_numbers.ipynb #dc6d4411
+import json
 import re
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ class Number(str):
     def __new__(
         cls,
         text: str,  # As people read it
-        values: tuple[float, ...] = (),  # What the text shows: one value, or a mean and the ends of its interval
+        values: tuple[float, ...] = (),  # What the text shows: one value, or a mean, the ends of its interval and n
         src: str | None = None,  # Address of the stored value
     ) -> "Number":
         self = super().__new__(cls, text)
@@ -36,8 +37,9 @@ class Number(str):
         return self
 
     def __html__(self) -> str:
-        text = escape(str(self))
-        return text if self.src is None else Markup('<span data-src="{}">{}</span>').format(self.src, text)
+        text, src = escape(str(self)), self.src
+        if src is None and re.search(r"\d", self): src = "=" + json.dumps(list(self.values) or str(self))
+        return text if src is None else Markup('<span data-src="{}">{}</span>').format(src, text)
 
 # %% ../../nbs/core/22_numbers.ipynb #47545f25
 def address(
@@ -242,13 +244,13 @@ def estimate(
     src: str | None = None,  # Address of the stored value
 ) -> Number:
     "Format an estimate with its confidence interval and sample size."
-    rests = "" if n is None else f", n = {n:,}"
+    rests, told = ("", ()) if n is None else (f", n = {n:,}", (float(n),))
     if mean is None or low is None or high is None:
         alone = number(mean, signed=signed)
-        return Number(alone if mean is None else alone + rests, alone.values, src)
+        return Number(alone if mean is None else alone + rests, (*alone.values, *told), src)
     middle, left, right = _spelled([mean, low, high], signed)
     name = " " if level is None else f", {percent(level)} interval "
-    return Number(f"{middle}{name}[{left}, {right}]{rests}", (mean, low, high), src)
+    return Number(f"{middle}{name}[{left}, {right}]{rests}", (mean, low, high, *told), src)
 
 
 def difference(
