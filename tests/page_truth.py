@@ -19,8 +19,12 @@ from nbformat.v4 import new_output
 from distillery.core import numbers
 from distillery.core.records import Contrast
 from distillery.core.stats import contrast_interval
+from distillery.evaluation.ladder import ROUNDING
 from distillery.pages.figures import write_page
+from distillery.pages.monitor import TARGETS
 from distillery.pages.report import template, templates, to_html
+from distillery.questions.all import QUESTIONS
+from distillery.questions.results import open_results, run_command
 
 # what a page says
 
@@ -103,6 +107,28 @@ class Stored:
         files = [p.relative_to(self.run).as_posix() for p in sorted(self.run.rglob("*.json*"))]
         return set(strings([self.file(f) for f in files if not f.startswith("reports/")]))
 
+    def quotes(self, text: str) -> bool:
+        "Whether texts of the run, divided by bars, read so; one that was cut ends in three dots."
+        whole = lambda part: part in self.texts or (part.endswith("…") and any(t.startswith(part[:-1]) for t in self.texts))
+        return all(whole(" ".join(part.split())) for part in text.split(" | "))
+
+    @cached_property
+    def names(self) -> re.Pattern[str]:
+        "Names of levels, gates, stages and limits, as the run has them; bare numerals are none."
+        found = {name for d in self.decisions for name in (*d["levels"], *(c[side] for c in d["contrasts"] for side in "ab"))}
+        found |= {g["name"] for g in self.file("eval/gates.jsonl")} | {s["stage"] for s in self.file("ledger.json")["stages"]}
+        longest = sorted((n for n in found if re.search(r"[A-Za-z]", n)), key=len, reverse=True)
+        return re.compile("|".join(rf"(?<![\w.]){re.escape(n)}(?![\w])" for n in longest))
+
+    @cached_property
+    def decisions(self) -> list[dict[str, Any]]:
+        return [json.loads(p.read_text("utf-8")) for p in sorted(self.run.glob("decisions/*.json"))]
+
+    @cached_property
+    def commands(self) -> list[str]:
+        "Commands that ask the questions which this run did not."
+        return sorted((q.command(run_command(open_results(self.run))) for q in QUESTIONS), key=len, reverse=True)
+
     @cached_property
     def levels(self) -> tuple[float, ...]:
         "The levels of its intervals: as set, and that of equivalence."
@@ -126,6 +152,7 @@ def of_one(x: float) -> Iterator[str]:
     for signed in (False, True):
         for digits in (3, 2, 1, 4, 5): yield from (numbers.number(x, digits, signed), numbers.percent(x, digits, signed))
     yield from (numbers.exact(x), numbers.plus_minus(x), numbers.p_value(x), numbers.p_value(x, "p"), numbers.duration(x), numbers.bytes_(x))
+    if x >= 1e5: yield numbers.number(x / 1e6)  # bytes in MB
     if float(x).is_integer(): yield from (numbers.number(int(x)), numbers.count(int(x)))
 
 
@@ -139,7 +166,9 @@ def of_interval(mean: float | None, low: float | None, high: float | None, n: in
 def of_record(value: dict[str, Any], levels: Sequence[float]) -> Iterator[str]:
     mean, n = value.get("mean", value.get("diff")), value.get("n", value.get("n_items"))
     if "ci_low" in value: yield from of_interval(mean, value["ci_low"], value["ci_high"], n, levels)
-    if "se" in value: yield from (f"{numbers.number(mean, d)} ± {numbers.number(value['se'], 1)}" for d in (2, 3, 4, 5))
+    if "se" in value and mean is not None:
+        mean, se = (0.0 if abs(x) < ROUNDING else x for x in (mean, value["se"]))
+        yield from (f"{numbers.number(mean, d)} ± {numbers.number(se, 1)}" for d in (1, 2, 3, 4, 5))
     if "ci_naive_low" in value:
         yield from of_interval(mean, value["ci_naive_low"], value["ci_naive_high"], n, levels)
         contrast = Contrast.model_validate(value)
@@ -168,9 +197,20 @@ def says(value: Any, text: str, levels: Sequence[float] = (0.95, 0.9)) -> bool:
 # what needs no address
 
 
-EXEMPT: dict[str, str] = {
-    "names of variants and of measures": r"\b(?:fp32|fp16|u?int8|q[48]|mlx-[48]bit|nDCG@\d+|recall@\d+|(?:BERTScore|token) F1|top-1|p(?:50|95))\b|10,000",
+EXEMPT: dict[str, str] = {  # Why, and what
+    "names of variants, measures and models, which no run changes":
+        r"\b(?:fp32|fp16|u?int8|q[48]|mlx-[48]bit|nDCG@\d+|recall@\d+|(?:BERTScore|token) F1|top-1|p(?:50|95)|BM25|bm25|all-mpnet-base-v2)\b|10,000",
+    "variants as people read them": r"^(?:8|4) bits\b",
 }
+
+
+def exempt(text: str, stored: Stored) -> str:
+    "A text without what needs no address: the patterns, and what is held against the run or the program here."
+    for pattern in EXEMPT.values(): text = re.sub(pattern, "…", text)
+    for level in stored.levels: text = text.replace(f"{numbers.percent(level)} interval", "…")  # a level of confidence as it is set
+    for command in stored.commands: text = text.replace(command, "…")
+    if text.strip() in {t.target for t in TARGETS}: return "…"
+    return stored.names.sub("…", text)
 
 
 class Flaw(NamedTuple):
@@ -197,21 +237,21 @@ def flaws(run: Path, name: str, text: str, stored: Stored | None = None) -> list
         rest = ""
         for piece in block.pieces:
             if piece.src: found += [Flaw(name, piece.text, why)] if (why := wrong_address(piece, stored)) else []
-            elif piece.quoted and not set(map(plain_words, piece.text.split(" | "))) <= stored.texts: found.append(Flaw(name, piece.text, "quotes no text of the run"))
+            elif piece.quoted and not stored.quotes(piece.text): found.append(Flaw(name, piece.text, "quotes no text of the run"))
             rest += "…" if piece.src or piece.quoted else piece.text
         if plain(rest) and plain(rest) in prose: continue
-        for pattern in EXEMPT.values(): rest = re.sub(pattern, "…", rest)
+        rest = exempt(rest, stored)
         if re.search(r"\d", rest): found.append(Flaw(name, f"<{block.tag}> {rest.strip()}", "a numeral without an address"))
     return found
 
 
-def plain_words(text: str) -> str: return " ".join(text.split())
-
-
 def wrong_address(piece: Piece, stored: Stored) -> str:
+    "Why an address is wrong; empty where it is right. A numeral of a decision's sentence stands in the stored sentence."
     try: value = stored.at(piece.src)
     except (KeyError, IndexError, ValueError, TypeError, OSError) as e: return f"{piece.src} leads nowhere: {e!r}"
-    return "" if says(value, piece.text, stored.levels) else f"{piece.src} is {str(value)[:300]}"
+    if piece.src.endswith("#/sentence") and re.search(rf"(?<![\w.,+−]){re.escape(piece.text)}(?!\w|[.,]\d)", str(value)): return ""
+    levels = (*stored.levels, value["equivalence_level"]) if isinstance(value, dict) and "equivalence_level" in value else stored.levels
+    return "" if says(value, piece.text, levels) else f"{piece.src} is {str(value)[:300]}"
 
 
 # pages of a run, made in this process

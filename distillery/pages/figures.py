@@ -16,7 +16,7 @@ from ..core.numbers import address
 from ..core.store import atomic_write
 
 # %% ../../nbs/pages/15_figures.ipynb #14763eeb
-OWN = re.compile(r'data-src="=([^"]*)"')
+OWN = re.compile(r"""data-src=(["'])=(.*?)\1""")  # nbconvert changes quotation marks
 
 
 def stored_figures(
@@ -27,7 +27,7 @@ def stored_figures(
     found = list[Any]()
 
     def move(own: re.Match[str]) -> str:
-        value = json.loads(unescape(own[1]))
+        value = json.loads(unescape(own[2]))
         found.append(value[0] if isinstance(value, list) and len(value) == 1 else value)
         return f'data-src="{address(file, "figures", len(found) - 1)}"'
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..core.numbers import Number, address, count, interval, number, p_value, percent, plus_minus, with_interval
+from ..core.numbers import Number, address, count, interval, milliseconds, number, p_value, percent, plus_minus, with_interval
 from ..core.records import Contrast, Decision, Estimate
 from ..core.stats import contrast_interval
 from ..core.words import Sentence, sentence
@@ -85,13 +85,16 @@ def _readings(d: Decision) -> Iterator[Number]:
     for at, record, middle in records:
         for n in (True, False):
             for said in (level, None): yield with_interval(record, n, said, at)
-        if isinstance(record, Contrast) and record.p_equivalent is not None:
+        if isinstance(record, Contrast):
             yield interval(*contrast_interval(record, record.equivalence_level), level=record.equivalence_level, signed=True, src=at)
         yield number(getattr(record, middle), signed=middle == "diff", src=f"{at}/{middle}")
     yield from (Number(name, src=address(file, "levels", i)) for i, name in enumerate(d.levels) if re.search(r"\d", name))
     yield plus_minus(d.margin, src=address(file, "margin"))
     yield count(d.n_items, d.unit, address(file, "n_items"))
     for unit in ("documents", "topics"): yield count(d.n_clusters, unit, address(file, "n_clusters"))
+    for name, x in d.figures.items():
+        src = address(file, "figures", name)
+        yield from [count(x, "answers", src)] if isinstance(x, int) else [percent(x, src=src), milliseconds(x, src)]
 
 
 NUMERAL = r"(?<![\w@-])[+−±]?\d+(?:[.,]\d+)*(?:e−?\d+)?(?: %)?"  # Of a sentence; names such as fp32 and nDCG@10 have none

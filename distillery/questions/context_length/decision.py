@@ -149,13 +149,14 @@ def context_decision(
     if any(c.ci_high >= 0 for c in beats_rivals(lengths, chosen).values()):
         word, sentence = "undecided: no scorer beats its rivals", noise_sentence(rows, chosen)
     sentence = f"{sentence} {int8_sentence(rows, margin)}".strip()
+    read = {c.level: c.tokens_read for c in costs}
     times = ", ".join(f"{c.level} {milliseconds(c.ms_per_article)}" for c in costs
                       if c.ms_per_article is not None and (c.view == "truncate" or c.encoder))
     return Decision(
         name="context_length", question=ASKS, factor="context", metric="mean_absolute_error",
         levels=[e.level for e in estimates], unit="articles", n_items=estimates[0].n, n_clusters=estimates[0].n_clusters,
         estimates=estimates, contrasts=[*contrasts, *([small] if small else [])], margin=margin, verdict=word, sentence=sentence,
-        cost={"time an article": times} if times else {})
+        cost={"time an article": times} if times else {}, figures={"share of the tokens": read[chosen] / read[best]} if read[best] else {})
 
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #a1ba737e
 def why_no_context(

@@ -120,7 +120,8 @@ def embedder_decision(
     word, sentence = _wording(made, best, by_level)
     first, other = confirm_pick(rows, costs, config)
     half = f"{first} − base {with_interval(other)}" if other else "not checked" if len(set(documents.values())) < 4 else "base"
-    return made.model_copy(update={"verdict": word, "sentence": sentence, "cost": {**spent, "picked on one half, on the other": half}})
+    return made.model_copy(update={"verdict": word, "sentence": sentence, "cost": {**spent, "picked on one half, on the other": half},
+                                   "figures": {f"ms a question, {c.level}": c.ms_per_query for c in costs}})
 
 
 def embedder_decisions(
