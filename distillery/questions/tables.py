@@ -102,14 +102,16 @@ NUMERAL = r"(?<![\w@-])[+−±]?\d+(?:[.,]\d+)*(?:e−?\d+)?(?: %)?"  # Of a sen
 
 def cited(
     d: Decision,  # A decision card
-) -> Sentence:  # Its text is unchanged
+    part: str = "",  # A part of its sentence; empty: all of it
+) -> Sentence:  # The text is unchanged
     "The sentence of a decision, whose numbers carry the addresses of the stored values."
+    text = part or d.sentence
     by_text = {str(n): n for n in reversed(list(_readings(d)))}
     longest = sorted(by_text, key=len, reverse=True)
     found = re.compile(rf"(?<![\w.,+−])(?:{'|'.join(map(re.escape, longest))})(?!\w|[.,]\d)|{NUMERAL}")
-    names = [f"n{i}" for i in range(len(found.findall(d.sentence)))]
+    names = [f"n{i}" for i in range(len(found.findall(text)))]
     told = address(decision_file(d), "sentence")
-    numbers = dict(zip(names, [by_text.get(m, Number(m, src=told)) for m in found.findall(d.sentence)], strict=True))
-    words = [part.replace("{", "{{").replace("}", "}}") for part in found.split(d.sentence)]
+    numbers = dict(zip(names, [by_text.get(m, Number(m, src=told)) for m in found.findall(text)], strict=True))
+    words = [part.replace("{", "{{").replace("}", "}}") for part in found.split(text)]
     pattern = words[0] + "".join("{" + name + "}" + rest for name, rest in zip(names, words[1:], strict=True))
     return sentence(pattern, **numbers)
