@@ -1,14 +1,18 @@
 """A lint of rendered pages: every numeral that a reader sees leads to a stored value that formats to the very same text.
 
 A numeral stands in an element with `data-src` (a file of the run and a JSON pointer), whose value is formatted again here; in a sentence of the report's own template;
-in words that somebody else wrote, marked as quoted and found whole in a file of the run; or in one of the patterns of `EXEMPT`.
+in words that somebody else wrote, marked as quoted and found whole in a file of the run; or in one of the patterns of `EXEMPT`. What stands in a picture is not read.
+
+Reports that the kept run has a result for are held to it whole (`COVERED`). The others are held to it as far as that run fills them: they say why there is no result (`NOT_YET`).
 """
 import ast
 import json
+import random
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +21,21 @@ import nbformat
 from nbformat.v4 import new_output
 
 from distillery.core import numbers
+from distillery.core.config import load_config
 from distillery.core.records import Contrast
 from distillery.core.stats import contrast_interval
+from distillery.core.store import RunFolder
 from distillery.evaluation.ladder import ROUNDING
 from distillery.pages.figures import write_page
 from distillery.pages.monitor import TARGETS
 from distillery.pages.report import template, templates, to_html
-from distillery.questions.all import QUESTIONS
+from distillery.questions.all import QUESTIONS, reasons
 from distillery.questions.results import open_results, run_command
+from distillery.workbook.assemble import write_decisions, write_pages
+
+COVERED = ("index", "kpis", "quantization", "temperature", "embedder", "context_length")
+NOT_YET = ("prompts", "parallel", "memory", "grouping", "sizes", "learning_curve", "distillation")
+
 
 # what a page says
 
@@ -85,7 +96,7 @@ class Stored:
     "The files of a run."
     run: Path
 
-    def __post_init__(self) -> None: self._files = dict[str, Any]()
+    def __post_init__(self) -> None: self._files, self.seen = dict[str, Any](), dict[Piece, str]()
 
     def file(self, name: str) -> Any:
         if name not in self._files:
@@ -135,6 +146,9 @@ class Stored:
         c = self.file("config.json").get("decisions.confidence", 0.95)
         return c, 2 * c - 1
 
+    @cached_property
+    def level_words(self) -> list[str]: return [f"{numbers.percent(level)} interval" for level in self.levels]
+
 
 def strings(value: Any) -> Iterator[str]:
     "Every text in a JSON value, its keys included."
@@ -165,14 +179,15 @@ def of_interval(mean: float | None, low: float | None, high: float | None, n: in
 
 def of_record(value: dict[str, Any], levels: Sequence[float]) -> Iterator[str]:
     mean, n = value.get("mean", value.get("diff")), value.get("n", value.get("n_items"))
-    if "ci_low" in value: yield from of_interval(mean, value["ci_low"], value["ci_high"], n, levels)
+    level = value.get("confidence", levels[0])
+    if "ci_low" in value: yield from of_interval(mean, value["ci_low"], value["ci_high"], n, [level])
     if "se" in value and mean is not None:
         mean, se = (0.0 if abs(x) < ROUNDING else x for x in (mean, value["se"]))
         yield from (f"{numbers.number(mean, d)} ± {numbers.number(se, 1)}" for d in (1, 2, 3, 4, 5))
     if "ci_naive_low" in value:
-        yield from of_interval(mean, value["ci_naive_low"], value["ci_naive_high"], n, levels)
-        contrast = Contrast.model_validate(value)
-        for level in levels: yield from of_interval(mean, *contrast_interval(contrast, level), n, levels)
+        yield numbers.interval(value["ci_naive_low"], value["ci_naive_high"], signed=True)
+        ends = contrast_interval(Contrast.model_validate(value), value["equivalence_level"])
+        yield numbers.interval(*ends, level=value["equivalence_level"], signed=True)
 
 
 def spellings(value: Any, levels: Sequence[float]) -> Iterator[str]:
@@ -197,20 +212,29 @@ def says(value: Any, text: str, levels: Sequence[float] = (0.95, 0.9)) -> bool:
 # what needs no address
 
 
-EXEMPT: dict[str, str] = {  # Why, and what
-    "names of variants, measures and models, which no run changes":
-        r"\b(?:fp32|fp16|u?int8|q[48]|mlx-[48]bit|nDCG@\d+|recall@\d+|(?:BERTScore|token) F1|top-1|p(?:50|95)|BM25|bm25|all-mpnet-base-v2)\b|10,000",
-    "variants as people read them": r"^(?:8|4) bits\b",
-}
+FIXED = re.compile(r"\b(?:fp32|fp16|u?int8|q[48]|mlx-[48]bit|nDCG@10|recall@(?:10?|5)|(?:BERTScore|token) F1|top-1|p(?:50|95)|BM25|bm25"
+                   r"|all-mpnet-base-v2)\b|(?<= / )10,000(?![\d,.])")
+
+
+def without(text: str, words: Iterable[str]) -> str:
+    for word in words: text = text.replace(word, "…")
+    return text
+
+
+EXEMPT: dict[str, Callable[[str, "Stored"], str]] = {  # What, and a text without it; at most ten
+    "names of measures, variants and models of the program, and the ten thousand of a heading": lambda text, stored: FIXED.sub("…", text),
+    "variants of weights in words, in front of a row": lambda text, stored: re.sub(r"^[84] bits\b", "…", text),
+    "levels of confidence, as the run's settings have them": lambda text, stored: without(text, stored.level_words),
+    "commands that ask what a run did not ask, as the questions have them": lambda text, stored: without(text, stored.commands),
+    "targets of the monitoring page, as the program has them": lambda text, stored: "…" if text.strip() in {t.target for t in TARGETS} else text,
+    "names of levels, gates and stages, as the run has them": lambda text, stored: stored.names.sub("…", text),
+}  # Beside these: sentences of a template, word for word (`prose_of`), and words marked as quoted that a file of the run has (`Stored.quotes`)
 
 
 def exempt(text: str, stored: Stored) -> str:
-    "A text without what needs no address: the patterns, and what is held against the run or the program here."
-    for pattern in EXEMPT.values(): text = re.sub(pattern, "…", text)
-    for level in stored.levels: text = text.replace(f"{numbers.percent(level)} interval", "…")  # a level of confidence as it is set
-    for command in stored.commands: text = text.replace(command, "…")
-    if text.strip() in {t.target for t in TARGETS}: return "…"
-    return stored.names.sub("…", text)
+    "A text without what needs no address."
+    for remove in EXEMPT.values(): text = remove(text, stored)
+    return text
 
 
 class Flaw(NamedTuple):
@@ -224,6 +248,7 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[*`#>_\\]", "", text).split())
 
 
+@cache
 def prose_of(name: str) -> str:
     "The sentences that stand in the template of a report, whatever the run."
     if name not in templates(): return ""
@@ -239,19 +264,50 @@ def flaws(run: Path, name: str, text: str, stored: Stored | None = None) -> list
             if piece.src: found += [Flaw(name, piece.text, why)] if (why := wrong_address(piece, stored)) else []
             elif piece.quoted and not stored.quotes(piece.text): found.append(Flaw(name, piece.text, "quotes no text of the run"))
             rest += "…" if piece.src or piece.quoted else piece.text
-        if plain(rest) and plain(rest) in prose: continue
-        rest = exempt(rest, stored)
-        if re.search(r"\d", rest): found.append(Flaw(name, f"<{block.tag}> {rest.strip()}", "a numeral without an address"))
+        if not re.search(r"\d", rest) or plain(rest) in prose: continue
+        if re.search(r"\d", rest := exempt(rest, stored)): found.append(Flaw(name, f"<{block.tag}> {rest.strip()}", "a numeral without an address"))
     return found
 
 
 def wrong_address(piece: Piece, stored: Stored) -> str:
+    if piece not in stored.seen: stored.seen[piece] = _wrong_address(piece, stored)
+    return stored.seen[piece]
+
+
+def _wrong_address(piece: Piece, stored: Stored) -> str:
     "Why an address is wrong; empty where it is right. A numeral of a decision's sentence stands in the stored sentence."
     try: value = stored.at(piece.src)
     except (KeyError, IndexError, ValueError, TypeError, OSError) as e: return f"{piece.src} leads nowhere: {e!r}"
     if piece.src.endswith("#/sentence") and re.search(rf"(?<![\w.,+−]){re.escape(piece.text)}(?!\w|[.,]\d)", str(value)): return ""
-    levels = (*stored.levels, value["equivalence_level"]) if isinstance(value, dict) and "equivalence_level" in value else stored.levels
-    return "" if says(value, piece.text, levels) else f"{piece.src} is {str(value)[:300]}"
+    return "" if says(value, piece.text, stored.levels) else f"{piece.src} is {str(value)[:300]}"
+
+
+# numerals altered
+
+
+TEXT = re.compile(r"(?<=>)[^<>]+(?=<)")
+NUMERAL = re.compile(r"(?<![\w#&.,])[+−±]?\d[\d,.]*\d|(?<![\w#&.,])[+−±]?\d")
+
+
+def numerals(text: str) -> list[tuple[int, int]]:
+    "Where the numerals stand that a reader sees."
+    start = text.index("<main>")
+    return [(m.start() + n.start(), m.start() + n.end()) for m in TEXT.finditer(text, start) for n in NUMERAL.finditer(m[0])]
+
+
+def altered(text: str, rng: random.Random) -> tuple[str, str]:
+    "A page with a digit changed, a sign flipped or two numerals swapped, and what was done."
+    places = numerals(text)
+    a, b = rng.choice(places)
+    word, way = text[a:b], rng.choice(("digit", "digit", "sign", "swap"))
+    if way == "digit":
+        i = rng.choice([i for i, c in enumerate(word) if c.isdigit()])
+        new = word[:i] + rng.choice([d for d in "0123456789" if d != word[i]]) + word[i + 1:]
+    elif way == "sign": new = word.translate(str.maketrans("+−", "−+")) if word[0] in "+−" else f"−{word.removeprefix('±')}"
+    else:
+        (a, b), (c, d) = sorted([(a, b), rng.choice([p for p in places if text[slice(*p)] != word])])
+        return text[:a] + text[c:d] + text[b:c] + text[a:b] + text[d:], f"{text[a:b]} and {text[c:d]} swapped"
+    return text[:a] + new + text[b:], f"{word} became {new} in {text[max(0, a - 60):b + 40]!r}"
 
 
 # pages of a run, made in this process
@@ -270,3 +326,14 @@ def render(name: str, run: Path) -> Path:
         if "parameters" in cell.metadata.get("tags", []): names["run_dir"] = str(run)
         cell.outputs = [new_output("display_data", {"text/html": str(x._repr_html_())}) for x in shown if x is not None]
     return write_page(run / "reports", name, to_html(nb, name))
+
+
+def rendered(kept: Path, run: Path) -> Path:
+    "A copy of a finished run, decided anew, with all its pages."
+    shutil.copytree(kept, run)
+    write_decisions(RunFolder(run), load_config(overrides=open_results(run).json("config.json")), "")
+    none = reasons(open_results(run))
+    for name in templates():
+        if name not in none: render(name, run)
+    write_pages(RunFolder(run), {name: {} for name in none})
+    return run
