@@ -1,9 +1,11 @@
 """A lint of rendered pages: every numeral that a reader sees leads to a stored value that formats to the very same text.
 
-A numeral stands in an element with `data-src` (a file of the run and a JSON pointer), whose value is formatted again here; in a sentence of the report's own template;
-in words that somebody else wrote, marked as quoted and found whole in a file of the run; or in one of the patterns of `EXEMPT`. What stands in a picture is not read.
+A numeral stands in an element with `data-src` (a file of the run and a JSON pointer), whose value is formatted again here; in a
+sentence of the report's own template; in words that somebody else wrote, marked as quoted and found whole in a file of the run; or in
+one of the patterns of `EXEMPT`. What stands in a picture is not read.
 
-Reports that the kept run has a result for are held to it whole (`COVERED`). The others are held to it as far as that run fills them: they say why there is no result (`NOT_YET`).
+Reports that the kept run has a result for are held to it whole (`COVERED`). The others (`NOT_YET`: prompts, parallel, memory, grouping,
+sizes, learning curve, distillation) are held to it as far as that run fills them: they say why there is no result.
 """
 import ast
 import json
@@ -40,7 +42,7 @@ NOT_YET = ("prompts", "parallel", "memory", "grouping", "sizes", "learning_curve
 # what a page says
 
 
-BLOCKS = {"p", "td", "th", "li", "dd", "dt", "h1", "h2", "h3", "h4", "caption", "blockquote", "pre", "div", "section", "main", "footer", "body", "a"}
+BLOCKS = set("p td th li dd dt h1 h2 h3 h4 caption blockquote pre div section main footer body a".split())
 EMPTY = {"meta", "img", "br", "hr", "link", "input"}
 UNSEEN = {"head", "style", "script"}
 
@@ -165,7 +167,8 @@ def strings(value: Any) -> Iterator[str]:
 def of_one(x: float) -> Iterator[str]:
     for signed in (False, True):
         for digits in (3, 2, 1, 4, 5): yield from (numbers.number(x, digits, signed), numbers.percent(x, digits, signed))
-    yield from (numbers.exact(x), numbers.plus_minus(x), numbers.p_value(x), numbers.p_value(x, "p"), numbers.duration(x), numbers.bytes_(x))
+    yield from (numbers.exact(x), numbers.plus_minus(x), numbers.p_value(x), numbers.p_value(x, "p"))
+    yield from (numbers.duration(x), numbers.bytes_(x))
     if x >= 1e5: yield numbers.number(x / 1e6)  # bytes in MB
     if float(x).is_integer(): yield from (numbers.number(int(x)), numbers.count(int(x)))
 
@@ -216,6 +219,9 @@ FIXED = re.compile(r"\b(?:fp32|fp16|u?int8|q[48]|mlx-[48]bit|nDCG@10|recall@(?:1
                    r"|all-mpnet-base-v2)\b|(?<= / )10,000(?![\d,.])")
 
 
+GOALS = {t.target for t in TARGETS}
+
+
 def without(text: str, words: Iterable[str]) -> str:
     for word in words: text = text.replace(word, "…")
     return text
@@ -226,9 +232,9 @@ EXEMPT: dict[str, Callable[[str, "Stored"], str]] = {  # What, and a text withou
     "variants of weights in words, in front of a row": lambda text, stored: re.sub(r"^[84] bits\b", "…", text),
     "levels of confidence, as the run's settings have them": lambda text, stored: without(text, stored.level_words),
     "commands that ask what a run did not ask, as the questions have them": lambda text, stored: without(text, stored.commands),
-    "targets of the monitoring page, as the program has them": lambda text, stored: "…" if text.strip() in {t.target for t in TARGETS} else text,
+    "targets of the monitoring page, as the program has them": lambda text, stored: "…" if text.strip() in GOALS else text,
     "names of levels, gates and stages, as the run has them": lambda text, stored: stored.names.sub("…", text),
-}  # Beside these: sentences of a template, word for word (`prose_of`), and words marked as quoted that a file of the run has (`Stored.quotes`)
+}  # Beside these: sentences of a template, word for word (`prose_of`), and marked words that a file of the run has (`Stored.quotes`)
 
 
 def exempt(text: str, stored: Stored) -> str:
@@ -265,7 +271,8 @@ def flaws(run: Path, name: str, text: str, stored: Stored | None = None) -> list
             elif piece.quoted and not stored.quotes(piece.text): found.append(Flaw(name, piece.text, "quotes no text of the run"))
             rest += "…" if piece.src or piece.quoted else piece.text
         if not re.search(r"\d", rest) or plain(rest) in prose: continue
-        if re.search(r"\d", rest := exempt(rest, stored)): found.append(Flaw(name, f"<{block.tag}> {rest.strip()}", "a numeral without an address"))
+        if re.search(r"\d", rest := exempt(rest, stored)):
+            found.append(Flaw(name, f"<{block.tag}> {rest.strip()}", "a numeral without an address"))
     return found
 
 
@@ -321,8 +328,8 @@ def render(name: str, run: Path) -> Path:
         shown.clear()
         tree = ast.parse(cell.source)
         last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, name, "exec"), names)  # noqa: S102 (a notebook of this package)
-        if isinstance(last, ast.Expr): shown.append(eval(compile(ast.Expression(last.value), name, "eval"), names))  # noqa: S307 (the same)
+        exec(compile(tree, name, "exec"), names)
+        if isinstance(last, ast.Expr): shown.append(eval(compile(ast.Expression(last.value), name, "eval"), names))
         if "parameters" in cell.metadata.get("tags", []): names["run_dir"] = str(run)
         cell.outputs = [new_output("display_data", {"text/html": str(x._repr_html_())}) for x in shown if x is not None]
     return write_page(run / "reports", name, to_html(nb, name))

@@ -1,4 +1,4 @@
-"Truth of the pages: numerals lead to stored values, altered ones are found, timings follow from their rows, and warnings from the run's source."
+"Truth of the pages: numerals lead to stored values, altered ones are found, and warnings follow the run's source."
 import json
 import random
 from math import isclose
@@ -71,7 +71,9 @@ def test_a_value_says_itself_and_nothing_near_it():
 # figures follow from the rows of the run, by other sums than the product's
 
 
-def figures(run, name): return [f if isinstance(f, list) else [f] for f in json.loads((run / f"reports/{name}.json").read_text("utf-8"))["figures"]]
+def figures(run, name):
+    found = json.loads((run / f"reports/{name}.json").read_text("utf-8"))["figures"]
+    return [f if isinstance(f, list) else [f] for f in found]
 
 
 def lines(run, name): return [json.loads(line) for line in (run / name).read_text("utf-8").splitlines()]
@@ -104,8 +106,9 @@ def test_timings_keep_their_rows():
     cost = ContextCost(level="truncate 128", view="truncate", budget=128, fit_seconds=1, train_articles=9, tokens_read=99)
     timed = add_time(cost, [20.0, 25.0, 30.0])
     assert (timed.ms_each, timed.ms_per_article) == ([20.0, 25.0, 30.0], 25.0)
-    asked = [Timing(id=f"q{i}", at_once=1, place=i, prompt_tokens=9, tokens=3, first_token_ms=5 + i / 7, per_token_ms=None if i == 3 else 2 + i / 9)
-             for i in range(12)]
+    timing = lambda i: Timing(id=f"q{i}", at_once=1, place=i, prompt_tokens=9, tokens=3, first_token_ms=5 + i / 7,
+                              per_token_ms=None if i == 3 else 2 + i / 9)
+    asked = [timing(i) for i in range(12)]
     told = json.loads(json.dumps(latency_summary(asked, 9.0)))
     first, further = ([t[key] for t in told["timings"] if t[key] is not None] for key in ("first_token_ms", "per_token_ms"))
     assert told["first_token_ms"]["mean"] == pytest.approx(fmean(first), abs=1e-3)
@@ -134,7 +137,7 @@ def test_fp32_is_as_fp32_without_an_interval():
 # what is warned of
 
 
-def told(tmp_path, *, sets=None, judged=None, about="", **facts):
+def told(tmp_path, *, sets=None, judged=None, rest_on="sets", **facts):
     (tmp_path / "embedder").mkdir(exist_ok=True)
     (tmp_path / "provenance.json").write_text(json.dumps({"student base": "builtin:mini", **facts}))
     (tmp_path / "embedder/facts.json").write_text(json.dumps({"questions_from": judged or "pairs"}))
@@ -142,10 +145,11 @@ def told(tmp_path, *, sets=None, judged=None, about="", **facts):
         (tmp_path / "eval/fp32").mkdir(parents=True)
         (tmp_path / "eval/fp32/rows.jsonl").write_text("")
         (tmp_path / "eval/fp32/metrics.json").write_text(json.dumps({"sets": {name: {"n": n} for name, n in sets.items()}}))
-    return " ".join(warnings_of(Results(tmp_path), about))
+    return " ".join(warnings_of(Results(tmp_path), rest_on))
 
 
-RULES, NOBODY, IMPORTED, BASE = "The teacher is a set of rules", "Nobody wrote reference questions", "All questions come from the imported pairs", "built-in model"
+RULES, NOBODY = "The teacher is a set of rules", "Nobody wrote reference questions"
+IMPORTED, BASE = "All questions come from the imported pairs", "built-in model"
 
 
 @pytest.mark.parametrize(("facts", "said", "unsaid"), [
@@ -164,16 +168,16 @@ def test_warnings_follow_the_source(tmp_path, facts, said, unsaid):
 
 def test_a_page_on_a_judged_set_says_nothing_about_who_asked(tmp_path):
     facts = {"source": "documents", "teacher": "builtin:extractive", "gold": False}
-    assert told(tmp_path, judged="nfcorpus", about="embedder", **facts) == ""
-    assert NOBODY in told(tmp_path, about="embedder", **facts)
-    assert BASE not in told(tmp_path, about="embedder", **facts)
+    assert told(tmp_path, judged="nfcorpus", rest_on="queries", **facts) == ""
+    assert NOBODY in told(tmp_path, rest_on="queries", **facts)
+    assert BASE not in told(tmp_path, rest_on="queries", **facts)
 
 
 def test_only_sets_that_were_asked_are_called_small(tmp_path):
     text = told(tmp_path, sets={"test": 74, "recall": 349}, source="documents", teacher="x", gold=True)
     assert "The test set has 74 questions" in text
     assert "recall" not in text
-    assert "set has" not in told(tmp_path, about="temperature", source="documents", teacher="x", gold=True)
+    assert "set has" not in told(tmp_path, rest_on="teacher", source="documents", teacher="x", gold=True)
 
 
 def test_no_set_of_no_questions_is_warned_of(tmp_path):

@@ -107,7 +107,8 @@ def ladder_difficulty(
 ) -> list[dict[str, Any]]:  # One row a difficulty and variant, over answers
     "Fidelity metrics by difficulty."
     levels = sorted({d for f in ladders.values() for d in f.difficulty})
-    return [{"difficulty": d, "variant": v, **_line(f.difficulty[d], v, "difficulty", d)} for d in levels for v, f in ladders.items() if d in f.difficulty]
+    return [{"difficulty": d, "variant": v, **_line(f.difficulty[d], v, "difficulty", d)}
+            for d in levels for v, f in ladders.items() if d in f.difficulty]
 
 
 def ladder_gates(

@@ -97,7 +97,7 @@ def latency_summary(
     timings: Sequence[Timing],  # Of one level
     per_second: float,  # Answers a second
     confidence: float = 0.95,  # Of the intervals
-) -> dict[str, Any]:  # {at_once, answers, answers_per_second, first_token_ms: {mean, ci_low, ...}, per_token_ms: ..., timings: every answer's}
+) -> dict[str, Any]:  # {at_once, answers, answers_per_second, first_token_ms: {mean, ci_low, ...}, per_token_ms: ..., timings}
     "Latency summary at one level of concurrency: time to first token, inter-token latency, throughput."
     return {"at_once": timings[0].at_once, "answers": len(timings), "answers_per_second": round(per_second, 1),
             "p95_first_token_ms": round(float(np.quantile([t.first_token_ms for t in timings], 0.95, method="higher")), 3),

@@ -64,11 +64,11 @@ class SentenceWindow:
 def _pieces(text: str, count: TokenCounter, size: int) -> list[SentenceWindow]:
     sentences = [line[a:b] for line in text.split("\n") for a, b in line_sentences(line, loose=True)]
     pieces = list[SentenceWindow]()
-    for sentence, n in zip(sentences, count(sentences), strict=True):
+    for said, n in zip(sentences, count(sentences), strict=True):
         if n <= size:
-            pieces.append(SentenceWindow(sentence, n))
+            pieces.append(SentenceWindow(said, n))
             continue
-        words = [w[i : i + 40] for w in sentence.split() for i in range(0, len(w), 40)]  # 40 letters of nonsense are 40 tokens at most
+        words = [w[i : i + 40] for w in said.split() for i in range(0, len(w), 40)]  # 40 letters of nonsense are 40 tokens at most
         pieces += _pack([SentenceWindow(w, n) for w, n in zip(words, count(words), strict=True)], size)
     return pieces
 

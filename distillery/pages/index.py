@@ -28,7 +28,8 @@ def _largest(d: Decision) -> dict[str, Any]:
     least, dull = max(asked, key=lambda pair: pair[1].mde)
     at_most = lambda *path: address(decision_file(d), "contrasts", at, *path)
     effect = with_interval(most, n=True, level=most.confidence, src=at_most())
-    return {"largest effect": sentence("{a} − {b}: {effect}", a=Number(most.a, src=at_most("a")), b=Number(most.b, src=at_most("b")), effect=effect),
+    pair = {side: Number(getattr(most, side), src=at_most(side)) for side in "ab"}
+    return {"largest effect": sentence("{a} − {b}: {effect}", **pair, effect=effect),
             "detectable": number(dull.mde, src=address(decision_file(d), "contrasts", least, "mde"))}
 
 

@@ -100,4 +100,5 @@ def fit_sentence(
     shorter = sentence("{cut} passages were shortened", cut=number(cut))
     done = joined(" and ", [*([shorter] if cut else []), *([left] if out else [])])
     return sentence("A training row holds {tokens} tokens (sft.max_length, by {counted_by}): {done}. "
-                    "Raise sft.max_length, or lower chunking.max_tokens.", tokens=said("row_tokens"), counted_by=fit["counted_by"], done=done)
+                    "Raise sft.max_length, or lower chunking.max_tokens.", tokens=said("row_tokens"), counted_by=fit["counted_by"],
+                    done=done)

@@ -66,7 +66,8 @@ def contrast_table(
         at = address(decision_file(decision), "contrasts", i) if decision else None
         of = lambda key: at and f"{at}/{key}"
         return {
-            "compared": sentence("{a} − {b}", a=Number(c.a, src=of("a")), b=Number(c.b, src=of("b"))), "n": number(c.n_items, src=of("n_items")),
+            "compared": sentence("{a} − {b}", a=Number(c.a, src=of("a")), b=Number(c.b, src=of("b"))),
+            "n": number(c.n_items, src=of("n_items")),
             unit if c.n_clusters < c.n_items else "cases": number(c.n_clusters, src=of("n_clusters")),
             f"difference, {percent(c.confidence)} interval": with_interval(c, src=at),
             "naive interval": interval(c.ci_naive_low, c.ci_naive_high, signed=True, src=at), "p": p_value(c.p, src=of("p")),

@@ -97,7 +97,8 @@ def stated_sentence(
         e = resampled("Pearson", *means(mine, d), [r.cluster for r in mine])
         how = "short of that" if e.ci_high < stated else "above that" if e.ci_low > stated else "as near the noise as that"
         told.append(sentence("{d} {e}, {how}", d=d, e=with_interval(e), how=how))
-    return sentence("The scores' own account calls a correlation of {stated} reachable. On {articles} that it never saw, {level} reaches: {told}.",
+    return sentence("The scores' own account calls a correlation of {stated} reachable. "
+                    "On {articles} that it never saw, {level} reaches: {told}.",
                     stated=exact(stated, address("config.json", "decisions.stated_correlation")), articles=count(len(mine), "articles"),
                     level=level, told=joined("; ", told))
 

@@ -162,8 +162,8 @@ def embedder_table(
     means = {metric: compare(*query_scores(rows, metric), "base", config, metric)[0] for metric in EMBEDDER_METRICS}
     cells = {metric: {e.level: with_interval(e) for e in some} for metric, some in means.items()}
     at = lambda i, key: number(getattr(costs[i], key), src=address(COSTS, i, key))
-    return [{"level": c.level, **{metric_name(m): cells[m][c.level] for m in EMBEDDER_METRICS}, "n": len(rows), "median, ms": at(i, "ms_per_query"),
-             "p95, ms": at(i, "ms_p95"), "all passages, s": at(i, "corpus_s"),
+    return [{"level": c.level, **{metric_name(m): cells[m][c.level] for m in EMBEDDER_METRICS}, "n": len(rows),
+             "median, ms": at(i, "ms_per_query"), "p95, ms": at(i, "ms_p95"), "all passages, s": at(i, "corpus_s"),
              "MB": number(c.bytes / 1e6, src=address(COSTS, i, "bytes")), "what": Quoted(c.what)} for i, c in enumerate(costs)]
 
 

@@ -87,7 +87,8 @@ def answer_takeaway(
 # %% ../../../nbs/questions/quantization/30_tables.ipynb #5fff4433
 def _drop_answer(results: Results, made: Decision, config: Config) -> str:
     rows, where = results.rows(), primary_set(results.rows())
-    drops = [sentence("{a} {c}", a=c.a, c=with_interval(c)) for c in compare(*scores_of(rows, "bert_f1", where), "fp32", config, "bert_f1")[1]]
+    contrasts = compare(*scores_of(rows, "bert_f1", where), "fp32", config, "bert_f1")[1]
+    drops = [sentence("{a} {c}", a=c.a, c=with_interval(c)) for c in contrasts]
     items = count(made.n_items, made.unit, address(decision_file(made), "n_items"))
     of_student = sentence("For the student against fp32, n = {items}: {drops}.", items=items, drops=joined("; ", drops))
     teacher = teacher_decision(results.teacher_rows(), config)
@@ -140,7 +141,8 @@ def variant_table(
                 "with an answer": number(told, src=f"{at(by)}/n" if told is not None else None),
                 **{metric_name(key): mean(key) for key in (by, "token_f1", "bert_f1")},
                 metric_name("fp32_alignment"): alike or mean("fp32_alignment"),  # fp32 agrees with itself: nothing was estimated
-                "MB": number(cost["bytes"] / 1e6, src=address(file, "cost", "bytes")), "peak, MiB": spent("peak_rss_mb"), "p50, ms": spent("p50_latency_ms"),
+                "MB": number(cost["bytes"] / 1e6, src=address(file, "cost", "bytes")), "peak, MiB": spent("peak_rss_mb"),
+                "p50, ms": spent("p50_latency_ms"),
                 "p95, ms": spent("p95_latency_ms"), "tokens/s": spent("tokens_per_second")}
 
     return [row(v) for v in results.variants()]

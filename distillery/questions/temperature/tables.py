@@ -40,7 +40,8 @@ def _rag_answer(rows: TemperatureRows, config: Config, base: str) -> str:
     means, contrasts = compare(scores, documents, base, config, "rag_improvement")
     top = max(means, key=lambda e: e.mean)
     judged = level_verdicts(contrasts, config.decisions.margins["rag_improvement"], "rag_improvement", "documents")
-    held = [sentence("{a} − {base} {c}: {word}", a=label(c.a), base=label(base), c=with_interval(c), word=label(judged[c.a][0])) for c in contrasts]
+    held = [sentence("{a} − {base} {c}: {word}", a=label(c.a), base=label(base), c=with_interval(c), word=label(judged[c.a][0]))
+            for c in contrasts]
     gain = difference(top.mean, top.ci_low, top.ci_high, level=config.decisions.confidence)
     shown = top.level != base and judged[top.level][0] == f"{top.level} better"
     first = "{top} is shown better than {base}" if shown else "{top} has the highest mean but is not shown to be the best"
@@ -56,7 +57,8 @@ def _difficulty_answer(rows: TemperatureRows, config: Config, base: str, metric:
     c = min(found, key=lambda c: (c.p_holm or 0.0, -abs(c.diff)))
     shown = c.p_holm is not None and c.p_holm <= 1 - c.confidence
     gap = with_interval(c, n=True, level=c.confidence)
-    return sentence("{start}: the gain over {base} of {a} minus that of {b} is {gap}, {p} (Holm over {n}), detectable {mde}; highest means: {best}.",
+    return sentence("{start}: the gain over {base} of {a} minus that of {b} is {gap}, {p} (Holm over {n}), detectable {mde}; "
+                    "highest means: {best}.",
                     start="Yes" if shown else "Not shown", base=label(base), a=label(c.a), b=label(c.b), gap=gap, p=p_value(c.p_holm, "p"),
                     n=count(len(found), "comparison"), mde=number(c.mde), best=joined(", ", best))
 
@@ -73,8 +75,8 @@ def _creative_answer(rows: TemperatureRows, config: Config, metric: str) -> str:
     (word, quality), (_, unique) = said
     same = "No, the same" if word.startswith("equivalent") else "Not known"
     start = {f"{high} better": "Yes", f"{low} better": "No, worse"}.get(word, same)
-    return sentence("{start} in quality ({word}; {metric}, {quality}); uniqueness {unique}.", start=start, word=label(word), metric=ONE[metric],
-                    quality=quality, unique=unique)
+    return sentence("{start} in quality ({word}; {metric}, {quality}); uniqueness {unique}.", start=start, word=label(word),
+                    metric=ONE[metric], quality=quality, unique=unique)
 
 # %% ../../../nbs/questions/temperature/30_tables.ipynb #8ba4a5a6
 TEMPERATURE_MEASURES = {
@@ -89,7 +91,7 @@ def temperature_table(
     config: Config,  # For decisions.confidence
 ) -> list[dict[str, Any]]:  # One row a measure, one column a temperature
     "Every measure at every temperature, with its interval."
-    table = []
+    table = list[dict[str, Any]]()
     for metric, name in TEMPERATURE_MEASURES.items():
         scores, documents = temperature_scores(rows, metric)
         if not documents: continue
@@ -121,7 +123,8 @@ def changed_answers(
     low, high = min(rows, key=float), max(rows, key=float)
     scores, _ = temperature_scores(rows, quality_metric(rows))
     apart = [i for i in scores[low] if scores[low][i] != scores[high][i]]
-    said = {level: {i: Quoted(" | ".join(dict.fromkeys(r.answer for r in some if r.id == i))) for i in apart} for level, some in rows.items()}
+    every = lambda some, i: Quoted(" | ".join(dict.fromkeys(r.answer for r in some if r.id == i)))
+    said = {level: {i: every(some, i) for i in apart} for level, some in rows.items()}
     first = {r.id: r for r in reversed(rows[low])}
     order = sorted(apart, key=lambda i: (scores[high][i] - scores[low][i], i))[:most]
     asked = lambda i: {"question": Quoted(first[i].question or ""), "reference": Quoted(first[i].reference or "")}
