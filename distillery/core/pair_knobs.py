@@ -78,7 +78,7 @@ class BudgetSection(Section):
     currency: str = key("USD", "presentation", "the currency of all prices")
     prices: dict[str, list[float]] = key({}, "execution", "a teacher or model to its price for a million prompt and answer tokens")
     batch_discount: float = key(0.5, "execution", "share of the price that hosted batch files cost", gt=0, le=1)
-    hour_price: float = key(0.0, "execution", "price of an hour of this machine, for the ledger of training and export", ge=0)
+    hour_price: float = key(0.0, "execution", "price of an hour of this machine, for the ledger and the context report", ge=0)
 
 # %% ../../nbs/core/07_pair_knobs.ipynb #14c6a6aa
 class MonitorSection(Section):

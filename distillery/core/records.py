@@ -276,4 +276,5 @@ class Decision(Record):
     verdict: str
     sentence: str
     cost: dict[str, Any] = Field(default_factory=dict)
+    figures: dict[str, int | float] = Field(default_factory=dict)  # Other numbers of its sentence, e.g. the share of the bytes
     run_id: str = ""

@@ -40,7 +40,8 @@ class Column:
     @property
     def label(self) -> str:
         "Heading: the metric's name, or the key itself, with the unit."
-        return ", ".join(part for part in (METRIC_NAMES.get(self.name, self.name), self.unit) if part)
+        name = METRIC_NAMES.get(self.name, self.name)
+        return ", ".join(part for part in (name, self.unit) if part) if self.unit else name
 
 
 def _is_number(value: Any) -> bool:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNCOUNTED', 'PLURALS', 'SINGULARS', 'METRIC_NAMES', 'SHARES', 'METRIC_SCALES', 'singular', 'plural', 'metric_scale',
-           'metric_name', 'Sentence', 'sentence']
+           'metric_name', 'Sentence', 'sentence', 'joined', 'Quoted']
 
 # %% ../../nbs/core/21_words.ipynb #dfd14fbf
+from collections.abc import Iterable
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -89,3 +90,19 @@ def sentence(
     said = Sentence(pattern.format(**parts))
     said.markup = escape(pattern).format(**parts)
     return said
+
+# %% ../../nbs/core/21_words.ipynb #1fb740be
+def joined(
+    between: str,  # E.g. ", "
+    parts: Iterable[Any],  # Numbers, sentences, texts
+) -> Sentence:  # As `str.join`
+    "Join texts into a sentence that keeps the addresses of their numbers."
+    named = {f"p{i}": part for i, part in enumerate(parts)}
+    return sentence(between.join(f"{{{name}}}" for name in named), **named)
+
+# %% ../../nbs/core/21_words.ipynb #8122b598
+class Quoted(str):
+    "Text that somebody else wrote; its HTML face says so."
+
+    def __html__(self) -> str:
+        return Markup('<span class="quoted">{}</span>').format(str(self))

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..core.extras import need
 from ..core.figures import PALETTE, STYLE, WIDTH
-from ..core.numbers import estimate, exact, number
+from ..core.numbers import Number, address, estimate, exact, number
 from ..core.records import Gate
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from distillery.exporting.fidelity import Fidelity, FidelityMetrics, Measured
 
 # %% auto #0
-__all__ = ['Ladders', 'read_ladders', 'drift_gates', 'variants_at_chance', 'ladder_sentence', 'ladder_table', 'ladder_difficulty',
-           'ladder_gates', 'ladder_plot']
+__all__ = ['Ladders', 'ROUNDING', 'read_ladders', 'drift_gates', 'variants_at_chance', 'ladder_sentence', 'ladder_table',
+           'ladder_difficulty', 'ladder_gates', 'ladder_plot']
 
 # %% ../../nbs/evaluation/55_ladder.ipynb #e44d70de
 Ladders: TypeAlias = "Mapping[str, Fidelity]"
@@ -71,15 +72,23 @@ def ladder_sentence(
     return " ".join(sentences)
 
 # %% ../../nbs/evaluation/55_ladder.ipynb #2c7b3cd0
-def _pm(m: Measured | None, digits: int) -> str | None:
-    return None if m is None else f"{number(m.mean, digits)} ± {number(m.se, 1)}"
+ROUNDING = 1e-9  # nats: logits of 32 bits tell no less apart
 
 
-def _line(r: FidelityMetrics) -> dict[str, Any]:
-    top = r.same_top1
-    return {"positions": r.n, "KL, nats": _pm(r.kl, 2), "same top-1": estimate(top.mean, top.ci_low, top.ci_high),
-            "NLL ratio": _pm(r.nll_ratio, 4), "PPL ratio": _pm(r.perplexity_ratio, 5),
-            "largest difference": "not a number" if r.max_abs_diff is None else number(r.max_abs_diff, 2)}
+def _pm(m: Measured | None, digits: int, src: str) -> Number | None:
+    "A mean to the digit of its standard error, or to `digits` where that is coarser."
+    if m is None: return None
+    mean, se = (0.0 if abs(x) < ROUNDING else x for x in (m.mean, m.se))
+    if mean and se: digits = min(digits, max(1, floor(log10(abs(mean))) - floor(log10(se)) + 1))
+    return Number(f"{number(mean, digits)} ± {number(se, 1)}", (m.mean, m.se), src)
+
+
+def _line(r: FidelityMetrics, v: str, *path: str) -> dict[str, Any]:
+    top, at = r.same_top1, lambda key: address(f"onnx/{v}/fidelity.json", *path, key)
+    return {"positions": number(r.n, src=at("n")), "KL, nats": _pm(r.kl, 2, at("kl")),
+            "same top-1": estimate(top.mean, top.ci_low, top.ci_high, src=at("same_top1")),
+            "NLL ratio": _pm(r.nll_ratio, 4, at("nll_ratio")), "PPL ratio": _pm(r.perplexity_ratio, 5, at("perplexity_ratio")),
+            "largest difference": "not a number" if r.max_abs_diff is None else number(r.max_abs_diff, 2, src=at("max_abs_diff"))}
 
 
 def ladder_table(
@@ -88,8 +97,8 @@ def ladder_table(
     "Fidelity metrics of every variant, over answers and over every position."
     table: list[dict[str, Any]] = []
     for v, f in ladders.items():
-        table.append({"variant": v, "over": "answers", **_line(f.answers), "state": f.state})
-        table.append({"variant": v, "over": "all", **_line(f.everywhere), "state": ""})
+        table.append({"variant": v, "over": "answers", **_line(f.answers, v, "answers"), "state": f.state})
+        table.append({"variant": v, "over": "all", **_line(f.everywhere, v, "everywhere"), "state": ""})
     return table
 
 # %% ../../nbs/evaluation/55_ladder.ipynb #5417d7b9
@@ -98,15 +107,21 @@ def ladder_difficulty(
 ) -> list[dict[str, Any]]:  # One row a difficulty and variant, over answers
     "Fidelity metrics by difficulty."
     levels = sorted({d for f in ladders.values() for d in f.difficulty})
-    return [{"difficulty": d, "variant": v, **_line(f.difficulty[d])} for d in levels for v, f in ladders.items() if d in f.difficulty]
+    return [{"difficulty": d, "variant": v, **_line(f.difficulty[d], v, "difficulty", d)}
+            for d in levels for v, f in ladders.items() if d in f.difficulty]
 
 
 def ladder_gates(
     ladders: Ladders,  # Of a run
 ) -> list[dict[str, Any]]:  # One row a limit
     "Fidelity gates of every variant: value, bound and threshold."
-    return [{"limit": g.name, "variant": g.variant, "value": number(g.value), "bound": number(g.bound), "threshold": exact(g.threshold),
-             "state": g.state, "positions needed": g.cases_needed} for f in ladders.values() for g in f.gates]
+    def row(v: str, i: int, g: Gate) -> dict[str, Any]:
+        at = lambda key: address(f"onnx/{v}/fidelity.json", "gates", i, key)
+        return {"limit": g.name, "variant": g.variant, "value": number(g.value, src=at("value")), "bound": number(g.bound, src=at("bound")),
+                "threshold": exact(g.threshold, at("threshold")), "state": g.state,
+                "positions needed": number(g.cases_needed, src=at("cases_needed") if g.cases_needed else None)}
+
+    return [row(v, i, g) for v, f in ladders.items() for i, g in enumerate(f.gates)]
 
 # %% ../../nbs/evaluation/55_ladder.ipynb #1b17c354
 def ladder_plot(

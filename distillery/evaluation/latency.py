@@ -97,12 +97,17 @@ def latency_summary(
     timings: Sequence[Timing],  # Of one level
     per_second: float,  # Answers a second
     confidence: float = 0.95,  # Of the intervals
-) -> dict[str, Any]:  # {at_once, answers, answers_per_second, first_token_ms: {mean, ci_low, ...}, per_token_ms: ...}
+) -> dict[str, Any]:  # {at_once, answers, answers_per_second, first_token_ms: {mean, ci_low, ...}, per_token_ms: ..., timings}
     "Latency summary at one level of concurrency: time to first token, inter-token latency, throughput."
     return {"at_once": timings[0].at_once, "answers": len(timings), "answers_per_second": round(per_second, 1),
             "p95_first_token_ms": round(float(np.quantile([t.first_token_ms for t in timings], 0.95, method="higher")), 3),
             "first_token_ms": _mean_latency(timings, "first_token_ms", confidence),
-            "per_token_ms": _mean_latency(timings, "per_token_ms", confidence)}
+            "per_token_ms": _mean_latency(timings, "per_token_ms", confidence), "timings": [_line(t) for t in timings]}
+
+
+def _line(t: Timing) -> dict[str, Any]:
+    per_token = None if t.per_token_ms is None else round(t.per_token_ms, 4)
+    return {"id": t.id, "tokens": t.tokens, "first_token_ms": round(t.first_token_ms, 4), "per_token_ms": per_token}
 
 # %% ../../nbs/evaluation/46_latency.ipynb #11881293
 def measure_latency(

@@ -17,7 +17,7 @@ from ..core.knobs import Config
 from ..core.numbers import address, count, estimate, exact, number
 from ..core.records import Gate
 from ..core.stats import mean_interval
-from ..core.words import Sentence, metric_name, metric_scale, sentence
+from ..core.words import Quoted, Sentence, metric_name, metric_scale, sentence
 from .evaluate import EvalRow, Rows, deciding_metric
 from ..core.metrics import DECIDING, DECIDING_VERSION, SQUAD_MATCH
 from ..core.sections import DecisionsSection, drawn_by
@@ -124,8 +124,9 @@ def worst_cases(
     table: list[dict[str, Any]] = []
     for case in sorted(failed, key=lambda case: (-failed[case], mean_f1(case), case))[:most]:
         first = next(iter(answers[case].values()))
-        table.append({"set": case[0], "question": first.question, "right": first.gold, "failed": f"{failed[case]} of {len(answers[case])}",
-                      **{v: r.prediction for v, r in answers[case].items()}})
+        table.append({"set": case[0], "question": Quoted(first.question), "right": Quoted(first.gold),
+                      "failed": sentence("{n} of {all}", n=number(failed[case]), all=number(len(answers[case]))),
+                      **{v: Quoted(r.prediction) for v, r in answers[case].items()}})
     return table
 
 # %% ../../nbs/evaluation/42_summary.ipynb #5d1c7e90
@@ -160,7 +161,7 @@ def latency_table(
     "Time to first token and inter-token latency of all variants, by concurrency."
     def row(v: str, i: int, x: Mapping[str, Any]) -> dict[str, Any]:
         at = lambda key: address(f"{root}/{v}/metrics.json", "latency", i, key) if root else None
-        return {"variant": v, "asked at once": x["at_once"], "answers": number(x["answers"], src=at("answers")),
+        return {"variant": v, "asked at once": number(x["at_once"], src=at("at_once")), "answers": number(x["answers"], src=at("answers")),
                 "first token, ms": estimate_cell(x["first_token_ms"], at("first_token_ms")),
                 "p95 first token, ms": number(x["p95_first_token_ms"], src=at("p95_first_token_ms")),
                 "per further token, ms": estimate_cell(x["per_token_ms"], at("per_token_ms")),

@@ -68,6 +68,7 @@ class ContextCost(Record):
     ms_low: float | None = None  # Ends of its 95 % interval
     ms_high: float | None = None
     timed: int = 0  # Articles
+    ms_each: list[float] = Field(default_factory=list)  # Of each of them
 
 
 def level_name(view: str, budget: int, encoder: str = "") -> str:
@@ -255,4 +256,4 @@ def add_time(
     e = mean_interval(spent, scale=None)
     reading = cost.train_articles * e.mean / 1000 if heads_only else 0.0
     return cost.model_copy(update={"train_seconds": cost.fit_seconds + reading, "ms_per_article": e.mean, "ms_low": max(0.0, e.ci_low),
-                                   "ms_high": e.ci_high, "timed": e.n})
+                                   "ms_high": e.ci_high, "timed": e.n, "ms_each": list(spent)})

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
-from ..core.numbers import number, with_interval
+from ..core.numbers import label, number, with_interval
 from ..core.sentences import line_sentences
 from ..core.stats import mean_interval
+from ..core.words import sentence
 from ..retrieval.embed import model_dir
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ class SentenceWindow:
 def _pieces(text: str, count: TokenCounter, size: int) -> list[SentenceWindow]:
     sentences = [line[a:b] for line in text.split("\n") for a, b in line_sentences(line, loose=True)]
     pieces = list[SentenceWindow]()
-    for sentence, n in zip(sentences, count(sentences), strict=True):
+    for said, n in zip(sentences, count(sentences), strict=True):
         if n <= size:
-            pieces.append(SentenceWindow(sentence, n))
+            pieces.append(SentenceWindow(said, n))
             continue
-        words = [w[i : i + 40] for w in sentence.split() for i in range(0, len(w), 40)]  # 40 letters of nonsense are 40 tokens at most
+        words = [w[i : i + 40] for w in said.split() for i in range(0, len(w), 40)]  # 40 letters of nonsense are 40 tokens at most
         pieces += _pack([SentenceWindow(w, n) for w, n in zip(words, count(words), strict=True)], size)
     return pieces
 
@@ -149,7 +150,7 @@ HIGH = 6.0  # points: mean score of a high scorer
 
 def _mean(values: np.ndarray, clusters: Sequence[str]) -> str | None:
     if not len(values): return None
-    if len(set(clusters)) < 2: return f"{number(float(values.mean()))} (one cluster)"
+    if len(set(clusters)) < 2: return sentence("{mean} (one cluster)", mean=number(float(values.mean())))
     return with_interval(mean_interval(values.astype(float), clusters, scale=None))
 
 # %% ../../nbs/filters/20_views.ipynb #4c8db03d
@@ -180,8 +181,8 @@ def length_table(
     for low, top in zip([0, *edges], [*edges, 10**9], strict=True):
         here = (n > low) & (n <= top)
         if not here.any(): continue
-        label = f"over {low:,}" if top == 10**9 else f"{low + 1:,} to {top:,}"
-        rows.append({"tokens": label, "articles": int(here.sum()), "share": _mean(here, clusters),
+        name = f"over {low:,}" if top == 10**9 else f"{low + 1:,} to {top:,}"
+        rows.append({"tokens": label(name), "articles": int(here.sum()), "share": _mean(here, clusters),
                      "mean score": _mean(p[here], list(names[here])),
                      "high scorers": int((p[here] >= high).sum()), "of which high": _mean(p[here] >= high, list(names[here]))})
     return rows

@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..core.numbers import Number, address, text_of
 from ..core.render import render
 from ..core.table import Column, Table
 
@@ -77,6 +78,10 @@ def cards(
     return Html(render("cards.html", cards=list(made)))
 
 # %% ../../nbs/pages/10_html.ipynb #e1640118
+def _sourced(facts: Mapping[str, Any]) -> dict[str, Number]:
+    return {k: Number(text_of(v), src=address("provenance.json", k)) for k, v in facts.items()}
+
+
 def page(
     title: str,  # For the window and the bookmark
     body: str,  # Markup of the page, made of pieces
@@ -89,14 +94,14 @@ def sections_page(
     title: str,  # Heading of the page, and of its window
     lead: Iterable[Markup],  # Pieces below the heading
     sections: Iterable[tuple[str, Iterable[Markup]]],  # Heading and pieces of each
-    facts: Mapping[str, Any],  # For the footer
+    facts: Mapping[str, Any],  # For the footer: provenance.json
 ) -> str:  # A whole document
     "A page of pieces under headings."
-    return str(render("sections.html", title=title, lead=lead, sections=sections, facts=facts))
+    return str(render("sections.html", title=title, lead=lead, sections=sections, facts=_sourced(facts)))
 
 
 def footer(
-    facts: Mapping[str, Any],  # Where the page came from: run, code, inputs, seeds, versions
+    facts: Mapping[str, Any],  # provenance.json: where the page came from, run, code, inputs, seeds, versions
 ) -> Html:  # The last block of every report
     "Provenance of a report."
-    return Html(render("footer.html", facts=facts))
+    return Html(render("footer.html", facts=_sourced(facts)))

@@ -9,7 +9,7 @@ __all__ = ['speaks_of', 'card_facts', 'decision_card', 'open_questions', 'report
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.numbers import NOT_MEASURED, Number, address, count, number, plus_minus, text_of, with_interval
+from ..core.numbers import NOT_MEASURED, Number, address, count, label, number, plus_minus, text_of, with_interval
 from ..core.records import Decision
 from ..core.render import render
 from ..core.words import metric_name, sentence
@@ -26,8 +26,10 @@ def _largest(d: Decision) -> dict[str, Any]:
     if not asked: return {"largest effect": NOT_MEASURED, "detectable": NOT_MEASURED}
     at, most = max(asked, key=lambda pair: abs(pair[1].diff))
     least, dull = max(asked, key=lambda pair: pair[1].mde)
-    effect = with_interval(most, n=True, level=most.confidence, src=address(decision_file(d), "contrasts", at))
-    return {"largest effect": sentence("{a} − {b}: {effect}", a=most.a, b=most.b, effect=effect),
+    at_most = lambda *path: address(decision_file(d), "contrasts", at, *path)
+    effect = with_interval(most, n=True, level=most.confidence, src=at_most())
+    pair = {side: Number(getattr(most, side), src=at_most(side)) for side in "ab"}
+    return {"largest effect": sentence("{a} − {b}: {effect}", **pair, effect=effect),
             "detectable": number(dull.mde, src=address(decision_file(d), "contrasts", least, "mde"))}
 
 
@@ -57,7 +59,7 @@ def decision_card(
 ) -> Html:  # A card
     "A decision as a card."
     verdict = Number(d.verdict, src=address(decision_file(d), "verdict"))
-    return card(d.question, verdict, cited(d), card_facts(d), href)
+    return card(label(d.question, address(decision_file(d), "question")), verdict, cited(d), card_facts(d), href)
 
 # %% ../../nbs/pages/50_index.ipynb #cee30da5
 def open_questions(

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.extras import MissingExtra, need
 from ..core.figures import PALETTE, STYLE, WIDTH, png_bytes
-from ..core.files import atomic_write
 from ..core.numbers import count, number
 from ..engine.monitor import Sample, read_series
 from ..engine.plan import Event
+from .figures import write_page
 from .html import Html, note, picture, sections_page, table
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def kpi_page(
     sections: list[tuple[str, list[Html]]] = [(heading, [table(rows)]) for heading, rows in tables.items()]
     sections.append(("Over time", time_pictures(series, currency)))
     text = sections_page("How the run went", [note(said)], sections, read("provenance.json"))
-    return atomic_write(run / "reports" / "kpis.html", text)
+    return write_page(run / "reports", "kpis", text)
 
 # %% ../../nbs/pages/40_monitor.ipynb #306bdb9f
 class LiveTable:

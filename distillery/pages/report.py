@@ -21,6 +21,7 @@ from typing import Any
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.store import atomic_write
+from .figures import write_page
 from .html import page
 
 # %% ../../nbs/pages/30_report.ipynb #0840cab5
@@ -138,11 +139,11 @@ def build_report(
     out: Path,  # Folder for the page and its notebook
     asked: Mapping[str, Any],  # Parameters
 ) -> Path:  # The page
-    "Run one report and write `<name>.html` and `<name>.ipynb`."
+    "Run one report and write `<name>.html`, `<name>.ipynb` and the figures of the page, `<name>.json`."
     notebook = Path(name) if name.endswith(".ipynb") else template(name)
     nb, stem = execute(notebook, asked), notebook.stem.split("_", 1)[-1]
     for cell in nb.cells:  # where the store lies says nothing about the result
         if "injected-parameters" in cell.metadata.get("tags", []): cell.source = "# parameters were set here"
     title = next((c.source.splitlines()[0].lstrip("# ") for c in nb.cells if c.cell_type == "markdown"), stem)
     atomic_write(out / f"{stem}.ipynb", need("nbformat", "reports").writes(nb) + "\n")
-    return atomic_write(out / f"{stem}.html", to_html(nb, title))
+    return write_page(out, stem, to_html(nb, title))

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.files import digest_json
+from ..core.numbers import address, number
 from ..core.records import ChatTurn, Example
 from ..core.sentences import Span, split_sentences
+from ..core.words import joined, sentence
 from .dataset import student_prompt
 from .limits import find_span
 from .room import StudentTokens
@@ -91,9 +93,12 @@ def fit_sentence(
 ) -> str:                    # Empty where everything fitted
     "What did not fit a training row, in a sentence."
     n = lambda key: int(fit.get(key, 0))
+    said = lambda key: number(fit.get(key, 0), src=address("dataset/fit.json", key))
     cut, out = n("rows_cut") + n("refusals_cut"), n("rows_left_out") + n("refusals_left_out")
     if not cut + out: return ""
-    left = f"{n('rows_left_out'):,} rows and {n('refusals_left_out'):,} refusals were left out"
-    done = " and ".join([*([f"{cut:,} passages were shortened"] if cut else []), *([left] if out else [])])
-    return (f"A training row holds {fit['row_tokens']:,} tokens (sft.max_length, by {fit['counted_by']}): {done}. "
-            "Raise sft.max_length, or lower chunking.max_tokens.")
+    left = sentence("{rows} rows and {refusals} refusals were left out", rows=said("rows_left_out"), refusals=said("refusals_left_out"))
+    shorter = sentence("{cut} passages were shortened", cut=number(cut))
+    done = joined(" and ", [*([shorter] if cut else []), *([left] if out else [])])
+    return sentence("A training row holds {tokens} tokens (sft.max_length, by {counted_by}): {done}. "
+                    "Raise sft.max_length, or lower chunking.max_tokens.", tokens=said("row_tokens"), counted_by=fit["counted_by"],
+                    done=done)

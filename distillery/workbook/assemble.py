@@ -18,6 +18,7 @@ from ..core.config import Config
 from ..core.files import atomic_write, digest_json, file_entries
 from ..core.store import RunFolder
 from ..engine.plan import Done, Plan, Stage
+from ..pages.figures import write_page
 from ..pages.html import note, sections_page
 from ..pages.index import index_page
 from ..pages.monitor import kpi_page
@@ -118,7 +119,7 @@ def write_pages(
     results, folder = Results(run.path), run.path / "reports"
     none = reasons(results)
     for name, asked in reports.items():
-        if name in none: atomic_write(folder / f"{name}.html", _no_result(name, results))
+        if name in none: write_page(folder, name, _no_result(name, results))
         else: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked})
     kpi_page(run.path, seconds, {"What each stage cost": costs} if (costs := ledger_rows(results)) else None)
     links = {p.stem: p.name for p in sorted(folder.glob("*.html")) if p.name != "index.html"}
@@ -127,7 +128,7 @@ def write_pages(
     title = titles.get(str(facts.get("source")), "A run")
     of = {d.name: links.get(d.name.split("-")[0]) for d in results.decisions()}
     story = tell_story(results) | _skipped(results)
-    return atomic_write(folder / "index.html", index_page(title, results.decisions(), links, of, story, warnings_of(results), facts, none))
+    return write_page(folder, "index", index_page(title, results.decisions(), links, of, story, warnings_of(results), facts, none))
 
 
 def _no_result(name: str, results: Results) -> str:

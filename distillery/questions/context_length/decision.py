@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 from ...core.knobs import Config
-from ...core.numbers import count, exact, milliseconds, number, percent, with_interval
+from ...core.numbers import address, count, exact, label, milliseconds, number, percent, with_interval
 from ...core.records import Contrast, Decision, Estimate
 from ...core.verdicts import ask_equivalence, verdict
-from ...core.words import metric_name
+from ...core.words import Sentence, joined, metric_name, sentence
 from ...filters.context import RIVALS, ContextCost, ContextRow, best_on_validation
 from ...filters.predictions import read_predictions
 from .quality import level_contrasts, level_estimates, means, resampled
@@ -61,7 +61,7 @@ def difference_table(
     "Paired differences of error with both intervals and the verdict."
     judged = judge_levels(contrasts, margin)
     rows = contrast_table(contrasts, decision=decision, unit="topics")
-    return [{**row, "verdict": judged[c.a][0]} for row, c in zip(rows, contrasts, strict=True)]
+    return [{**row, "verdict": label(judged[c.a][0])} for row, c in zip(rows, contrasts, strict=True)]
 
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #217f6fba
 def beats_rivals(
@@ -80,12 +80,11 @@ def noise_sentence(
     "Say how much of the scores a level explains, and whether it beats what reads nothing."
     mine = [r for r in rows if r.level == level and r.side == "test"]
     rank, against = resampled("Spearman", *means(mine), [r.cluster for r in mine]), beats_rivals(rows, level)
-    said = "; ".join(f"{with_interval(c)} points against {rival}" for rival, c in against.items())
+    said = joined("; ", [sentence("{c} points against {rival}", c=with_interval(c), rival=rival) for rival, c in against.items()])
     lost = [rival for rival, c in against.items() if c.ci_high >= 0]
-    told = f"Rank correlation with the scores: {with_interval(rank, n=True)}."
-    if lost: return f"Not shown to beat {' or '.join(lost)}: {level} differs by {said}. {told}"
-    near = "Near the noise of these scores: " if rank.mean < 0.5 else ""
-    return f"{near}{level} differs by {said}. {told}"
+    first = f"Not shown to beat {' or '.join(lost)}: " if lost else "Near the noise of these scores: " if rank.mean < 0.5 else ""
+    return sentence("{first}{level} differs by {said}. Rank correlation with the scores: {rank}.", first=first, level=level, said=said,
+                    rank=with_interval(rank, n=True))
 
 
 def stated_sentence(
@@ -94,13 +93,15 @@ def stated_sentence(
     stated: float,  # Correlation that the scores' own account calls reachable
 ) -> str:  # For the report
     "Hold a level against what a set says about its own noise."
-    mine, told = [r for r in rows if r.level == level and r.side == "test"], list[str]()
+    mine, told = [r for r in rows if r.level == level and r.side == "test"], list[Sentence]()
     for d in mine[0].truth:
         e = resampled("Pearson", *means(mine, d), [r.cluster for r in mine])
         how = "short of that" if e.ci_high < stated else "above that" if e.ci_low > stated else "as near the noise as that"
-        told.append(f"{d} {with_interval(e)}, {how}")
-    return (f"The scores' own account calls a correlation of {exact(stated)} reachable. "
-            f"On {count(len(mine), 'articles')} that it never saw, {level} reaches: {'; '.join(told)}.")
+        told.append(sentence("{d} {e}, {how}", d=d, e=with_interval(e), how=how))
+    return sentence("The scores' own account calls a correlation of {stated} reachable. "
+                    "On {articles} that it never saw, {level} reaches: {told}.",
+                    stated=exact(stated, address("config.json", "decisions.stated_correlation")), articles=count(len(mine), "articles"),
+                    level=level, told=joined("; ", told))
 
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #69b97bb7
 def eight_bits(
@@ -172,18 +173,19 @@ def context_decision(
     if gain_share and gain > 0: margin = gain_share * gain
     contrasts = ask_equivalence(level_contrasts(lengths, best), margin)
     chosen = cheapest(lengths, contrasts, best, margin)
-    word, sentence = _wording(contrasts, estimates, costs, best, chosen, margin)
-    sentence += given_away(next((c.diff for c in contrasts if c.a == chosen), 0.0), gain, best)
+    word, said = _wording(contrasts, estimates, costs, best, chosen, margin)
+    said = f"{said}{given_away(next((c.diff for c in contrasts if c.a == chosen), 0.0), gain, best)}"
     if any(c.ci_high >= 0 for c in beats_rivals(lengths, chosen).values()):
-        word, sentence = "undecided: no scorer beats its rivals", noise_sentence(rows, chosen)
-    sentence = f"{sentence} {int8_sentence(rows, margin)}".strip()
+        word, said = "undecided: no scorer beats its rivals", noise_sentence(rows, chosen)
+    said = f"{said} {int8_sentence(rows, margin)}".strip()
+    read = {c.level: c.tokens_read for c in costs}
     times = ", ".join(f"{c.level} {milliseconds(c.ms_per_article)}" for c in costs
                       if c.ms_per_article is not None and (c.view == "truncate" or c.encoder))
     return Decision(
         name="context_length", question=ASKS, factor="context", metric="mean_absolute_error",
         levels=[e.level for e in estimates], unit="articles", n_items=estimates[0].n, n_clusters=estimates[0].n_clusters,
-        estimates=estimates, contrasts=[*contrasts, *([small] if small else [])], margin=margin, verdict=word, sentence=sentence,
-        cost={"time an article": times} if times else {})
+        estimates=estimates, contrasts=[*contrasts, *([small] if small else [])], margin=margin, verdict=word, sentence=said,
+        cost={"time an article": times} if times else {}, figures={"share of the tokens": read[chosen] / read[best]} if read[best] else {})
 
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #a1ba737e
 def why_no_context(

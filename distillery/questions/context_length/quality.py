@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.extras import later, need
 from ...core.figures import PALETTE, STYLE, WIDTH
-from ...core.numbers import estimate, with_interval
+from ...core.numbers import address, estimate, number, with_interval
 from ...core.records import Contrast, Estimate
 from ...core.stats import holm, mean_interval, paired_contrast
 from ...filters.context import ContextCost, ContextRow, errors_by_level
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['MEASURES', 'SHOWN', 'spearman', 'slope', 'sd_ratio', 'pearson', 'resampled', 'means', 'level_estimates',
+__all__ = ['MEASURES', 'SHOWN', 'COSTS', 'spearman', 'slope', 'sd_ratio', 'pearson', 'resampled', 'means', 'level_estimates',
            'context_table', 'dimension_table', 'error_table', 'level_contrasts', 'lengths_of', 'context_plot']
 
 # %% ../../../nbs/questions/context_length/15_quality.ipynb #3aacf1aa
@@ -88,30 +88,36 @@ def level_estimates(
     return [mean_interval(list(s.values()), [clusters[i] for i in s], level=level, scale=None) for level, s in scores.items()]
 
 
-def _times(cost: ContextCost, price_per_hour: float | None) -> dict[str, Any]:
+def _times(cost: ContextCost, i: int, price_per_hour: float, currency: str) -> dict[str, Any]:
     def cell(factor: float) -> str | None:
         if cost.ms_per_article is None: return None
         low, high = (None if v is None else v * factor for v in (cost.ms_low, cost.ms_high))
         return estimate(cost.ms_per_article * factor, low, high)
 
-    hours = 10_000 / 3.6e6
-    return {"training, s": cost.train_seconds, "articles timed": cost.timed or None, "an article, ms": cell(1),
-            **({"hours / 10,000": cell(hours)} if price_per_hour is None else {"cost / 10,000": cell(hours * price_per_hour)})}
+    hours, at = 10_000 / 3.6e6, lambda key: address(COSTS, i, key)
+    return {"training, s": number(cost.train_seconds, src=at("train_seconds")),
+            "articles timed": number(cost.timed, src=at("timed")) if cost.timed else None, "an article, ms": cell(1),
+            **({f"cost / 10,000, {currency}": cell(hours * price_per_hour)} if price_per_hour else {"hours / 10,000": cell(hours)})}
+
+
+COSTS = "context/costs.jsonl"
 
 
 def context_table(
     rows: Sequence[ContextRow],  # From `run_context`
     costs: Sequence[ContextCost],  # From `run_context`
-    price_per_hour: float | None = None,  # Of the machine; None: hours only
+    price_per_hour: float = 0.0,  # budget.hour_price; 0: hours are shown, and no cost
+    currency: str = "USD",  # budget.currency
 ) -> list[dict[str, Any]]:  # One row a level
     "Error, ranking, shrinkage and cost of each level."
-    table, by_cost = [], {c.level: c for c in costs}
+    table, place = [], {c.level: i for i, c in enumerate(costs)}
     for e in level_estimates(rows):
-        mine, cost = [r for r in rows if r.level == e.level and r.side == "test"], by_cost[e.level]
+        mine, i = [r for r in rows if r.level == e.level and r.side == "test"], place[e.level]
         truth, predicted = means(mine)
         measured = {m: with_interval(resampled(m, truth, predicted, [r.cluster for r in mine])) for m in SHOWN}
         table.append({"level": e.level, "n": e.n, "clusters": e.n_clusters, "MAE": with_interval(e), **measured,
-                      "tokens read": round(cost.tokens_read), **_times(cost, price_per_hour)})
+                      "tokens read": number(round(costs[i].tokens_read), src=address(COSTS, i, "tokens_read")),
+                      **_times(costs[i], i, price_per_hour, currency)})
     return table
 
 # %% ../../../nbs/questions/context_length/15_quality.ipynb #26f35cf0

@@ -61,6 +61,7 @@ class EmbedderCost(BaseModel, defer_build=True):
     corpus_s: float  # Seconds to make all passages searchable
     passages_timed: int  # Measured on so many; of more passages, the seconds are scaled up
     bytes: int  # Of the weights
+    ms_each: list[float] = []  # Of every question that was timed
 
 # %% ../../../nbs/questions/embedder/10_stages.ipynb #e57c53cf
 def local_weights(
@@ -116,7 +117,7 @@ def measure_level(
     return found, EmbedderCost(
         level=level, what=what, ms_per_query=round(float(np.median(spent)), 3), ms_p95=round(float(np.quantile(spent, 0.95)), 3),
         corpus_s=round(sum(s for s, _ in corpus), 3), passages_timed=min(n for _, n in corpus),
-        bytes=sum(weights_bytes(spec) for spec in specs if spec))
+        bytes=sum(weights_bytes(spec) for spec in specs if spec), ms_each=[round(float(ms), 4) for ms in spent])
 
 # %% ../../../nbs/questions/embedder/10_stages.ipynb #ea1512d4
 def compare_embedders(

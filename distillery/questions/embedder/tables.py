@@ -11,7 +11,8 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.figures import dominated
-from ...core.numbers import count, estimate, milliseconds, with_interval
+from ...core.numbers import count, estimate, label, milliseconds, number, with_interval
+from ...core.words import Quoted, joined, sentence
 from ..decide import compare, level_verdicts
 from .decision import MPNET, EmbedderRows, embedder_decision, level_points, query_scores
 from .stages import EmbedderCost
@@ -39,20 +40,22 @@ def _against(rows: EmbedderRows, config: Config, level: str, not_asked: Mapping[
     word = level_verdicts(contrasts, margin, "ndcg", "documents")[level][0]
     low = query_scores(rows, keep=lambda r: r.stratum == "low")
     hard = [k for k in compare(*low, "base", config, "ndcg")[1] if k.a == level] if len(set(low[1].values())) > 1 else []
-    where = f"; where questions share fewest words with their passage {with_interval(hard[0], n=True)}" if hard else ""
+    where = sentence("; where questions share fewest words with their passage {c}", c=with_interval(hard[0], n=True)) if hard else ""
     same = "No, the same" if word.startswith("equivalent") else "Not known"
     start = {f"{level} better": "Yes", "base better": "No, worse"}.get(word, same)
-    return (f"{start} ({word}): nDCG@10 of {level} minus base is {with_interval(c, level=c.confidence)}, "
-            f"n = {count(c.n_items, 'questions')} in {count(c.n_clusters, 'documents')}{where}.")
+    return sentence("{start} ({word}): nDCG@10 of {level} minus base is {c}, n = {n} in {documents}{where}.", start=start, word=label(word),
+                    level=level, c=with_interval(c, level=c.confidence), n=count(c.n_items, "questions"),
+                    documents=count(c.n_clusters, "documents"), where=where)
 
 
 def _tradeoff(rows: EmbedderRows, costs: Sequence[EmbedderCost], config: Config) -> str:
     points = level_points(embedder_decision(rows, costs, config), costs)
-    says = lambda p: f"{p.label} {estimate(p.y, p.y_low, p.y_high)} at {milliseconds(p.x)}"
+    says = lambda p: sentence("{label} {ndcg} at {ms}", label=p.label, ndcg=estimate(p.y, p.y_low, p.y_high), ms=milliseconds(p.x))
     beaten = [p.label for p, lost in zip(points, dominated(points), strict=True) if lost]
     front = sorted((p for p in points if p.label not in beaten), key=lambda p: p.x)
     rest = f"; another one is both faster and better by its mean than {', '.join(beaten)}" if beaten else ""
-    return f"nDCG@10 and time a question, fastest first: {'; '.join(map(says, front))} (n = {len(rows):,}){rest}."
+    return sentence("nDCG@10 and time a question, fastest first: {front} (n = {n}){rest}.", front=joined("; ", map(says, front)),
+                    n=number(len(rows)), rest=rest)
 
 # %% ../../../nbs/questions/embedder/30_tables.ipynb #6dbc6b9c
 def differing_questions(
@@ -61,8 +64,8 @@ def differing_questions(
     most: int,  # How many
 ) -> list[dict[str, Any]]:  # Those that the level gained most on, then those it lost most on
     "Questions on which a level and the base differ: at which rank the right passage came."
-    rank = lambda f: str(round(1 / f.mrr)) if f.mrr else "not in ten"
+    rank = lambda f: label(str(round(1 / f.mrr))) if f.mrr else "not in ten"
     apart = sorted((r for r in rows if r.found[best].ndcg != r.found["base"].ndcg),
                    key=lambda r: (r.found["base"].ndcg - r.found[best].ndcg, r.id))
     some = apart if len(apart) <= 2 * most else apart[:most] + apart[-most:]
-    return [{"question": r.question, "words shared": r.overlap, **{level: rank(f) for level, f in r.found.items()}} for r in some]
+    return [{"question": Quoted(r.question), "words shared": r.overlap, **{level: rank(f) for level, f in r.found.items()}} for r in some]

@@ -68,7 +68,8 @@ def quantization_decision(
     best = ship(made, sizes, ladders)
     word, sentence = _wording(made, best, sizes, variants_at_chance(ladders))
     if best in variants_at_chance(ladders): word, sentence = "ship none", "Ship none of these."
-    return made.model_copy(update={"verdict": word, "sentence": f"{sentence} {ladder_sentence(ladders)}".strip()})
+    figures = {"share of the bytes": sizes[best] / sizes["fp32"]} if best != "fp32" else {}
+    return made.model_copy(update={"verdict": word, "sentence": f"{sentence} {ladder_sentence(ladders)}".strip(), "figures": figures})
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #0f4328f8
 def _shown(c: Contrast, word: str) -> str:

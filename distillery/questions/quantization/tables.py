@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from ...core.knobs import Config
-from ...core.numbers import address, count, number, p_value, percent, quantity, with_interval
+from ...core.numbers import Number, address, count, number, p_value, percent, quantity, with_interval
 from ...core.records import Contrast, Decision
-from ...core.words import metric_name
+from ...core.words import joined, metric_name, sentence
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, read_ladders
 from ...evaluation.summary import estimate_cell, measured_by
 from ..decide import compare, interaction_contrasts, metric_mean
 from .decision import VARIANT_NAMES, _sizes, asked_levels, quantization_decision, ship, teacher_decision, why_no_teacher
 from ..results import Results, TeacherRow
-from ..tables import primary_set, scores_of
+from ..tables import decision_file, primary_set, scores_of
 
 # %% ../../../nbs/questions/quantization/30_tables.ipynb #01568d17
 def teacher_table(
@@ -35,7 +35,8 @@ def teacher_table(
         p50, p95 = np.percentile([r.latency_ms for r in slots], [50, 95])
         quality = {metric_name(m): with_interval(mean(m)) for m in ("bert_f1", "exact_match", "token_f1")}
         return {"variant": VARIANT_NAMES[level], "n": len(slots), **quality,
-                "relevance of its questions": with_interval(mean("domain_relevance")), "MB": slots[0].bytes / 1e6,
+                "relevance of its questions": with_interval(mean("domain_relevance")),
+                "MB": number(slots[0].bytes / 1e6, src=address(f"teacher/{level}/rows.jsonl", 0, "bytes")),
                 "p50, ms": float(p50), "p95, ms": float(p95)}
 
     return [row(level, rows[level]) for level in asked_levels(rows, config)]
@@ -86,12 +87,16 @@ def answer_takeaway(
 # %% ../../../nbs/questions/quantization/30_tables.ipynb #5fff4433
 def _drop_answer(results: Results, made: Decision, config: Config) -> str:
     rows, where = results.rows(), primary_set(results.rows())
-    drops = "; ".join(f"{c.a} {with_interval(c)}" for c in compare(*scores_of(rows, "bert_f1", where), "fp32", config, "bert_f1")[1])
-    of_student = f"For the student against fp32, n = {count(made.n_items, made.unit)}: {drops}."
+    contrasts = compare(*scores_of(rows, "bert_f1", where), "fp32", config, "bert_f1")[1]
+    drops = [sentence("{a} {c}", a=c.a, c=with_interval(c)) for c in contrasts]
+    items = count(made.n_items, made.unit, address(decision_file(made), "n_items"))
+    of_student = sentence("For the student against fp32, n = {items}: {drops}.", items=items, drops=joined("; ", drops))
     teacher = teacher_decision(results.teacher_rows(), config)
-    if not teacher: return f"{why_no_teacher(results)} {of_student}"
-    shrunk = "; ".join(f"{c.a} − {c.b}: {with_interval(c)}" for c in teacher.contrasts)
-    return f"For the teacher, {shrunk}, n = {count(teacher.n_items, 'slots')}. {of_student}"
+    if not teacher: return sentence("{why} {of_student}", why=why_no_teacher(results), of_student=of_student)
+    at = lambda *path: address(decision_file(teacher), *path)
+    shrunk = [sentence("{a} − {b}: {c}", a=c.a, b=c.b, c=with_interval(c, src=at("contrasts", i))) for i, c in enumerate(teacher.contrasts)]
+    return sentence("For the teacher, {shrunk}, n = {slots}. {of_student}", shrunk=joined("; ", shrunk),
+                    slots=count(teacher.n_items, "slots", at("n_items")), of_student=of_student)
 
 
 def _difficulty_answer(gaps: Sequence[Contrast]) -> str:
@@ -102,16 +107,20 @@ def _difficulty_answer(gaps: Sequence[Contrast]) -> str:
         shown = c.p_holm is not None and c.p_holm <= 1 - c.confidence
         word = f"larger on {(c.a if c.diff < 0 else c.b).split(' on ')[1]}" if shown else "not shown to differ"
         pair = f"{c.a.split(' on ')[1]} − {c.b.split(' on ')[1]}"
-        said.append(f"{variant}: {word} ({pair}: {with_interval(c, n=True, level=c.confidence)}, {p_value(c.p_holm, 'p')})")
-    return f"Loss of exact match against fp32 (Holm over {count(len(gaps), 'comparison')}). " + "; ".join(said) + "."
+        said.append(sentence("{variant}: {word} ({pair}: {gap}, {p})", variant=variant, word=word, pair=pair,
+                             gap=with_interval(c, n=True, level=c.confidence), p=p_value(c.p_holm, "p")))
+    return sentence("Loss of exact match against fp32 (Holm over {n}). {said}.", n=count(len(gaps), "comparison"), said=joined("; ", said))
 
 # %% ../../../nbs/questions/quantization/30_tables.ipynb #fcf31559
 def _memory_answer(results: Results, made: Decision, ladders: Ladders) -> str:
     cost, best = {v: results.metrics(v)["cost"] for v in results.variants()}, ship(made, _sizes(results), ladders)
-    memory = ", ".join(f"{v} {quantity(c['peak_rss_mb'], 'MiB')}" for v, c in cost.items())
+    at = lambda v: address(f"eval/{v}/metrics.json", "cost", "peak_rss_mb")
+    memory = [sentence("{v} {mib}", v=v, mib=quantity(c["peak_rss_mb"], "MiB", src=at(v))) for v, c in cost.items()]
     saved = percent(1 - cost[best]["bytes"] / cost["fp32"]["bytes"])
-    verdict = f"Yes: {best} saves {saved} of the bytes and is {made.verdict}" if best != "fp32" else f"Not shown: {made.verdict}"
-    return f"{verdict}. Peak resident memory of a process that answers: {memory}. GPU memory was not measured: the students ran on the CPU."
+    start = "Yes: {best} saves {saved} of the bytes and is {verdict}" if best != "fp32" else "Not shown: {verdict}"
+    verdict = sentence(start, best=best, saved=saved, verdict=Number(made.verdict, src=address(decision_file(made), "verdict")))
+    return sentence("{verdict}. Peak resident memory of a process that answers: {memory}. "
+                    "GPU memory was not measured: the students ran on the CPU.", verdict=verdict, memory=joined(", ", memory))
 
 # %% ../../../nbs/questions/quantization/30_tables.ipynb #a92a9753
 def variant_table(
@@ -125,10 +134,15 @@ def variant_table(
         at = lambda key: address(file, "sets", set_name, key)
         mean = lambda key: estimate_cell(measured[key], at(key)) if measured.get(key, {}).get("mean") is not None else None
         spent = lambda key: number(cost[key], src=address(file, "cost", key))
-        asked, told = measured.get("n"), measured.get(measured_by(measured), {}).get("n")
-        return {"variant": v, "questions": number(asked, src=at("n") if asked else None), "with an answer": number(told),
-                **{metric_name(key): mean(key) for key in (measured_by(measured), "token_f1", "bert_f1", "fp32_alignment")},
-                "MB": cost["bytes"] / 1e6, "peak, MiB": spent("peak_rss_mb"), "p50, ms": spent("p50_latency_ms"),
+        by = measured_by(measured)
+        asked, told = measured.get("n"), measured.get(by, {}).get("n")
+        alike = number(measured["fp32_alignment"]["mean"], src=f"{at('fp32_alignment')}/mean") if v == "fp32" and measured else None
+        return {"variant": v, "questions": number(asked, src=at("n") if asked else None),
+                "with an answer": number(told, src=f"{at(by)}/n" if told is not None else None),
+                **{metric_name(key): mean(key) for key in (by, "token_f1", "bert_f1")},
+                metric_name("fp32_alignment"): alike or mean("fp32_alignment"),  # fp32 agrees with itself: nothing was estimated
+                "MB": number(cost["bytes"] / 1e6, src=address(file, "cost", "bytes")), "peak, MiB": spent("peak_rss_mb"),
+                "p50, ms": spent("p50_latency_ms"),
                 "p95, ms": spent("p95_latency_ms"), "tokens/s": spent("tokens_per_second")}
 
     return [row(v) for v in results.variants()]

@@ -126,7 +126,7 @@ def temperature_decision(
     made = decide("temperature", question, f"temperature of {factor}s", scores, documents, base, metric,
                   ("slots", "documents"), config, cost)
     word, sentence = _wording(made, base, factor, len({r.replicate for r in some}), getattr(config.dataset.temperatures, factor))
-    return made.model_copy(update={"verdict": word, "sentence": sentence})
+    return made.model_copy(update={"verdict": word, "sentence": sentence, "figures": {"answers a slot": len({r.replicate for r in some})}})
 
 # %% ../../../nbs/questions/temperature/20_decision.ipynb #7acf3b3d
 def _wording(d: Decision, base: str, factor: str, replicates: int, configured: float) -> tuple[str, str]:

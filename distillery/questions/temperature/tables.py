@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from ...core.config import Config
-from ...core.numbers import count, difference, number, p_value, with_interval
+from ...core.numbers import count, difference, label, number, p_value, with_interval
 from ...core.verdicts import verdict
-from ...core.words import metric_name
+from ...core.words import Quoted, joined, metric_name, sentence
 from ..decide import compare, level_verdicts
 from distillery.questions.temperature.decision import (
     ONE, TemperatureRows, baseline_temperature, by_level_and_difficulty, interactions, quality_metric, temperature_scores,
@@ -40,23 +40,27 @@ def _rag_answer(rows: TemperatureRows, config: Config, base: str) -> str:
     means, contrasts = compare(scores, documents, base, config, "rag_improvement")
     top = max(means, key=lambda e: e.mean)
     judged = level_verdicts(contrasts, config.decisions.margins["rag_improvement"], "rag_improvement", "documents")
-    held = "; ".join(f"{c.a} − {base} {with_interval(c)}: {judged[c.a][0]}" for c in contrasts)
+    held = [sentence("{a} − {base} {c}: {word}", a=label(c.a), base=label(base), c=with_interval(c), word=label(judged[c.a][0]))
+            for c in contrasts]
     gain = difference(top.mean, top.ci_low, top.ci_high, level=config.decisions.confidence)
     shown = top.level != base and judged[top.level][0] == f"{top.level} better"
-    first = f"{top.level} is shown better than {base}" if shown else f"{top.level} has the highest mean but is not shown to be the best"
-    return (f"{first}: the untuned student gains {gain} in token F1 from the passage, "
-            f"n = {count(len(documents), 'slots')} ({held}).")
+    first = "{top} is shown better than {base}" if shown else "{top} has the highest mean but is not shown to be the best"
+    return sentence(first + ": the untuned student gains {gain} in token F1 from the passage, n = {n} ({held}).", top=label(top.level),
+                    base=label(base), gain=gain, n=count(len(documents), "slots"), held=joined("; ", held))
 
 
 def _difficulty_answer(rows: TemperatureRows, config: Config, base: str, metric: str) -> str:
     found = interactions(rows, metric, config, base)
     if not found: return "Not asked: needs at least two difficulties with two documents each."
-    best = [f"{d} {max(means, key=lambda e: e.mean).level}" for d, means, _ in by_level_and_difficulty(rows, metric, config, base)]
+    best = [sentence("{d} {level}", d=d, level=label(max(means, key=lambda e: e.mean).level))
+            for d, means, _ in by_level_and_difficulty(rows, metric, config, base)]
     c = min(found, key=lambda c: (c.p_holm or 0.0, -abs(c.diff)))
     shown = c.p_holm is not None and c.p_holm <= 1 - c.confidence
     gap = with_interval(c, n=True, level=c.confidence)
-    return (f"{'Yes' if shown else 'Not shown'}: the gain over {base} of {c.a} minus that of {c.b} is {gap}, {p_value(c.p_holm, 'p')} "
-            f"(Holm over {count(len(found), 'comparison')}), detectable {number(c.mde)}; highest means: {', '.join(best)}.")
+    return sentence("{start}: the gain over {base} of {a} minus that of {b} is {gap}, {p} (Holm over {n}), detectable {mde}; "
+                    "highest means: {best}.",
+                    start="Yes" if shown else "Not shown", base=label(base), a=label(c.a), b=label(c.b), gap=gap, p=p_value(c.p_holm, "p"),
+                    n=count(len(found), "comparison"), mde=number(c.mde), best=joined(", ", best))
 
 
 def _creative_answer(rows: TemperatureRows, config: Config, metric: str) -> str:
@@ -66,11 +70,13 @@ def _creative_answer(rows: TemperatureRows, config: Config, metric: str) -> str:
         scores, documents = temperature_scores(pair, name)
         c = compare(scores, documents, low, config, name)[1][0]
         word = verdict(c, config.decisions.margins[name], metric=metric_name(name), unit="documents")[0]
-        said.append((word, f"{high} − {low} = {with_interval(c, n=True, level=c.confidence)}"))
+        gain = with_interval(c, n=True, level=c.confidence)
+        said.append((word, sentence("{high} − {low} = {gain}", high=label(high), low=label(low), gain=gain)))
     (word, quality), (_, unique) = said
     same = "No, the same" if word.startswith("equivalent") else "Not known"
     start = {f"{high} better": "Yes", f"{low} better": "No, worse"}.get(word, same)
-    return f"{start} in quality ({word}; {ONE[metric]}, {quality}); uniqueness {unique}."
+    return sentence("{start} in quality ({word}; {metric}, {quality}); uniqueness {unique}.", start=start, word=label(word),
+                    metric=ONE[metric], quality=quality, unique=unique)
 
 # %% ../../../nbs/questions/temperature/30_tables.ipynb #8ba4a5a6
 TEMPERATURE_MEASURES = {
@@ -85,12 +91,12 @@ def temperature_table(
     config: Config,  # For decisions.confidence
 ) -> list[dict[str, Any]]:  # One row a measure, one column a temperature
     "Every measure at every temperature, with its interval."
-    table = []
+    table = list[dict[str, Any]]()
     for metric, name in TEMPERATURE_MEASURES.items():
         scores, documents = temperature_scores(rows, metric)
         if not documents: continue
         means = compare(scores, documents, next(iter(rows)), config, metric)[0]
-        table.append({"measure": name, **{e.level: with_interval(e) for e in means}, "slots": len(documents)})
+        table.append({"measure": name, **{label(e.level): with_interval(e) for e in means}, "slots": len(documents)})
     held = {level: [float(r.repeats) for r in some if r.error is None] for level, some in rows.items()}
     if held: table.append({"measure": "repeats of another pair", **{level: fmean(v) if v else None for level, v in held.items()}})
     if held: table.append({"measure": "answers", **{level: len(v) for level, v in held.items()}})
@@ -117,8 +123,9 @@ def changed_answers(
     low, high = min(rows, key=float), max(rows, key=float)
     scores, _ = temperature_scores(rows, quality_metric(rows))
     apart = [i for i in scores[low] if scores[low][i] != scores[high][i]]
-    said = {level: {i: " | ".join(dict.fromkeys(r.answer for r in some if r.id == i)) for i in apart} for level, some in rows.items()}
+    every = lambda some, i: Quoted(" | ".join(dict.fromkeys(r.answer for r in some if r.id == i)))
+    said = {level: {i: every(some, i) for i in apart} for level, some in rows.items()}
     first = {r.id: r for r in reversed(rows[low])}
     order = sorted(apart, key=lambda i: (scores[high][i] - scores[low][i], i))[:most]
-    asked = lambda i: {"question": first[i].question, "reference": first[i].reference}
-    return [asked(i) | {f"at {level}": said[level][i] for level in rows} for i in order]
+    asked = lambda i: {"question": Quoted(first[i].question or ""), "reference": Quoted(first[i].reference or "")}
+    return [asked(i) | {sentence("at {level}", level=label(level)): said[level][i] for level in rows} for i in order]
