@@ -24,8 +24,6 @@ from nbformat.v4 import new_output
 
 from distillery.core import numbers
 from distillery.core.config import load_config
-from distillery.core.records import Contrast
-from distillery.core.stats import contrast_interval
 from distillery.core.store import RunFolder
 from distillery.evaluation.ladder import ROUNDING
 from distillery.pages.figures import write_page
@@ -182,15 +180,14 @@ def of_interval(mean: float | None, low: float | None, high: float | None, n: in
 
 def of_record(value: dict[str, Any], levels: Sequence[float]) -> Iterator[str]:
     mean, n = value.get("mean", value.get("diff")), value.get("n", value.get("n_items"))
-    level = value.get("confidence", levels[0])
+    named = value.get("level")  # a number where it is that of an interval, the name of a level elsewhere
+    level = named if isinstance(named, float) else value.get("confidence", levels[0])
     if "ci_low" in value: yield from of_interval(mean, value["ci_low"], value["ci_high"], n, [level])
     if "se" in value and mean is not None:
         mean, se = (0.0 if abs(x) < ROUNDING else x for x in (mean, value["se"]))
         yield from (f"{numbers.number(mean, d)} ± {numbers.number(se, 1)}" for d in (1, 2, 3, 4, 5))
     if "ci_naive_low" in value:
         yield numbers.interval(value["ci_naive_low"], value["ci_naive_high"], signed=True)
-        ends = contrast_interval(Contrast.model_validate(value), value["equivalence_level"])
-        yield numbers.interval(*ends, level=value["equivalence_level"], signed=True)
 
 
 def spellings(value: Any, levels: Sequence[float]) -> Iterator[str]:

@@ -86,7 +86,7 @@ def _readings(d: Decision) -> Iterator[Number]:
         for n in (True, False):
             for said in (level, None): yield with_interval(record, n, said, at)
         if isinstance(record, Contrast):
-            yield interval(*contrast_interval(record, record.equivalence_level), level=record.equivalence_level, signed=True, src=at)
+            if e := record.equivalence: yield interval(e["ci_low"], e["ci_high"], e["level"], signed=True, src=f"{at}/equivalence")
         yield number(getattr(record, middle), signed=middle == "diff", src=f"{at}/{middle}")
     yield from (Number(name, src=address(file, "levels", i)) for i, name in enumerate(d.levels) if re.search(r"\d", name))
     yield plus_minus(d.margin, src=address(file, "margin"))
