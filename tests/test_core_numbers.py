@@ -243,7 +243,7 @@ def test_a_number_is_plain_text_to_everything_else():
     assert json.loads(json.dumps([shown])) == ["0.50 [0.40, 0.60], n = 10"]
     assert shown.src == "a.json#/x~1y/0/~0"
     again = pickle.loads(pickle.dumps(shown))
-    assert (again, again.src, again.values) == (shown, shown.src, (0.5, 0.4, 0.6))
+    assert (again, again.src, again.values) == (shown, shown.src, (0.5, 0.4, 0.6, 10))
     assert copy.deepcopy(shown).src == shown.src
 
 

@@ -331,8 +331,8 @@ def test_times_have_n_and_interval(toy):
     slow = [add_time(c, [10.0, 20, 30, 40] if c.budget else None) for c in costs]
     table = {r["level"]: r for r in context_table(rows, slow, price_per_hour=3.6)}
     one = table["truncate 128"]
-    assert (one["articles timed"], one["an article, ms"].split()[0], one["cost / 10,000"].split()[0]) == (4, "25", "0.25")
-    assert one["training, s"] == pytest.approx(slow[2].fit_seconds + 144 * 0.025)  # 144 articles are read before the heads are fitted
+    assert (one["articles timed"], one["an article, ms"].split()[0], one["cost / 10,000, USD"].split()[0]) == ("4", "25", "0.25")
+    assert one["training, s"].values[0] == pytest.approx(slow[2].fit_seconds + 144 * 0.025)  # 144 articles are read first
     assert table["length alone"]["an article, ms"] is None
 
 

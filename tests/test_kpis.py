@@ -265,7 +265,7 @@ def job(tmp_path, monkeypatch):
 
 def results_of(run):
     "Every file of a run but its figures, their page, and the manifest, which has clock times."
-    apart = ("kpis.jsonl", "kpis.log", "reports/kpis.html", "manifest.json", "config.json")
+    apart = ("kpis.jsonl", "kpis.log", "reports/kpis.html", "reports/kpis.json", "manifest.json", "config.json")
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and str(p.relative_to(run)) not in apart}
 
 
@@ -285,7 +285,8 @@ def test_figures_lie_beside_the_results_and_change_none_of_them(job):
 def test_a_second_run_adds_nothing_and_a_page_rebuilt_is_the_same(job):
     first = experiment.run_job(job())
     series, page = (first.run / "kpis.jsonl").read_bytes(), (first.run / "reports/kpis.html").read_bytes()
-    assert f"<dt>run</dt><dd>{first.run.name}</dd>".encode() in page.split(b'class="footer"')[1]
+    footer = page.split(b'class="footer"')[1]
+    assert f'<dt>run</dt><dd><span data-src="provenance.json#/run">{first.run.name}</span></dd>'.encode() in footer
     manifest = (first.run / "manifest.json").read_bytes()
     again = experiment.run_job(job())
     assert (again.run / "kpis.jsonl").read_bytes() == series

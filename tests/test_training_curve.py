@@ -1,5 +1,6 @@
 "Dataset sizes: shares nest and keep documents whole, the slope is that of a straight line, and a small set decides nothing."
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_the_page_is_built_from_a_run_and_names_the_next_doubling(tmp_path):
     card, = curve_decisions(results, CONFIG)
     assert card.cost["documents"] == "25%: 3, 50%: 6, 100%: 12"
     with warm.kernels(): build_report("learning_curve", run / "reports", {"run_dir": str(run)})
-    page = (run / "reports/learning_curve.html").read_text("utf-8")
+    page = re.sub("<.*?>", "", (run / "reports/learning_curve.html").read_text("utf-8"))
     assert "a doubling is worth" in page
     assert "The test set has 36 questions: expect wide intervals." in page
     assert "another draw of documents" in page

@@ -38,7 +38,7 @@ class Number(str):
 
     def __html__(self) -> str:
         text, src = escape(str(self)), self.src
-        if src is None and re.search(r"\d", self): src = "=" + json.dumps(list(self.values) or str(self))
+        if src is None and re.search(r"(?<![^\W\d])\d", self): src = "=" + json.dumps(list(self.values) or str(self))
         return text if src is None else Markup('<span data-src="{}">{}</span>').format(src, text)
 
 # %% ../../nbs/core/22_numbers.ipynb #47545f25

@@ -19,7 +19,7 @@ from ..core.table import Table
 from ..core.words import metric_name
 from .evaluate import EvalRow, Rows
 from distillery.evaluation.summary import (
-    METRICS, difficulty_table, estimate_cell, find_failures, gate_line, inline_code, latency_table, summarise_rows, worst_cases,
+    METRICS, difficulty_table, find_failures, gate_line, inline_code, latency_table, metric_cell, summarise_rows, worst_cases,
 )
 
 # %% ../../nbs/evaluation/43_markdown.ipynb #05cb31f8
@@ -35,7 +35,7 @@ def render_summary(
     "The evaluation of one variant in markdown."
     lines = [f"# Evaluation of {variant}", "", "Means with intervals over documents."]
     for name, values in metrics["sets"].items():
-        means = [{"metric": metric_name(m), "value": estimate_cell(values[m])} for m in METRICS if m in values]
+        means = [{"metric": metric_name(m), "value": metric_cell(variant, m, values[m])} for m in METRICS if m in values]
         lines += _rows_under(f"{name}: {count(values['n'], 'questions')}", means)
     lines += _rows_under("By difficulty", difficulty_table({variant: metrics}))
     lines += _rows_under("Cost", [{"measure": metric_name(k), "value": v} for k, v in metrics["cost"].items()])
@@ -59,8 +59,9 @@ def render_overview(
     lines = ["# Evaluation", "", *(f"- {inline_code(n)}" for n in notes)]
     for name in sorted({s for m in means.values() for s in m}):
         here = {v: m[name] for v, m in means.items() if name in m}
-        lines += _rows_under(name, [{"metric": metric_name(key)} | {v: estimate_cell(m[key]) for v, m in here.items()} for key in METRICS
-                              if all(key in m for m in here.values())])
+        both = [key for key in METRICS if all(key in m for m in here.values())]
+        row = lambda key, here: {"metric": metric_name(key)} | {v: metric_cell(v, key, m[key]) for v, m in here.items()}
+        lines += _rows_under(name, [row(key, here) for key in both])
     states = {s: [g for g in gates if g.state == s] for s in ("FAIL", "INCONCLUSIVE", "PASS")}
     lines += ["", "## Gates", "", ", ".join(f"{len(some)} {s}" for s, some in states.items()) + ".", ""]
     lines += [f"- {gate_line(g)}" for s in ("FAIL", "INCONCLUSIVE") for g in states[s]]

@@ -28,8 +28,8 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['METRICS', 'REASONS', 'metric_values', 'summarise_rows', 'speed_of', 'find_failures', 'worst_cases', 'deciding',
-           'measured_by', 'estimate_cell', 'latency_table', 'difficulty_table', 'inline_code', 'write_evaluation',
-           'gate_figures', 'gate_line', 'gate_table']
+           'measured_by', 'estimate_cell', 'metric_cell', 'latency_table', 'difficulty_table', 'inline_code',
+           'write_evaluation', 'gate_figures', 'gate_line', 'gate_table']
 
 # %% ../../nbs/evaluation/42_summary.ipynb #3c1008ca
 METRICS = {
@@ -152,6 +152,17 @@ def estimate_cell(
     "An estimate with interval and n, as a cell of a table."
     if found["mean"] is None: return f"not measured: {found['reason']}"
     return estimate(found["mean"], found["ci_low"], found["ci_high"], found.get("n"), src=src)
+
+
+def metric_cell(
+    variant: str,  # Whose estimate it is
+    metric: str,  # A name of `METRICS`
+    found: Mapping[str, Any],  # {mean, ci_low, ci_high, n}, or {mean: null, reason}
+    src: str | None = None,  # Address of that record
+) -> str:  # fp32 agrees with itself: nothing was estimated, so there is no interval
+    "An estimate of a variant, as a cell of a table."
+    itself = (variant, metric) == ("fp32", "fp32_alignment") and found["mean"] is not None
+    return number(found["mean"], src=src and f"{src}/mean") if itself else estimate_cell(found, src)
 
 # %% ../../nbs/evaluation/42_summary.ipynb #8ecf9394
 def latency_table(

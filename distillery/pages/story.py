@@ -123,10 +123,11 @@ def _of_student(results: Results, facts: Mapping[str, Any]) -> list[str]:
 def _of_sets(results: Results) -> list[str]:
     "Sets that were asked and are small."
     variant = next(iter(results.variants()), "")
-    sets = results.metrics(variant).get("sets", {})
-    return [sentence("The {name} set has {n}: expect wide intervals.", name=name,
-                     n=count(sets[name]["n"], "questions", address(f"eval/{variant}/metrics.json", "sets", name, "n")))
-            for name in ("recall", "test") if 0 < sets.get(name, {}).get("n", 0) < 100]
+    stored = {name: s["n"] for name, s in results.metrics(variant).get("sets", {}).items()}
+    sets = stored or Counter(r.set for r in next(iter(results.rows().values()), []))
+    at = lambda name: address(f"eval/{variant}/metrics.json", "sets", name, "n") if stored else None
+    return [sentence("The {name} set has {n}: expect wide intervals.", name=name, n=count(sets[name], "questions", at(name)))
+            for name in ("recall", "test") if 0 < sets.get(name, 0) < 100]
 
 # %% ../../nbs/pages/45_story.ipynb #09ab261b
 def warnings_of(

@@ -88,7 +88,7 @@ def _readings(d: Decision) -> Iterator[Number]:
         if isinstance(record, Contrast):
             if e := record.equivalence: yield interval(e["ci_low"], e["ci_high"], e["level"], signed=True, src=f"{at}/equivalence")
         yield number(getattr(record, middle), signed=middle == "diff", src=f"{at}/{middle}")
-    yield from (Number(name, src=address(file, "levels", i)) for i, name in enumerate(d.levels) if re.search(r"\d", name))
+    yield from (Number(name, src=address(file, "levels", i)) for i, name in enumerate(d.levels) if re.search(NUMERAL, name))
     yield plus_minus(d.margin, src=address(file, "margin"))
     yield count(d.n_items, d.unit, address(file, "n_items"))
     for unit in ("documents", "topics"): yield count(d.n_clusters, unit, address(file, "n_clusters"))

@@ -17,7 +17,7 @@ import yaml
 from ..core.knobs import Config
 from ..core.table import Table
 from ..core.words import metric_name
-from ..evaluation.summary import METRICS, estimate_cell, inline_code, latency_table
+from ..evaluation.summary import METRICS, inline_code, latency_table, metric_cell
 from ..training.preflight import licence_of
 
 # %% ../../nbs/shipping/71_hub_card.ipynb #90360298
@@ -46,7 +46,7 @@ def figures(
     for name in sorted({s for m in told.values() for s in m["sets"]}):
         here = {v: m["sets"][name] for v, m in told.items() if name in m["sets"]}
         both = [m for m in METRICS if all(m in values for values in here.values())]  # runs of before lack the newer ones
-        rows = [{"metric": metric_name(m)} | {v: estimate_cell(values[m]) for v, values in here.items()} for m in both]
+        rows = [{"metric": metric_name(m)} | {v: metric_cell(v, m, values[m]) for v, values in here.items()} for m in both]
         lines += [f"### Set `{name}`", "", *Table.of(rows).markdown().splitlines(), ""]
     timed = {v: m["latency"] for v, m in told.items() if m.get("latency")}
     if timed: lines += ["### Latency on the machine that measured it", "", *Table.of(latency_table(timed)).markdown().splitlines(), ""]

@@ -17,7 +17,7 @@ from ...core.records import Contrast, Decision
 from ...core.words import joined, metric_name, sentence
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, read_ladders
-from ...evaluation.summary import estimate_cell, measured_by
+from ...evaluation.summary import measured_by, metric_cell
 from ..decide import compare, interaction_contrasts, metric_mean
 from .decision import VARIANT_NAMES, _sizes, asked_levels, quantization_decision, ship, teacher_decision, why_no_teacher
 from ..results import Results, TeacherRow
@@ -132,15 +132,13 @@ def variant_table(
         file, stored = f"eval/{v}/metrics.json", results.metrics(v)
         measured, cost = stored["sets"].get(set_name, {}), stored["cost"]
         at = lambda key: address(file, "sets", set_name, key)
-        mean = lambda key: estimate_cell(measured[key], at(key)) if measured.get(key, {}).get("mean") is not None else None
+        mean = lambda key: metric_cell(v, key, measured[key], at(key)) if measured.get(key, {}).get("mean") is not None else None
         spent = lambda key: number(cost[key], src=address(file, "cost", key))
         by = measured_by(measured)
         asked, told = measured.get("n"), measured.get(by, {}).get("n")
-        alike = number(measured["fp32_alignment"]["mean"], src=f"{at('fp32_alignment')}/mean") if v == "fp32" and measured else None
         return {"variant": v, "questions": number(asked, src=at("n") if asked else None),
                 "with an answer": number(told, src=f"{at(by)}/n" if told is not None else None),
-                **{metric_name(key): mean(key) for key in (by, "token_f1", "bert_f1")},
-                metric_name("fp32_alignment"): alike or mean("fp32_alignment"),  # fp32 agrees with itself: nothing was estimated
+                **{metric_name(key): mean(key) for key in (by, "token_f1", "bert_f1", "fp32_alignment")},
                 "MB": number(cost["bytes"] / 1e6, src=address(file, "cost", "bytes")), "peak, MiB": spent("peak_rss_mb"),
                 "p50, ms": spent("p50_latency_ms"),
                 "p95, ms": spent("p95_latency_ms"), "tokens/s": spent("tokens_per_second")}
