@@ -219,7 +219,7 @@ def says(value: Any, text: str, levels: Sequence[float] = (0.95, 0.9)) -> bool:
 
 
 FIXED = re.compile(r"\b(?:fp32|fp16|u?int8|q[48]|mlx-[48]bit|nDCG@10|recall@(?:10?|5)|(?:BERTScore|token) F1|top-1|p(?:50|95)|BM25|bm25"
-                   r"|all-mpnet-base-v2)\b|(?<= / )10,000(?![\d,.])")
+                   r"|all-mpnet-base-v2)\b|(?<= / )10,000(?!\d|[.,]\d)")
 
 
 GOALS = {t.target for t in TARGETS}
