@@ -104,6 +104,8 @@ class Stored:
             self._files[name] = [json.loads(x) for x in text.split("\n") if x.strip()] if name.endswith(".jsonl") else json.loads(text)
         return self._files[name]
 
+    def get(self, name: str, default: Any) -> Any: return self.file(name) if (self.run / name).is_file() else default
+
     def at(self, src: str) -> Any:
         "The value at an address; a KeyError, an IndexError or an OSError where there is none."
         name, _, pointer = src.partition("#")
@@ -127,9 +129,10 @@ class Stored:
     def names(self) -> re.Pattern[str]:
         "Names of levels, gates, stages and limits, as the run has them; bare numerals are none."
         found = {name for d in self.decisions for name in (*d["levels"], *(c[side] for c in d["contrasts"] for side in "ab"))}
-        found |= {g["name"] for g in self.file("eval/gates.jsonl")} | {s["stage"] for s in self.file("ledger.json")["stages"]}
+        found |= {g["name"] for g in self.get("eval/gates.jsonl", [])}
+        found |= {s["stage"] for s in self.get("ledger.json", {"stages": []})["stages"]}
         longest = sorted((n for n in found if re.search(r"[A-Za-z]", n)), key=len, reverse=True)
-        return re.compile("|".join(rf"(?<![\w.]){re.escape(n)}(?![\w])" for n in longest))
+        return re.compile("|".join(rf"(?<![\w.]){re.escape(n)}(?![\w])" for n in longest) or r"(?!)")
 
     @cached_property
     def decisions(self) -> list[dict[str, Any]]:
@@ -213,7 +216,7 @@ def says(value: Any, text: str, levels: Sequence[float] = (0.95, 0.9)) -> bool:
 
 
 FIXED = re.compile(r"\b(?:fp32|fp16|u?int8|q[48]|mlx-[48]bit|nDCG@10|recall@(?:10?|5)|(?:BERTScore|token) F1|top-1|p(?:50|95)|BM25|bm25"
-                   r"|all-mpnet-base-v2)\b|(?<= / )10,000(?![\d,.])")
+                   r"|all-mpnet-base-v2)\b|(?<= / )10,000(?!\d|[.,]\d)")
 
 
 GOALS = {t.target for t in TARGETS}

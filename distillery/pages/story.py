@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.files import read_jsonl
-from ..core.numbers import address, count, number
+from ..core.numbers import address, count, label, number
 from ..core.records import Pair
 from ..core.words import Quoted, sentence
 from ..pairs.fit import fit_sentence
@@ -54,9 +54,10 @@ def tell_story(
 
 
 def _documents(base: Path, kept: Sequence[Pair], most: int = 10) -> list[dict[str, Any]]:
-    titles = {d["doc_id"]: (d["title"], d["path"]) for d in _lines(base / "documents.jsonl")}
-    counted = Counter(p.doc_id for p in kept).most_common(most)
-    return [{"title": Quoted(titles[d][0]), "file": Quoted(titles[d][1]), "pairs": n} for d, n in counted if d in titles]
+    place, counted = {d["doc_id"]: (i, d) for i, d in enumerate(_lines(base / "documents.jsonl"))}, Counter(p.doc_id for p in kept)
+    said = lambda i, d, key: label(d[key], address("documents.jsonl", i, key))
+    return [{"title": said(*place[name], "title"), "file": said(*place[name], "path"), "pairs": n}
+            for name, n in counted.most_common(most) if name in place]
 
 
 def _fits(fit: dict[str, Any]) -> list[dict[str, Any]]:
