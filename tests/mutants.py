@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTED = Path(__file__).parent / "data" / "equivalent_mutants.json"
 MODULES = {  # Which test files a module answers to; its notebook is named in its own second line
     "core.store": ["test_core_store.py"],
+    "core.forecasts": ["test_core_verdicts.py"],
     "core.verdicts": ["test_core_verdicts.py"],
     "pairs.dataset": ["test_pairs_rows.py"],
     "pairs.limits": ["test_pairs_limits.py"],
