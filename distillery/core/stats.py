@@ -11,8 +11,8 @@ from math import ceil, inf, log2, sqrt
 from typing import TYPE_CHECKING, Any
 
 from distillery.core.clusters import (
-    SharePosterior, StatsError, Vector, cluster_moments, cluster_variance, effective_clusters, score_interval, share_posterior, t_quantile,
-    wilson as wilson,
+    SharePosterior, StatsError, Vector, cluster_moments, cluster_places, cluster_variance, effective_clusters, score_interval,
+    share_posterior, t_quantile, wilson as wilson,
 )
 from .differences import Differences, crowding, difference_interval, identity_design, equivalence_p, stored, summarise_differences, tail_p
 from .extras import later
@@ -120,9 +120,8 @@ def _flipped_sums(s: Vector, resamples: int, seed: int) -> Vector:
     eights = np.concatenate([s, np.zeros(8 * width - len(s))]).reshape(width, 8)
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)
     table, rng, found = eights @ bits.T, np.random.default_rng(seed), np.zeros(resamples)
-    rows = max(4, 2**26 // width // 4 * 4)  # 64 MiB of random bits at a time
-    for start in range(0, resamples, rows):
-        some = min(rows, resamples - start)
+    for start in range(0, resamples, 1024):  # as many at a time as a processor's cache can turn
+        some = min(1024, resamples - start)
         drawn = np.ascontiguousarray(np.frombuffer(rng.bytes(some * width), dtype=np.uint8).reshape(some, width).T)
         for sums, byte in zip(table, drawn, strict=True): found[start : start + some] += sums[byte]
     return found
@@ -163,13 +162,14 @@ def bootstrap_means(
 # %% ../../nbs/core/40_stats.ipynb #d3b1f91d
 def _differences(x: Vector, y: Vector, clusters: Sequence[Any] | None, scale: Scale) -> tuple[Differences, float, Vector]:
     d = x - y
-    moments = cluster_moments(d, clusters)
+    places = cluster_places(clusters) if clusters is not None and len(clusters) == len(d) else None
+    moments = cluster_moments(d, clusters, places)
     if len(moments[0]) < 2: raise StatsError("all cases lie in one cluster", fix="compare on at least two clusters, better twenty")
     if scale is not None:
         for level in (x, y): _on_scale(level, scale)
         reach = scale[1] - scale[0]
     else: reach = (float(np.abs([x, y]).max()) or 1.0) if np.ptp(d) == 0 else inf  # no ends: the largest value seen stands in
-    return *summarise_differences(d, moments, cluster_moments(d != 0, clusters)[0], reach), moments[0]
+    return *summarise_differences(d, moments, cluster_moments(d != 0, clusters, places)[0], reach), moments[0]
 
 # %% ../../nbs/core/40_stats.ipynb #38234595
 def least_clusters(

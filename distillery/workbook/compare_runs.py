@@ -60,10 +60,11 @@ def compare_table(
     "What the second run did better or worse, with intervals."
     a, b, rows = one.rows(), other.rows(), []
     require_one_metric(one, other)
+    itself = one.path.resolve() == other.path.resolve()  # nothing to estimate: the answers are the same ones
     for variant in [v for v in one.variants() if v in b]:
         for name, metric, c, word in run_contrasts(a[variant], b[variant], config):
             rows.append({"variant": variant, "set": name, "metric": metric_name(metric), "n": c.n_items, "documents": c.n_clusters,
-                         "second − first": with_interval(c), "verdict": word})
+                         "second − first": with_interval(c), "verdict": "equivalent: the same run" if itself else word})
     if rows: return rows
     raise DistilleryError("the two runs were asked no question in common about two documents",
                           fix="compare runs of the same documents and evaluation.seed")
