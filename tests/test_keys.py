@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -414,3 +415,24 @@ def test_keys_that_an_earlier_version_left_are_no_reason_to_fail(tmp_path):
     (tmp_path / "last").mkdir()
     (tmp_path / "last/judge.json").write_text(json.dumps({"settings": {}, "inputs": {}, "stages": {}, "code": {"m": {"f": "0"}}}))
     assert Plan([Stage("judge", made)], load_config(), tmp_path).why("judge") == ["it has not run yet"]
+
+
+def test_a_users_cache_that_cannot_be_used_stops_nothing(tmp_path, monkeypatch):
+    "A user without a home, a file where the folder should be, a disk without room."
+    from distillery.engine import sources as module
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "user_cache_path", lambda name: Path("~") / name)
+    assert module.user_memory(tmp_path / "own") == tmp_path / "own"
+    assert not Path("~").exists()
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr(module, "user_cache_path", lambda name: tmp_path / "taken" / name)
+    assert module.user_memory(tmp_path / "own") == tmp_path / "own"
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop/price.py").write_text("RATE = 2")
+
+    def full(path, text): raise module.StoreError(f"cannot write {path}", fix="free some disk space")
+    monkeypatch.setattr(module, "atomic_write", full)
+    read = Sources(tmp_path / "shop", tmp_path / "memory")
+    assert "RATE" in read.table("shop.price")["parts"]
+    read.save()

@@ -500,3 +500,24 @@ def test_a_cut_training_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("distillery.retrieval.tune._train", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): tune_embedder(training_pairs(toy_set()), tmp_path / "cut")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_on_a_full_disk_are_a_clear_error(tmp_path, monkeypatch):
+    "SQLite has an error of its own for a disk without room."
+    import sqlite3
+
+    from distillery.core.files import StoreError
+    from distillery.retrieval.embed import VectorStore
+
+    store, opened = VectorStore(tmp_path / "vectors.sqlite"), VectorStore._open
+
+    def small(self):
+        db = opened(self)
+        db.execute("pragma max_page_count = 4")
+        return db
+
+    monkeypatch.setattr(VectorStore, "_open", small)
+    with pytest.raises(StoreError, match="cannot write") as error: store.put({str(i): np.ones(384, np.float32) for i in range(50)})
+    assert "free some disk space" in error.value.fix
+    assert isinstance(error.value.__cause__, sqlite3.OperationalError)
+    assert store.get(["0"]) == {}

@@ -12,7 +12,7 @@ from simulated import differences, document_sizes, draw_outcomes, draw_shares
 from distillery.core.clusters import effective_clusters, share_posterior
 from distillery.core.differences import Differences, difference_interval, tail_p, tango_variance
 from distillery.core.forecasts import clusters_to_decide, least_to_pass
-from distillery.core.stats import SHARE, contrast_interval, least_clusters, noninferiority_p, paired_contrast, sign_flip_p, spread, tost
+from distillery.core.stats import SHARE, contrast_interval, differences_of, least_clusters, paired_contrast, sign_flip_p, spread, tost
 from distillery.core.verdicts import ask_equivalence, gate, noninferiority_gate, quantile_gate, verdict
 
 PATTERNS = [(0.0, p) for p in (0.02, 0.05, 0.1, 0.2)] + [(0.05, 0.1), (0.1, 0.1), (0.1, 0.0)]
@@ -28,6 +28,12 @@ def binary(won: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     a = np.array([1.0] * won + [0.0] * lost + [1.0] * (n - won - lost))
     b = np.array([0.0] * won + [1.0] * lost + [1.0] * (n - won - lost))
     return a, b
+
+
+def noninferiority_p(contrast, margin: float) -> float:
+    "Of the end of the interval that a gate looks at."
+    p = tail_p(differences_of(contrast), -margin)
+    return p if contrast.diff > -margin else 1 - p
 
 
 # Formulas

@@ -36,7 +36,7 @@ def test_many_requests_on_a_bad_day(tmp_path, n, stream):
     assert len(set(server.met) & set(CHAOS)) >= 8, f"too few kinds of bad luck: {server.met}"
     assert sorted(results, key=int) == [r.key for r in requests], "every item is there"
     assert all(r.ok != bool(r.error) for r in results.values()), "answered, or listed with a reason"
-    assert sum(r.ok for r in results.values()) >= n - 5
+    assert sum(r.ok for r in results.values()) >= n - n // 400
     assert all(r.text == f"answer to p{k}" for k, r in results.items() if r.ok)
     assert max(server.answered.values()) == 1, "nothing was answered twice"
     kept = [c for c in read_calls(Journal(tmp_path / "calls.sqlite")) if c.response is not None]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['Vector', 'ICC', 'ICC_WIDTH', 'StatsError', 'cluster_places', 'cluster_moments', 'effective_clusters',
-           'cluster_variance', 't_quantile', 'score_interval', 'wilson', 'SharePosterior', 'share_posterior']
+__all__ = ['Vector', 'ICC', 'ICC_WIDTH', 'StatsError', 'cluster_moments', 'effective_clusters', 'cluster_variance', 't_quantile',
+           'score_interval', 'wilson', 'SharePosterior', 'share_posterior']
 
 # %% ../../nbs/core/37_clusters.ipynb #86f8bec7
 class StatsError(DistilleryError):
@@ -32,19 +32,9 @@ class StatsError(DistilleryError):
 Vector: TypeAlias = "NDArray[np.float64]"
 
 
-def cluster_places(
-    clusters: Sequence[Any],  # [n] The cluster of each case
-) -> NDArray[np.intp]:  # [n] Which one it is, 0 to G − 1, in the order of their names
-    "Numbers of clusters."
-    names = [str(c) for c in clusters]
-    rank = {name: i for i, name in enumerate(sorted(set(names)))}
-    return np.array([rank[name] for name in names])
-
-
 def cluster_moments(
     values: ArrayLike,  # [n] One finite number per case
     clusters: Sequence[Any] | None,  # [n] The cluster of each case; None: every case is its own
-    places: NDArray[np.intp] | None = None,  # [n] From `cluster_places`, where they are known already
 ) -> tuple[Vector, Vector, Vector]:  # [G] sums, [G] sums of squares, [G] sizes
     "Sums, sums of squares and sizes of clusters."
     x = np.asarray(values, dtype=np.float64)
@@ -52,7 +42,9 @@ def cluster_moments(
     if not np.isfinite(x).all(): raise StatsError("a value is not a finite number", fix="leave out cases that were not measured")
     if clusters is None: return x, x * x, np.ones(len(x))
     if len(clusters) != len(x): raise StatsError(f"{len(x)} values but {len(clusters)} clusters", fix="name one cluster per case")
-    place = cluster_places(clusters) if places is None else places
+    names = [str(c) for c in clusters]
+    rank = {name: i for i, name in enumerate(sorted(set(names)))}
+    place = np.array([rank[name] for name in names])
     weights: tuple[Vector, ...] = (x, x * x, np.ones(len(x)))
     sums, squares, sizes = (np.bincount(place, w).astype(np.float64) for w in weights)
     return sums, squares, sizes

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from math import ceil, inf, log2, sqrt
 from typing import TYPE_CHECKING, Any
 
-from distillery.core.clusters import (
-    SharePosterior, StatsError, Vector, cluster_moments, cluster_places, cluster_variance, effective_clusters, score_interval,
-    share_posterior, t_quantile, wilson as wilson,
-)
-from .differences import Differences, crowding, difference_interval, identity_design, equivalence_p, stored, summarise_differences, tail_p
+from .clusters import SharePosterior, StatsError, Vector, cluster_moments, cluster_variance, effective_clusters
+from .clusters import score_interval, share_posterior, t_quantile, wilson as wilson
+from .differences import Differences, crowding, difference_interval, identity_design, equivalence_p, stored, summarise_differences
 from .extras import later
 from .records import Contrast, Estimate
 
@@ -25,7 +23,7 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['Scale', 'SHARE', 'Spread', 'spread', 'mean_interval', 'sign_flip_p', 'bootstrap_means', 'least_clusters',
-           'paired_contrast', 'differences_of', 'contrast_interval', 'holm', 'tost', 'noninferiority_p']
+           'paired_contrast', 'differences_of', 'contrast_interval', 'holm', 'tost']
 
 # %% ../../nbs/core/40_stats.ipynb #589466d9
 Scale = tuple[float, float] | None  # The lowest and the highest value that a metric can have; None: there are none
@@ -91,11 +89,9 @@ def spread(
     scale: Scale = SHARE,  # Ends of the metric's scale; None where it has none
 ) -> Spread:  # What its interval is made of
     "Cluster-robust mean, standard error and degrees of freedom of a sample."
-    moments = cluster_moments(values, clusters)
-    if scale is not None:
-        x = _on_scale(values, scale)
-        return _share(x, cluster_moments(x, clusters), clusters is None, scale)
-    x = np.asarray(values, dtype=np.float64)
+    x = np.asarray(values, dtype=np.float64) if scale is None else _on_scale(values, scale)
+    moments = cluster_moments(x, clusters)
+    if scale is not None: return _share(x, moments, clusters is None, scale)
     if len(moments[0]) == 1: raise StatsError("all cases lie in one cluster", fix="measure at least two clusters, better twenty")
     variance, df = cluster_variance(*moments)
     return Spread(float(np.clip(x.mean(), x.min(), x.max())), sqrt(variance), df, len(x), len(moments[0]))
@@ -162,14 +158,13 @@ def bootstrap_means(
 # %% ../../nbs/core/40_stats.ipynb #d3b1f91d
 def _differences(x: Vector, y: Vector, clusters: Sequence[Any] | None, scale: Scale) -> tuple[Differences, float, Vector]:
     d = x - y
-    places = cluster_places(clusters) if clusters is not None and len(clusters) == len(d) else None
-    moments = cluster_moments(d, clusters, places)
+    moments = cluster_moments(d, clusters)
     if len(moments[0]) < 2: raise StatsError("all cases lie in one cluster", fix="compare on at least two clusters, better twenty")
     if scale is not None:
         for level in (x, y): _on_scale(level, scale)
         reach = scale[1] - scale[0]
     else: reach = (float(np.abs([x, y]).max()) or 1.0) if np.ptp(d) == 0 else inf  # no ends: the largest value seen stands in
-    return *summarise_differences(d, moments, cluster_moments(d != 0, clusters, places)[0], reach), moments[0]
+    return *summarise_differences(d, moments, cluster_moments(d != 0, clusters)[0], reach), moments[0]
 
 # %% ../../nbs/core/40_stats.ipynb #38234595
 def least_clusters(
@@ -251,11 +246,3 @@ def tost(
     "Equivalence test (TOST): the larger p of two one-sided tests against ±margin."
     return equivalence_p(differences_of(contrast), margin)
 
-
-def noninferiority_p(
-    contrast: Contrast,  # A comparison
-    margin: float,  # A loss smaller than this does not matter
-) -> float:  # p; small means: a is not worse than b by the margin
-    "Non-inferiority test: the one-sided p against minus the margin."
-    p = tail_p(differences_of(contrast), -margin)
-    return p if contrast.diff > -margin else 1 - p

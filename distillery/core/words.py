@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNCOUNTED', 'PLURALS', 'SINGULARS', 'METRIC_NAMES', 'SHARES', 'METRIC_SCALES', 'singular', 'plural', 'metric_scale',
-           'metric_name', 'Sentence', 'sentence', 'joined', 'Quoted']
+           'on_scale', 'metric_name', 'Sentence', 'sentence', 'joined', 'Quoted']
 
 # %% ../../nbs/core/21_words.ipynb #dfd14fbf
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -65,6 +66,15 @@ def metric_scale(
 ) -> tuple[float, float] | None:  # None for times, sizes, errors in points
     "The lowest and the highest value that a metric can have."
     return METRIC_SCALES.get(key)
+
+
+def on_scale(
+    values: Iterable[float],  # Of one metric
+    key: str,  # Its name
+) -> list[float]:  # A BERTScore may lie a little below 0
+    "Values of a metric, within the ends of its scale."
+    low, high = metric_scale(key) or (-inf, inf)
+    return [min(max(float(v), low), high) for v in values]
 
 
 def metric_name(

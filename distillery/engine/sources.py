@@ -13,13 +13,14 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from platformdirs import user_cache_path
 
 from .definitions import definitions
-from ..core.files import FileDigests, atomic_write, digest_json, digest_text, read_memory
+from ..core.files import FileDigests, StoreError, atomic_write, digest_json, digest_text, read_memory
 
 # %% ../../nbs/engine/05_sources.ipynb #5a114ccf
 PACKAGE = Path(inspect.getfile(definitions)).resolve().parents[1]
@@ -40,6 +41,7 @@ def user_memory(
 ) -> Path:
     "Folder in the user's cache for what is known of a package's code."
     folder = user_cache_path("distillery") / digest_text(str(package))[:16]
+    if not folder.is_absolute(): return otherwise  # a user without a home
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError: return otherwise
     return folder if os.access(folder, os.W_OK) else otherwise
@@ -81,11 +83,12 @@ class Sources:
         return self.tables[module]
 
     def save(self) -> None:
-        "Remember what was read; of a long history only the newest."
-        if self.store and self.fresh:
-            self.known, self.fresh = (self.known if len(self.known) < 1000 else {}) | self.fresh, {}
-            atomic_write(self.store, json.dumps(self.known))
-        if self.steps: keep_steps(self)
+        "Remember what was read, as far as the disk has room; of a long history only the newest."
+        with suppress(StoreError):
+            if self.store and self.fresh:
+                self.known, self.fresh = (self.known if len(self.known) < 1000 else {}) | self.fresh, {}
+                atomic_write(self.store, json.dumps(self.known))
+            if self.steps: keep_steps(self)
         self.digests.save()
 
 # %% ../../nbs/engine/05_sources.ipynb #6ec97db7

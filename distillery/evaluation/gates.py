@@ -16,7 +16,7 @@ from ..core.verdicts import gate, noninferiority_gate, quantile_gate
 from .evaluate import EvalRow, deciding_metric
 from .summary import METRICS, metric_values
 from ..core.metrics import DECIDING, SQUAD_MATCH
-from ..core.words import metric_scale
+from ..core.words import metric_scale, on_scale
 
 # %% ../../nbs/evaluation/50_gates.ipynb #d6c9afbf
 THRESHOLDS = {
@@ -55,9 +55,9 @@ def _contrast(fit: Sequence[tuple[EvalRow, EvalRow]], metric: str, levels: tuple
     a, b = (metric_values([pair[i] for pair in fit], metric)[0] for i in (0, 1))
     documents = drawn_by([r.doc_id for r, _ in fit], cfg.decisions)
     if len(set(documents or range(len(fit)))) < 2: return None
-    scale, d = metric_scale(metric), cfg.decisions
-    if scale: a, b = ([min(max(v, scale[0]), scale[1]) for v in side] for side in (a, b))
-    return paired_contrast(a, b, documents, confidence=d.confidence, resamples=99, seed=d.seed, levels=levels, scale=scale)
+    d = cfg.decisions
+    return paired_contrast(on_scale(a, metric), on_scale(b, metric), documents, confidence=d.confidence, resamples=99, seed=d.seed,
+                           levels=levels, scale=metric_scale(metric))
 
 # %% ../../nbs/evaluation/50_gates.ipynb #8168a675
 def paired_gates(

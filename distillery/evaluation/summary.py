@@ -17,7 +17,7 @@ from ..core.knobs import Config
 from ..core.numbers import address, count, estimate, exact, number
 from ..core.records import Gate
 from ..core.stats import mean_interval
-from ..core.words import Quoted, Sentence, metric_name, metric_scale, sentence
+from ..core.words import Quoted, Sentence, metric_name, metric_scale, on_scale, sentence
 from .evaluate import EvalRow, Rows, deciding_metric
 from ..core.metrics import DECIDING, DECIDING_VERSION, SQUAD_MATCH
 from ..core.sections import DecisionsSection, drawn_by
@@ -54,9 +54,8 @@ def _averages(rows: Sequence[EvalRow], decisions: DecisionsSection) -> dict[str,
     for metric, scope in METRICS.items():
         values, clusters = metric_values(rows, metric)
         if values:
-            scale, drawn = metric_scale(metric), drawn_by(clusters, decisions)
-            if scale: values = [min(max(v, scale[0]), scale[1]) for v in values]
-            out[metric] = mean_interval(values, drawn, decisions.confidence, scale=scale).model_dump(exclude={"level"})
+            e = mean_interval(on_scale(values, metric), drawn_by(clusters, decisions), decisions.confidence, scale=metric_scale(metric))
+            out[metric] = e.model_dump(exclude={"level"})
         else:
             in_scope = any(scope in ("all", r.kind) for r in rows)
             out[metric] = {"mean": None, "reason": "not computed" if in_scope else REASONS[scope]}

@@ -148,7 +148,8 @@ class VectorStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(self._open()) as db: db.execute("create table if not exists vectors (key text primary key, vector blob not null)")
+        with disk_errors(path), closing(self._open()) as db:
+            db.execute("create table if not exists vectors (key text primary key, vector blob not null)")
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60, isolation_level=None)

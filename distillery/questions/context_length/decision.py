@@ -34,7 +34,7 @@ def judge_levels(
     margin: float,  # Points; differences smaller than this do not matter
 ) -> dict[str, tuple[str, str]]:  # Level to verdict and sentence
     "Judge each level against the best; less error is better."
-    asked = contrasts if all(c.p_equivalent is not None for c in contrasts) else ask_equivalence(contrasts, margin)
+    asked = ask_equivalence(contrasts, margin)
     say = partial(verdict, margin=margin, higher_is_better=False, metric=metric_name("mean_absolute_error"), unit="topics")
     return {c.a: say(c, comparisons=len(asked)) for c in asked}
 
