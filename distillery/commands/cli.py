@@ -37,6 +37,8 @@ COMMANDS = {
         "Publish dataset, adapter, merged model and ONNX files of a run on the hub, private unless model.private is false."),
     "tune": Listed("tune:tune",
         "Try the changes that the guide lists, in its order, and adopt those shown to be better on the same questions."),
+    "trust": Listed("trust:trust",
+        "List the servers that may be sent an API key although only a settings file names them; add or remove some."),
     "calls": Listed("calls:calls_app", "List, show, sum up and export the calls to teachers, failures included."),
     "prompts": Listed("prompts:prompts_app", "List, show and compare prompt packs."),
     "config": Listed("config:config_app", "Show, explain and compare settings."),

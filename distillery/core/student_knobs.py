@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from .address import public_address
 from .knob import Section, key
 
 # %% ../../nbs/core/06_student_knobs.ipynb #6c6667c8
@@ -77,11 +76,6 @@ class DistillSection(Section):
     temperature: float = key(1.0, "result", "distillation temperature: softens the probabilities of both models", gt=0)
     steps: int = key(200, "result", "optimiser steps of on_policy", ge=1)
     beta: float = key(1.0, "result", "divergence of on_policy: 0 forward KL, 1 reverse KL, between: Jensen-Shannon", ge=0, le=1)
-
-    @field_validator("teacher")
-    @classmethod
-    def _without_login(cls, spec: str | None) -> str | None:
-        return spec and public_address(spec)
 
 # %% ../../nbs/core/06_student_knobs.ipynb #af9a34c5
 VARIANTS = ("fp32", "int8", "uint8", "q4")

@@ -19,6 +19,7 @@ from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import atomic_write, digest_text
 from ..wire.hub import hub_digest
+from ..wire.trust import check_trust
 from ..core.store import content_digest
 from .protocol import Teacher, run_async
 from ..wire.bounded import BadJson, read_json
@@ -106,11 +107,13 @@ def client_options(
 def _open_server(config: Config, url: str, model: str) -> Teacher:
     from distillery.teachers.openai import OpenAITeacher
 
+    check_trust(url, config.teacher.api_key_env)
     return OpenAITeacher(url, model, **client_options(config, url, model))
 
 def _open_backed_server(config: Config, url: str, model: str, second: Opener) -> Teacher:
     from distillery.teachers.fallback import FallbackTeacher
 
+    check_trust(url, config.teacher.api_key_env)
     return FallbackTeacher(url, model, second(config), **client_options(config, url, model))
 
 # %% ../../nbs/teachers/70_open.ipynb #7ce91edd
