@@ -215,7 +215,8 @@ def _compare_with_merged(merged: Path, file: Path, chats: Sequence[EncodedChat])
     torch = need("torch", extra="train")
     transformers = need("transformers", extra="train")
     with silenced():  # a bar for unpacking
-        model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False).eval()
     reference = TransformersTeacher(merged, device="cpu")
     rows: list[Compared] = []
     with torch.inference_mode():

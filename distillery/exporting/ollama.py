@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..core.errors import DistilleryError
 from .export import ExportError
-from ..teachers.chat import ChatTokenizer, compile_template, read_json, token_text
+from ..teachers.chat import ChatTokenizer, read_json, token_text
+from ..wire.template import ChatTemplate
 
 # %% ../../nbs/exporting/58_ollama.ipynb #f2aa7d11
 def plain_template(
@@ -38,7 +39,7 @@ Render = Callable[..., str]  # Roles, and whether an answer is opened, to the re
 
 def _renderer(folder: Path) -> Render:
     config = read_json(Path(folder, "tokenizer_config.json"))
-    template = compile_template(folder_template(folder))
+    template = ChatTemplate(folder_template(folder))
     names = {k: token_text(config.get(k)) for k in ("bos_token", "eos_token")}
 
     def render(roles: Sequence[str], opens: bool = False) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.store import atomic_write
+from ..engine.child import protect_children
 from .figures import write_page
 from .html import page
 
@@ -108,6 +109,7 @@ def execute(
     pm, traitlets = need("papermill", "reports"), need("traitlets.config", "reports")
     check_parameters(notebook, asked)
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    protect_children()
     try:
         with tempfile.TemporaryDirectory(prefix="distillery-") as sockets:
             way = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}  # sockets of its own: runs side by side
@@ -128,7 +130,8 @@ def to_html(
 ) -> str:  # A self-contained page
     "Turn an executed report into a page that opens offline."
     exporter = need("nbconvert", "reports").HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+        extra_template_basedirs=[])  # by default a folder `basic` of the current one, whose templates may run code
     body, _ = exporter.from_notebook_node(nb)
     body = ANCHOR.sub("", body)
     return page(title, re.sub(r"\n{2,}", "\n", body).strip())

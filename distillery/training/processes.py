@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
+from ..engine.child import protect_children
 
 # %% ../../nbs/training/09_processes.ipynb #ef103533
 def free_port() -> int:  # On the loopback address
@@ -48,6 +49,7 @@ def run_processes(
     threads = max(1, torch.get_num_threads() // processes)
     where = {"world_size": processes, "nproc": processes, "master_addr": "127.0.0.1", "master_port": free_port(),
              "omp_num_threads": threads, **({} if devices else {"accelerate_use_cpu": "true"})}
+    protect_children()
     with launch.patch_environment(**where), _default_sigint():
         member = launch.PrepareForLaunch(work, "MULTI_GPU" if devices else "MULTI_CPU")
         context = need("torch.multiprocessing", extra="train").spawn(member, arguments, nprocs=processes, join=False)

@@ -28,6 +28,8 @@ from .processes import run_processes
 from ..teachers.checkpoint import loadable
 from ..teachers.local import model_folder, model_identity
 from ..teachers.open import builtin_dir
+from ..wire.folder import loading
+from ..wire.template import try_template
 
 # %% ../../nbs/training/10_sft.ipynb #c8d50027
 def base_folder(
@@ -45,11 +47,14 @@ def load_base(
     torch = need("torch", extra="train")
     transformers = need("transformers", extra="train")
     transformers.utils.logging.disable_progress_bar()
-    place = loadable(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    if not tokenizer.chat_template:
+    with loading(folder):
+        place = loadable(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    if not isinstance(tokenizer.chat_template, str):
         raise DistilleryError(f"base {folder.name} has no chat template", fix="choose an instruction-tuned base")
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    try_template(tokenizer.chat_template, {k: str(getattr(tokenizer, k) or "") for k in ("bos_token", "eos_token")})
+    with loading(folder): model = transformers.AutoModelForCausalLM.from_pretrained(
+        place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     return model, tokenizer
 
 # %% ../../nbs/training/10_sft.ipynb #122dcd21
