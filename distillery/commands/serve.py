@@ -34,7 +34,7 @@ def served_folder(
 def serve(
     variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
-    host: Annotated[str | None, typer.Option("--host", help="Where to listen; beyond 127.0.0.1 others get in, without a password.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Where to listen; beyond 127.0.0.1 others get in, with the token of server.token_env.")] = None,
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="server.port by default; 0 takes a free one.")] = None,
     config: File = None, sets: Set = None,
 ) -> None:
@@ -56,12 +56,11 @@ def serve(
     out, name, workers = console(), f"student-{variant}", cfg.server.workers
     student = OnnxTeacher(served_folder(finished_run(cfg.workbook.runs_dir, run), variant), max(1, (os.cpu_count() or 1) // workers))
     engine = Engine(student, workers, cfg.server.queue)
-    warm_up(engine, cfg)
     service = Service(name, engine, cfg)
+    warm_up(engine, cfg)
     def ready(url: str) -> None:
         out.print(Text(f"{name} at {url}\nAs a teacher: --teacher {url}#{name}\nCtrl-C finishes what is being answered and leaves."))
-        if cfg.server.host not in ("127.0.0.1", "localhost", "::1"):
-            out.print(Text("Others can reach it, and there is no password.", style="yellow"))
+        if service.door.token: out.print(Text(f"Clients send the text in {cfg.server.token_env} as their API key.", style="yellow"))
     asyncio.run(run_server(service, cfg, ready))
     out.print(facts_table(service.report()))
 

@@ -142,7 +142,11 @@ class EvaluationSection(Section):
 # %% ../../nbs/core/06_student_knobs.ipynb #44de454c
 class ServerSection(Section):
     "Settings of `distillery serve`."
-    host: str = key("127.0.0.1", "execution", "address to listen at; any other than 127.0.0.1 can be reached by others")
+    host: str = key("127.0.0.1", "execution", "address to listen at; any other than 127.0.0.1 can be reached by others, and needs a token")
+    names: list[str] = key([], "execution", "further host names that clients may call it by, e.g. behind a proxy")
+    token_env: str = key("DISTILLERY_TOKEN", "execution", "environment variable that holds the token which clients must send")
+    read_timeout: float = key(30, "execution", "longest time for a client to send a request, and to say nothing at all, seconds", gt=0)
+    connections: int = key(256, "execution", "connections open at once; further ones are closed at once", ge=1)
     port: int = key(8080, "execution", "port to listen at; 0 takes a free one", ge=0, le=65535)
     timeout: float = key(600, "execution", "longest time for one answer, and for those in flight at the end, seconds", gt=0)
     health_check_timeout: float = key(60, "execution", "longest time until the model has loaded and answered once, seconds", gt=0)

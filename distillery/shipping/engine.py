@@ -43,7 +43,7 @@ class TextStream:
         "Decode the tokens so far and return the new text that is certain."
         text, self.stopped = cut_at_stop(self.chat.decode([t for t in tokens if t not in self.chat.stop_ids]), self.stop)
         if not self.stopped:
-            withheld = max((n for word in self.stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)
+            withheld = max((n for word in self.stop for n in range(1, min(len(word), len(text) + 1)) if text.endswith(word[:n])), default=0)
             text = text[: len(text) - withheld]
         return self.rest(text.rstrip("\ufffd").strip())
 

@@ -13,6 +13,7 @@ import json
 import signal
 from collections import deque
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,7 @@ from aiohttp import web
 
 from ..core.errors import DistilleryError
 from ..core.knobs import Config
+from .door import Door, brief_logger, limited_to, most_connections, quiet_loop, show_out
 from .engine import Answer, Engine, QueuedRequest
 from .wire import ApiError, ChatCompletionRequest, last_replies, piece_reply, read_request, to_request, whole_reply
 from ..teachers.onnx import OnnxTeacher
@@ -52,6 +54,10 @@ class Service:
         "Start with nothing in flight."
         self.name = name
         self.engine = engine
+        self.door = Door(config)
+        self.read_timeout, self.most_read = config.server.read_timeout, config.server.queue
+        self.readers = ThreadPoolExecutor(2, "read")  # tokens are counted here, so that the event loop never waits for them
+        self.busy, self.reading = set[Any](), 0
         self.timeout = config.server.timeout
         self.max_tokens = config.inference.max_new_tokens
         self.in_flight = 0
@@ -76,9 +82,17 @@ class Service:
         "Validate a request and refuse what cannot be answered."
         if self.draining: raise ApiError(503, "the server is shutting down")
         if request.content_type != "application/json": raise ApiError(400, "send application/json")
-        wanted = read_request(await request.read())
+        try: body = await asyncio.wait_for(request.read(), self.read_timeout)
+        except TimeoutError: raise ApiError(408, f"the request did not arrive within {self.read_timeout:g} s") from None
+        if self.reading >= self.most_read: raise ApiError(429, "too many requests wait; try again in a moment")
+        self.reading += 1
+        try: return await asyncio.get_running_loop().run_in_executor(self.readers, self._understood, body, f"{next(self._keys)}")
+        finally: self.reading -= 1
+
+    def _understood(self, body: bytes, key: str) -> tuple[ChatCompletionRequest, ChatRequest]:
+        wanted = read_request(body)
         if wanted.model != self.name: raise ApiError(404, f"there is no model {wanted.model[:80]!r}; this server has {self.name}", "model")
-        return wanted, _fit(self.engine.student, wanted, f"{next(self._keys)}", self.max_tokens)
+        return wanted, _fit(self.engine.student, wanted, key, self.max_tokens)
 
     def report(self) -> dict[str, Any]:
         "Counts of answers, and their latency percentiles."
@@ -131,7 +145,7 @@ async def answer_chat(
         ended = True
         return response
     except TimeoutError: raise ApiError(504, f"no answer within {service.timeout:g} s") from None
-    except (asyncio.CancelledError, ConnectionResetError):
+    except (asyncio.CancelledError, ConnectionError):
         service.counts["left"] += 1
         raise
     finally:
@@ -145,9 +159,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def _error_middleware(service: Service) -> Any:
     @web.middleware
     async def in_protocol(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try: return await handler(request)
+        service.busy.add(request.protocol)
+        try:
+            service.door.check(request)
+            return await handler(request)
         except ApiError as refused: error = refused
         except web.HTTPException as http: error = ApiError(http.status, f"{request.method} {request.path[:200]}: {http.reason}")
+        except ConnectionError: return web.Response(status=400)  # the client is gone, and nobody reads this
+        except Exception as unforeseen:
+            brief_logger().warning("a request failed", exc_info=unforeseen)
+            error = ApiError(500, f"the server failed: {type(unforeseen).__name__}")
+        finally: service.busy.discard(request.protocol)
         service.counts["failed" if error.status >= 500 and not service.draining else "refused"] += 1
         headers = {"Retry-After": "1"} if error.status in (429, 503) else {}
         reply = web.json_response(error.body(), status=error.status, headers=headers)
@@ -181,16 +203,14 @@ def make_app(
     return app
 
 # %% ../../nbs/shipping/70_serve.ipynb #397a71a6
-async def _start(runner: web.AppRunner, host: str, port: int) -> web.TCPSite:
+async def _start(runner: web.AppRunner, host: str, port: int, most: int) -> asyncio.Server:
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    try: await site.start()
+    try: return await asyncio.get_running_loop().create_server(limited_to(runner.server, most), host, port, reuse_address=True)
     except OSError as error:
         await runner.cleanup()
         taken = error.errno == errno.EADDRINUSE
         raise DistilleryError(f"cannot listen at {host}:{port}: {'something else does' if taken else error.strerror}",
                               "choose another with --port; 0 takes a free one" if taken else "choose another with --host") from None
-    return site
 
 # %% ../../nbs/shipping/70_serve.ipynb #e11591d4
 async def run_server(
@@ -204,17 +224,22 @@ async def run_server(
     ending = stop or asyncio.Event()
     if stop is None:
         for name in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(name, ending.set)
-    runner = web.AppRunner(make_app(service), access_log=None, handler_cancellation=True, shutdown_timeout=s.timeout)
-    site = await _start(runner, s.host, s.port)
+    quiet_loop(asyncio.get_running_loop())
+    runner = web.AppRunner(make_app(service), access_log=None, logger=brief_logger(), handler_cancellation=True, shutdown_timeout=s.timeout)
+    server = await _start(runner, s.host, s.port, most_connections(s.connections))
+    watch = asyncio.create_task(show_out(runner.server, service.busy, s.read_timeout))
     try:
-        ready(f"http://{s.host}:{runner.addresses[0][1]}/v1")
+        ready(f"http://{s.host}:{server.sockets[0].getsockname()[1]}/v1")
         await ending.wait()
         service.draining = True
-        await site.stop()
+        server.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(s.timeout):
                 while service.in_flight: await asyncio.sleep(0.02)
-    finally: await runner.cleanup()
+    finally:
+        watch.cancel()
+        server.close()
+        await runner.cleanup()
 
 # %% ../../nbs/shipping/70_serve.ipynb #715bbb8d
 def warm_up(
