@@ -101,7 +101,8 @@ def calls_show(
     if (n := len({c.key for c in found})) > 1: raise DistilleryError(f"{n} calls have a key that begins with {key!r}", "give more of it")
     for c in found:
         how = {k: v for k, v in c.request.items() if k not in ("messages", "key", "task", "teacher", "reasoning") and v}
-        _show(as_text(f"key {c.key}, attempt {c.attempt}, {c.request['teacher']}, {c.latency_ms / 1000:.2f} s, {c.tokens}"), as_text(f"{how}"))
+        _show(as_text(f"key {c.key}, attempt {c.attempt}, {c.request['teacher']}, {c.latency_ms / 1000:.2f} s, {c.tokens}"))
+        _show(as_text(f"{how}"))
         for m in c.request.get("messages", ()): _show(Text(f"{m['role']}:", style="bold"), as_text(m["content"]))
         if c.request.get("reasoning"): _show(Text("reasoning:", style="bold"), as_text(c.request["reasoning"]))
         _show(Text("failed:" if c.error else f"answer ({c.finish_reason}):", style="bold"), as_text(c.error or c.response or ""))

@@ -103,7 +103,8 @@ def error_report(
     seen: BaseException | None = error
     while seen is not None and len(lines) < 400:
         lines += ["", hide_secrets(plain(f"{type(seen).__name__}: {seen}"[:1000]))]
-        lines += [f"  {'/'.join(Path(f.filename).parts[-3:])}:{f.lineno} in {f.name}" for f in traceback.extract_tb(seen.__traceback__)[-60:]]
+        steps = traceback.extract_tb(seen.__traceback__)[-60:]
+        lines += [f"  {'/'.join(Path(f.filename).parts[-3:])}:{f.lineno} in {f.name}" for f in steps]
         seen = seen.__cause__ or seen.__context__
     return "\n".join(lines) + "\n"
 
@@ -132,12 +133,14 @@ def ended(
 ) -> int:  # Its exit code
     "Say what a command ended with."
     if isinstance(error, DistilleryError): say(error.message, error.fix)
-    elif isinstance(error, OSError) and error.errno in (28, 122): say("the disk is full", "free some space; the same command goes on from here")
-    elif isinstance(error, OSError) and error.filename is not None: say(f"cannot use {error.filename}: {error.strerror}", "check that path, and who may read and write it")
+    elif isinstance(error, OSError) and error.errno in (28, 122):
+        say("the disk is full", "free some space; the same command goes on from here")
+    elif isinstance(error, OSError) and error.filename is not None:
+        say(f"cannot use {error.filename}: {error.strerror}", "check that path, and who may read and write it")
     else:
         place = keep_report(error)
         said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        say(f"that was not foreseen: {said}", f"a report without secrets is in {place}; please send it" if place else "run it again with a free disk")
+        say(f"that was not foreseen: {said}", f"a report without secrets is in {place}; please send it" if place else "free some disk space")
     return error.exit_code if isinstance(error, DistilleryError) else 1
 
 

@@ -66,7 +66,8 @@ def evaluate(
     results = finished_run(runs_dir, run)
     cfg = settings_of(results, asked_today(config, sets, suite, data))
     incumbent = finished_run(runs_dir, compare_to) if compare_to else None
-    with Progress(TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"), console=out, transient=True) as bar:
+    words = TextColumn("{task.description}", markup=False)
+    with Progress(words, TextColumn("{task.completed}/{task.total}"), console=out, transient=True) as bar:
         task = bar.add_task("asking", total=None)
         tell = lambda what, i, n: bar.update(task, description=what, completed=i, total=n)
         made = evaluate_run(results, cfg, variant or [], incumbent, tell)

@@ -22,6 +22,8 @@ from ..training.preflight import licence_of
 from ..shipping.package import Story, package_variant, verify_package
 from .options import File, console, settings
 from ..pairs.set_notes import examples_of
+from ..questions.results import variant_folder
+from ..shipping.hub_card import public_name
 
 # %% ../../nbs/commands/60_package.ipynb #b725084d
 def licence_file(
@@ -44,9 +46,9 @@ def story_of(
     "Tell what a run knows of a variant."
     settings, facts, counts = (_read(run / f"{n}.json") for n in ("config", "provenance", "counts"))
     base = str(settings.get("student.base", "an unknown base"))
-    shown = base if base.startswith("builtin:") else Path(base).name
+    shown, teacher = public_name(base).removesuffix(" (a local folder)"), public_name(str(facts.get("teacher", "unknown")))
     rows, documents = counts.get("training_rows", "An unknown number of"), counts.get("documents", "some")
-    data = (f"{rows} question-answer pairs that a teacher ({facts.get('teacher', 'unknown')}) wrote from {documents} documents "
+    data = (f"{rows} question-answer pairs that a teacher ({teacher}) wrote from {documents} documents "
             f"({facts.get('source', 'unknown source')}), checked by rules and a judge. "
             "Documents are split before anything is written, so that no test document was trained on.")
     made: dict[str, str] = {k: str(facts[k]) for k in ("run", "code", "inputs", "seeds", "versions", "device") if k in facts}
@@ -66,11 +68,9 @@ def package_run(
     from distillery.shipping.demo import demo_facts, write_demo
     from distillery.exporting.gguf import export_gguf
 
-    folder, merged = run / "onnx" / variant, run / "student" / "merged"
-    if not any(folder.glob("*.onnx")) or not (merged / "config.json").is_file():
-        known = sorted(p.name for p in folder.parent.glob("*") if any(p.glob("*.onnx")))
-        raise DistilleryError(f"run {run.name} has no variant {variant!r} to pack",
-                              f"one of: {', '.join(known) or 'none; run `distillery run` first'}")
+    folder, merged = variant_folder(run, variant), run / "student" / "merged"
+    if not (merged / "config.json").is_file():
+        raise DistilleryError(f"run {run.name} has no merged student to pack", "run `distillery run` first")
     story, base = story_of(run, variant), str(_read(run / "config.json").get("student.base", ""))
     with tempfile.TemporaryDirectory() as scratch:
         extras, made = dict[str, Path](), Path(scratch)

@@ -23,7 +23,8 @@ def changed_hosts(
 ) -> list[str]:
     "The list after a change."
     hosts = [host_of(text) for text in typed]
-    if "" in hosts: raise DistilleryError(f"{typed[hosts.index('')]!r} is no host", "write a name such as api.example.org, or the address of a server")
+    if "" in hosts:
+        raise DistilleryError(f"{typed[hosts.index('')]!r} is no host", "write a name such as api.example.org, or the address of a server")
     return [h for h in known if h not in hosts] if remove else list(dict.fromkeys([*known, *hosts]))
 
 # %% ../../nbs/commands/75_trust.ipynb #a92c183e

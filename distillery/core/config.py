@@ -30,7 +30,7 @@ _all_ = ["Config", "ConfigError", "DistilleryError", "Knob", "explain", "find_kn
 
 # %% ../../nbs/core/10_config.ipynb #619bcc9b
 class _StrictLoader(yaml.SafeLoader):
-    "Safe YAML in which a name written twice is an error, and so is a part that is repeated by a mark (an alias): a page of those makes a world."
+    "Safe YAML without names that are written twice and without aliases: a page of those makes a world."
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if not self.check_event(yaml.AliasEvent): return super().compose_node(parent, index)
@@ -50,7 +50,7 @@ def read_value(
     "Parse one value; everything that is none is an error that says where."
     try: return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as e: raise ConfigError(f"{source} is not valid YAML: {e}", fix="mend the line named above") from e
-    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as e:  # a date of day 0, a number of 5,000 digits, brackets without end
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as e:  # day 0, 5,000 digits, brackets without end
         raise ConfigError(f"{source} holds a value that is none: {str(e)[:80]}", fix="put a text in quotes") from e
 
 
@@ -95,7 +95,8 @@ def _check_value(name: str, value: Any) -> None:
         for part in [*value, *(value.values() if isinstance(value, dict) else ())]: _check_value(name, part)
     too_long = isinstance(value, int) and abs(value) >= 2**63
     broken = isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value))
-    if too_long or broken: raise ConfigError(f"{name}: {'a number' if too_long else 'a text'} that nothing can hold", fix=f"see `distillery config explain {name}`")
+    if too_long or broken:
+        raise ConfigError(f"{name}: {'a number' if too_long else 'a text'} that nothing can hold", fix=f"see `distillery config explain {name}`")
 
 
 def _build(values: Mapping[str, Any]) -> Config:

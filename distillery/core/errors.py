@@ -27,7 +27,8 @@ class DistilleryError(Exception):
         return f"{self.message}\nFix: {self.fix}" if self.fix else self.message
 
 # %% ../../nbs/core/02_errors.ipynb #5e099792
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]|\r(?!\n)")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]"
+                     r"|\r(?!\n)")
 
 
 def plain(

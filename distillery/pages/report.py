@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.address import without_hosts
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.store import atomic_write
 from ..engine.child import protect_children
-from .figures import write_page
+from .figures import run_hosts, write_page
 from .html import page
 
 # %% ../../nbs/pages/30_report.ipynb #0840cab5
@@ -148,5 +149,5 @@ def build_report(
     for cell in nb.cells:  # where the store lies says nothing about the result
         if "injected-parameters" in cell.metadata.get("tags", []): cell.source = "# parameters were set here"
     title = next((c.source.splitlines()[0].lstrip("# ") for c in nb.cells if c.cell_type == "markdown"), stem)
-    atomic_write(out / f"{stem}.ipynb", need("nbformat", "reports").writes(nb) + "\n")
+    atomic_write(out / f"{stem}.ipynb", without_hosts(need("nbformat", "reports").writes(nb), run_hosts(out)) + "\n")
     return write_page(out, stem, to_html(nb, title))

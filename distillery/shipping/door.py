@@ -73,7 +73,8 @@ class Door:
             raise ApiError(403, "this server was called by a name that is not its own; server.names lists others")
         kind, _, shown = request.headers.get("Authorization", "").partition(" ")
         right = kind.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("utf-8", "replace"), self.token.encode())
-        if self.token and not right and request.path != "/health": raise ApiError(401, "send the token of this server as an API key (Authorization: Bearer)")
+        if self.token and not right and request.path != "/health":
+            raise ApiError(401, "send the token of this server as an API key (Authorization: Bearer)")
 
 # %% ../../nbs/shipping/69_door.ipynb #69437479
 class Closed(asyncio.Protocol):

@@ -110,7 +110,8 @@ def to_request(
     "Chat request to the student: messages, sampling parameters, stop sequences, log-probabilities."
     warmth = wanted.temperature
     given: dict[str, Any] = {
-        "temperature": 0.0 if warmth is not None and warmth < COLDEST else warmth, "top_p": wanted.top_p, "top_k": wanted.top_k, "repetition_penalty": wanted.repetition_penalty,
+        "temperature": 0.0 if warmth is not None and warmth < COLDEST else warmth,
+        "top_p": wanted.top_p, "top_k": wanted.top_k, "repetition_penalty": wanted.repetition_penalty,
         "seed": wanted.seed, "max_tokens": wanted.max_completion_tokens or wanted.max_tokens or max_tokens}
     stop = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop or ())
     return ChatRequest(key, tuple(m.message() for m in wanted.messages),

@@ -41,7 +41,8 @@ class ChatTokenizer:
         if not (folder / "tokenizer.json").is_file():
             raise DistilleryError(f"no tokenizer.json in {folder.name}", "save the tokenizer into the model folder with save_pretrained")
         try: self._tokens = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as e: raise DistilleryError(f"{folder.name} has a tokenizer.json that cannot be read", "save it again with save_pretrained") from e
+        except Exception as e:
+            raise DistilleryError(f"{folder.name} has a tokenizer.json that cannot be read", "save it again with save_pretrained") from e
         self._tokens.no_padding()
         self._tokens.no_truncation()
         file = folder / "chat_template.jinja"

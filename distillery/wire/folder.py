@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'PARTS', 'OURS', 'PLAIN_NAME', 'PICKLES', 'FolderRefused', 'read_settings', 'read_config', 'is_part',
-           'runs_code', 'only_pickles', 'modules_of', 'refused', 'check_folder', 'loading']
+           'runs_code', 'only_pickles', 'is_inside', 'routes_of', 'modules_of', 'refused', 'check_folder', 'loading']
 
 # %% ../../nbs/wire/96_folder.ipynb #b77b6014
 import re
@@ -45,10 +45,10 @@ def read_config(
     raise FolderRefused(f"{path.name} of the model folder {path.parent.name} holds no object", "fetch the model again")
 
 # %% ../../nbs/wire/96_folder.ipynb #f1f3dde9
-PARTS = frozenset("""Asym BoW CLIPModel CNN Dense Dropout LSTM LayerNorm MLMTransformer Normalize Pooling Router SparseAutoEncoder SparseStaticEmbedding
-SpladePooling StaticEmbedding Transformer WeightedLayerPooling WhitespaceTokenizer WordEmbeddings WordWeights""".split())
+PARTS = frozenset("""Asym BoW CLIPModel CNN Dense Dropout LSTM LayerNorm MLMTransformer Normalize Pooling Router SparseAutoEncoder
+SparseStaticEmbedding SpladePooling StaticEmbedding Transformer WeightedLayerPooling WhitespaceTokenizer WordEmbeddings WordWeights""".split())
 OURS = re.compile(r"sentence_transformers(\.\w+)*\.(\w+)")
-PLAIN_NAME = re.compile(r"[\w-]*")
+PLAIN_NAME = re.compile(r"[\w|-]*")
 
 
 def is_part(
@@ -75,7 +75,7 @@ def runs_code(
     for name, value in _pairs(settings):
         if name == "trust_remote_code" and value: return "code of its own (trust_remote_code)"
         if name == "model_file" and value: return f"the program {str(value)[:60]!r}"
-        if name in ("attn_implementation", "_attn_implementation") and isinstance(value, str) and not PLAIN_NAME.fullmatch(value.replace("|", "")):
+        if name in ("attn_implementation", "_attn_implementation") and isinstance(value, str) and not PLAIN_NAME.fullmatch(value):
             return f"a kernel of {value[:60]!r}"
         if name in ("activation_function", "activation_fn") and isinstance(value, str) and "." in value:
             if not re.fullmatch(r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*", value): return f"the class {value[:60]!r}"
@@ -95,6 +95,24 @@ def only_pickles(
     return next((n for n in sorted(files) if n.endswith(PICKLES) and n != "training_args.bin"), "")
 
 
+def is_inside(folder: Path, path: str) -> bool:
+    "Whether a path leads to a place inside of a folder."
+    try: return (folder / path).resolve().is_relative_to(folder.resolve())
+    except (ValueError, OSError): return False
+
+
+def routes_of(
+    place: Path,  # Folder of a module
+    folder: Path,  # Of the embedder
+) -> list[Path]:  # Folders of the modules of its routes
+    "Check the modules that a router names."
+    routes = read_config(place / "router_config.json").get("types")
+    if not isinstance(routes, dict): return []
+    for kind in routes.values():
+        if not is_part(kind): raise refused(folder, f"the class {str(kind)[:80]!r} as one of its modules")
+    return [place / name for name in routes if is_inside(folder, str(place / name))]
+
+
 def modules_of(
     folder: Path,  # Of an embedder
 ) -> list[Path]:  # Folders of its modules
@@ -105,7 +123,7 @@ def modules_of(
     for entry in entries:
         kind, path = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, "")
         if not is_part(kind): raise refused(folder, f"the class {str(kind)[:80]!r} as one of its modules")
-        if not isinstance(path, str) or not (folder / path).resolve().is_relative_to(folder.resolve()): raise refused(folder, "a module outside of it")
+        if not isinstance(path, str) or not is_inside(folder, path): raise refused(folder, "a module outside of it")
         found.append(folder / path)
     return found
 
@@ -130,16 +148,12 @@ def check_folder(
     "Check a model folder before it is loaded: it runs nothing of its own, and its weights are no pickles."
     places = list(dict.fromkeys([folder, *modules_of(folder)]))
     for place in places:
-        routes = read_config(place / "router_config.json").get("types")
-        for kind in routes.values() if isinstance(routes, dict) else ():
-            if not is_part(kind): raise refused(folder, f"the class {str(kind)[:80]!r} as one of its modules")
-        inner = [place / name for name in routes if (place / name).resolve().is_relative_to(folder.resolve())] if isinstance(routes, dict) else []
-        for part in (place, *inner):
+        for part in (place, *routes_of(place, folder)):
             for file in sorted(p for p in part.glob("*.json") if p.name not in ("tokenizer.json", "vocab.json", "modules.json")):
                 if what := runs_code(read_settings(file)): raise refused(folder, what)
             if name := only_pickles(part): raise refused(folder, f"the weights in {name}, a format that runs code when it is read")
     config = read_config(folder / "config.json")
-    if _foreign(config): raise refused(folder, f"its own Python files for the architecture {str(config.get('model_type'))[:60]!r}")
+    if _foreign(config): raise refused(folder, f"Python files of its own for the architecture {str(config.get('model_type'))[:40]!r}")
     return folder
 
 # %% ../../nbs/wire/96_folder.ipynb #8d022a79
@@ -153,4 +167,5 @@ def loading(
     except Exception as e:
         if "OutOfMemory" in type(e).__name__: raise
         words = (str(e).splitlines() or [""])[0][:200] or type(e).__name__
-        raise FolderRefused(f"cannot load {Path(folder).name}: {words}", "name a folder with config.json, a tokenizer and safetensors weights") from e
+        fix = "name a folder with config.json, a tokenizer and safetensors weights"
+        raise FolderRefused(f"cannot load {Path(folder).name}: {words}", fix) from e

@@ -17,7 +17,7 @@ from ..engine.plan import Done
 from ..evaluation.summary import gate_figures
 from ..pages.report import template, templates
 from ..pages.terminal import facts_table, times_table
-from ..questions.results import Results
+from ..questions.results import Results, variant_folder
 from ..teachers.protocol import ask_all, user_request
 from .assemble import write_pages
 
@@ -31,11 +31,7 @@ def ask(
     "Ask one variant of a finished run."
     from distillery.teachers.onnx import OnnxTeacher
 
-    folder = open_run(Path(config.workbook.runs_dir), run).path / "onnx" / variant
-    if not folder.is_dir():
-        known = sorted(p.name for p in folder.parent.glob("*")) if folder.parent.is_dir() else []
-        raise DistilleryError(f"run {run} has no variant {variant!r}",
-                              f"one of: {', '.join(known)}" if known else "run `distillery run` first")
+    folder = variant_folder(open_run(Path(config.workbook.runs_dir), run).path, variant)
     how = config.inference
     request = user_request("q", question, max_tokens=how.max_new_tokens, repetition_penalty=how.repetition_penalty)
     answer = ask_all(OnnxTeacher(folder), [request])[0]
