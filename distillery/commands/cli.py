@@ -140,7 +140,7 @@ def ended(
     else:
         place = keep_report(error)
         said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        say(f"that was not foreseen: {said}", f"a report without secrets is in {place}; please send it" if place else "free some disk space")
+        say(f"that was not foreseen: {said}", f"a report without secrets is in {place}; please send it" if place else "free some space")
     return error.exit_code if isinstance(error, DistilleryError) else 1
 
 

@@ -16,9 +16,9 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from ..core.config import Config, load_config, preset_names, read_value
+from ..core.config import Config, load_config, preset_names
 from ..core.errors import plain
-from ..core.knobs import ConfigError
+from ..core.knobs import ConfigError, read_value
 from ..wire.trust import trust_here
 
 # %% ../../nbs/commands/20_options.ipynb #99339de5

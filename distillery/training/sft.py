@@ -52,7 +52,7 @@ def load_base(
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not isinstance(tokenizer.chat_template, str):
         raise DistilleryError(f"base {folder.name} has no chat template", fix="choose an instruction-tuned base")
-    try_template(tokenizer.chat_template, {k: str(getattr(tokenizer, k) or "") for k in ("bos_token", "eos_token")})
+    try_template(tokenizer.chat_template)
     with loading(folder): model = transformers.AutoModelForCausalLM.from_pretrained(
         place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     return model, tokenizer

@@ -46,7 +46,8 @@ def read_config(
 
 # %% ../../nbs/wire/96_folder.ipynb #f1f3dde9
 PARTS = frozenset("""Asym BoW CLIPModel CNN Dense Dropout LSTM LayerNorm MLMTransformer Normalize Pooling Router SparseAutoEncoder
-SparseStaticEmbedding SpladePooling StaticEmbedding Transformer WeightedLayerPooling WhitespaceTokenizer WordEmbeddings WordWeights""".split())
+SparseStaticEmbedding SpladePooling StaticEmbedding Transformer WeightedLayerPooling WhitespaceTokenizer WordEmbeddings
+WordWeights""".split())
 OURS = re.compile(r"sentence_transformers(\.\w+)*\.(\w+)")
 PLAIN_NAME = re.compile(r"[\w|-]*")
 

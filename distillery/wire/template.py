@@ -273,11 +273,10 @@ class ChatTemplate:
 # %% ../../nbs/wire/94_template.ipynb #57f651d1
 def try_template(
     source: str,  # A chat template
-    special: dict[str, str] | None = None,  # Text of bos_token and eos_token
 ) -> None:
     "Render a template with a few ordinary chats; one that does not end, or fails at them, is an error."
     turn = lambda role: {"role": role, "content": "Where does the Raven 74 stand?"}
     template = ChatTemplate(source)
     for roles in (["user"], ["user", "assistant"], ["user", "assistant"] * 20):
         template.render(messages=[turn(role) for role in roles], add_generation_prompt=roles[-1] == "user", tools=None,
-                        **{"bos_token": "", "eos_token": "", **(special or {})})
+                        bos_token="", eos_token="")
