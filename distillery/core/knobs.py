@@ -122,7 +122,7 @@ def find_knob(
     if name in table: return table[name], None
     for knob in table.values():
         if isinstance(knob.default, dict) and name.startswith(knob.name + "."): return knob, name[len(knob.name) + 1:]
-    raise ConfigError(f"there is no knob {name!r}", fix=f"did you mean {nearest(name, table)!r}?")
+    raise ConfigError(f"there is no knob {name[:100]!r}", fix=f"did you mean {nearest(name[:100], table)!r}?")
 
 
 def explain(

@@ -39,8 +39,8 @@ def template(
     "Find a report by name, or say which there are."
     known = templates()
     if name in known: return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    raise DistilleryError(f"there is no report named {name!r}", f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
+    near = difflib.get_close_matches(name[:100], known, n=1)
+    raise DistilleryError(f"there is no report named {name[:100]!r}", f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
 
 # %% ../../nbs/pages/30_report.ipynb #68c42350
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def check_parameters(
     known = parameters(notebook)
     for name, value in asked.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
+            near = difflib.get_close_matches(str(name)[:100], known, n=1)
             raise DistilleryError(f"{notebook.stem} has no parameter {name!r}",
                                   f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
         want = type(known[name].default)

@@ -122,9 +122,9 @@ OPENERS: dict[str, Callable[..., Teacher]] = {
     "batch": _open_batch, "http": _open_server, "https": _open_server}
 
 def _unknown(spec: str) -> DistilleryError:
-    near = difflib.get_close_matches(spec, TEACHER_SPECS, 1, 0.5)
+    near = difflib.get_close_matches(spec[:200], TEACHER_SPECS, 1, 0.5)
     fix = f"did you mean {near[0]}?" if near else f"use one of: {', '.join(TEACHER_SPECS)}"
-    return DistilleryError(f"no teacher is called {spec!r}", fix)
+    return DistilleryError(f"no teacher is called {spec[:200]!r}", fix)
 
 def _plain_opener(spec: str) -> Opener:
     spec = public_address(spec)

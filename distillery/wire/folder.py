@@ -57,7 +57,7 @@ def is_part(
 ) -> bool:  # Whether it is a building block of sentence-transformers
     "Whether a name is one of the library's own modules."
     found = OURS.fullmatch(name) if isinstance(name, str) else None
-    return bool(found) and found[2] in PARTS
+    return found is not None and found[2] in PARTS
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
