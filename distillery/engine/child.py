@@ -9,6 +9,7 @@ __all__ = ['ROOT', 'child_command', 'protect_children']
 import os
 import site
 import sys
+import sysconfig
 from importlib import resources
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def child_command(
 def protect_children() -> None:
     "Give every Python process that is started from now on, by whomever, a safe path on which it finds this package."
     os.environ["PYTHONSAFEPATH"] = "1"
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if ROOT not in [*known, *site.getsitepackages(), site.getusersitepackages()]:
-        os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, known)])
+    first = sysconfig.get_path("stdlib")  # a kernel's launcher drops the first entry where it is the current folder
+    known = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p not in ("", first)]
+    if ROOT not in [*known, *site.getsitepackages(), site.getusersitepackages()]: known.insert(0, ROOT)
+    if known: os.environ["PYTHONPATH"] = os.pathsep.join([first, *known])
