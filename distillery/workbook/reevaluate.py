@@ -43,7 +43,7 @@ def settings_of(
     now: Mapping[str, Any],  # Dotted name to value: what a person asks for today
 ) -> Config:  # The run's settings with today's questions and thresholds
     "Evaluate a run under its own settings, but for what concerns evaluation."
-    return load_config(overrides={**results.json("config.json", {}), **{k: v for k, v in now.items() if k.startswith(LATER)}})
+    return load_config(overrides={**results.settings(), **{k: v for k, v in now.items() if k.startswith(LATER)}})
 
 
 def cases_of(
