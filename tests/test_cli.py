@@ -10,7 +10,7 @@ import yaml
 from warm import run_code, run_command
 
 from distillery.core.config import load_config, to_yaml
-from distillery.workbook.checks import check_packages
+from distillery.workbook.needs import check_packages
 
 FACTS = "The cutter stands in room 12 of the main hall. The default speed of the cutter is 400 sheets. The cutter costs 40 euros a day."
 
