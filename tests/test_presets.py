@@ -11,7 +11,7 @@ from distillery.core.config import load_config
 
 PRESETS = sorted(p.stem for p in (Path(__file__).resolve().parents[1] / "distillery/presets").glob("*.yaml"))
 SOURCES = {"handbook": [], "qa-import": ["--pairs", "qa.jsonl"], "resume": ["resume.md"],
-           "articles-decoder": ["--articles", "articles.jsonl"], "articles-finetune": ["--articles", "articles.jsonl"]}  # what a preset is for; any other lies over that of a folder of documents
+           "articles-decoder": ["--articles", "articles.jsonl"], "articles-finetune": ["--articles", "articles.jsonl"]}
 
 
 @pytest.fixture(scope="module")
