@@ -81,7 +81,7 @@ def one_folder(
     if folder and docs and folder != docs: raise ConfigError(f"{folder} and --docs {docs} were both given", "name one folder of documents")
     return folder or docs
 
-
+# %% ../../nbs/commands/20_options.ipynb #2d6c8fa1
 DATA = {"chunking", "teacher", "prompts", "dataset", "generation_limits", "selection"}  # Sections about documents and pairs
 
 
@@ -93,7 +93,7 @@ def laid_over(
     about = {key.split(".")[0] for name in names.split(",") for key in read_preset(name.strip())}
     return names if about & DATA or not usual else f"{usual},{names}"
 
-
+# %% ../../nbs/commands/20_options.ipynb #3e7d90b2
 def layers_of(
     file: Path | None,  # --config
     preset: str | None,  # --preset

@@ -64,8 +64,7 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _apply(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     for name, value in _leaves(changes):
         knob, inner = find_knob(name)
-        if inner is None: values[knob.name] = deepcopy(value)
-        else: values[knob.name] = {**values[knob.name], inner: value}
+        values[knob.name] = deepcopy(value) if inner is None else {**values[knob.name], inner: value}
 
 
 def _build(values: Mapping[str, Any]) -> Config:
@@ -120,9 +119,8 @@ def config_layers(
     own, typed = said.pop("preset", None), dict(_leaves(overrides or {}))
     named = own if preset is None else preset
     shipped = {f"preset {n.strip()}": read_preset(n.strip()) for n in str(named).split(",")} if named is not None else {}
-    bases = [*(lines["student.base"]["value"] for lines in shipped.values() if "student.base" in lines),
-             *(layer["student.base"] for layer in (said, typed) if "student.base" in layer)]
-    holds = {None, "builtin"} if str((bases or ["builtin:"])[-1]).startswith("builtin:") else {None}
+    whole = {k: v["value"] for lines in shipped.values() for k, v in lines.items()} | said | typed
+    holds = {None, "builtin"} if str(whole.get("student.base", "builtin:")).startswith("builtin:") else {None}
     layers = [(name, {k: v["value"] for k, v in lines.items() if v.get("only") in holds}) for name, lines in shipped.items()]
     return [*layers, (str(path), said), ("command line", typed)]
 
@@ -236,9 +234,8 @@ def kept_values(
     values: Mapping[str, Any],  # config.json of a finished run
 ) -> dict[str, Any]:  # Dotted name to value
     "Settings of a run under today's names; those that no longer exist are left out."
-    known = {k.name for k in knobs()}
     today = {re.sub(r"^server\.", "serve.", name): value for name, value in values.items()}
-    return {name: value for name, value in today.items() if name in known}
+    return {k.name: today[k.name] for k in knobs() if k.name in today}
 
 
 def config_diff(

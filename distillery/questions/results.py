@@ -44,12 +44,8 @@ class Results:
     "A finished run."
     path: Path
 
-    def json(
-        self,
-        name: str,  # Relative path in the run folder
-        default: Any = None,  # What an absent file stands for
-    ) -> Any:
-        "Read one JSON file of the run."
+    def json(self, name: str, default: Any = None) -> Any:
+        "Read one JSON file of the run; `default` stands for an absent one."
         path = self.path / name
         return json.loads(path.read_text("utf-8")) if path.is_file() else default
 

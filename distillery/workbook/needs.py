@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
-from ..training.preflight import Base, local_base
 from ..wire.hub import hub_latest, hub_snapshot
 
 # %% ../../nbs/workbook/61_needs.ipynb #3b87831e
@@ -87,6 +86,8 @@ def check_room(
     free_gib: float | None = None,  # Instead of what is free there
 ) -> Iterator[Check]:
     "Does the disk hold the merged student and its variants?"
+    from distillery.training.preflight import Base, local_base
+
     folder = local_base(base)
     if folder is None: return
     each = 4.0 + sum(BYTES[v] for v in config.export.variants) + 2.0 * len(config.export.gguf)
