@@ -16,6 +16,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from ..core.address import public_address
 from ..core.config import Config, flatten, load_config, preset_names, read_preset, read_settings
 from ..core.knobs import ConfigError
 from ..engine.source import command_of
@@ -123,7 +124,8 @@ def next_command(
     teacher: str | None = None,  # --teacher
 ) -> str:  # E.g. "distillery run ./manuals --preset resume"
     "The run with what was typed now."
-    said = [("--config", str(file) if file else None), ("--preset", preset), ("--teacher", teacher), *(("--set", s) for s in sets or [])]
+    said = [("--config", str(file) if file else None), ("--preset", preset), ("--teacher", teacher and public_address(teacher)),
+            *(("--set", s) for s in sets or [])]
     return " ".join([command_of(flatten(config)), *(f"{flag} {quote(value)}" for flag, value in said if value)])
 
 
