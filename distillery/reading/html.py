@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ORDINAL', 'POINTER', 'SHORT', 'ARROWS', 'HEADINGS', 'BLOCKS', 'APART', 'HELD', 'DEEP', 'RAISED', 'POWERS', 'FORMULAS',
-           'NESTS', 'CLOSED', 'FRACTION', 'DEEPEST', 'RIGHTS', 'raised', 'is_pointer', 'TextOf', 'tree_text',
-           'fragment_to_text', 'read_html', 'html_to_text']
+           'RAW', 'TAGS', 'LOOSE', 'PHRASES', 'CLOSED', 'FRACTION', 'SEAM', 'DEEPEST', 'DEEPEST_PHRASE', 'RIGHTS',
+           'raised', 'is_pointer', 'TextOf', 'tree_text', 'fragment_to_text', 'read_html', 'html_to_text']
 
 # %% ../../nbs/reading/40_html.ipynb #073f38df
 import re
-from collections.abc import Callable
-from itertools import accumulate, islice
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice, pairwise
 from typing import Any
 
 from .furniture import SILENT, drop_named, is_furniture, main_part, walk
@@ -150,21 +151,50 @@ def tree_text(
     return "".join(text.parts[0])
 
 # %% ../../nbs/reading/40_html.ipynb #78e8c85f
-NESTS = re.compile(r"<(/?)(?:div|span|font|b|i|u|a|em|strong|small|big|code|tt|sup|sub|section|article|blockquote|ul|ol|table|center)\b",
-                   re.I)
+RAW = "script|style|textarea|title|xmp|iframe|noembed|noframes"  # what stands in them is no markup
+TAGS = re.compile(rf"<!--(?:(?!-->).)*+|<plaintext\b.*+|<({RAW})\b(?:(?!</\1).)*+|<(/?)([a-z][\w:-]*+)", re.I | re.S)
+LOOSE = frozenset("p li dt dd tr td th tbody thead tfoot caption colgroup option optgroup rt rp html head body area base br col embed hr img "
+                  "input link meta param source track wbr".split())  # need no end
+PHRASES = frozenset("b i u a em strong small big code tt font span sup sub nobr s strike label".split())  # the parser never looks for a place for them
 CLOSED = re.compile(r"<((script|style|title|div|span|p|a|iframe|textarea)(?:\s[^<>]*)?)/>", re.I)  # XML ends them so, HTML does not
 FRACTION = re.compile(r"<sup>(\d{1,4})</sup>(?:/|&frasl;|&#8260;|⁄)<sub>(\d{1,4})</sub>", re.I)
-DEEPEST = 10_000  # elements inside of one another; a browser gives up at 512
+SEAM = 4096  # characters
+DEEPEST, DEEPEST_PHRASE = 2_000, 10_000  # elements inside of one another; a browser gives up at 512
+
+
+def _deepest(tags: Iterable[tuple[str, bool]]) -> int:
+    "How many elements stand open at most; an end of what is not open ends nothing."
+    standing, now, most = Counter[str](), 0, 0
+    for name, ends in tags:
+        if ends and not standing[name]: continue
+        standing[name] += -1 if ends else 1
+        most = max(most, now := now + (-1 if ends else 1))
+    return most
+
+
+def _check_depth(markup: str) -> None:
+    "Refuse what takes a parser, which looks up all that is open for each block, the square of its length."
+    tags = [(m[3].lower(), bool(m[2])) for m in TAGS.finditer(markup) if m[3]]
+    blocks = _deepest(tag for tag in tags if tag[0] not in LOOSE and tag[0] not in PHRASES)
+    phrases = _deepest(tag for tag in tags if tag[0] in PHRASES)
+    if blocks > DEEPEST or phrases > DEEPEST_PHRASE: raise Unreadable(f"{max(blocks, phrases):,} elements nested in one another")
+
+
+def _with_seams(markup: str) -> str:
+    "An empty comment here and there: the parser copies a text at each tag that it ignores behind it, and a comment ends that text."
+    cuts = [0]
+    for m in TAGS.finditer(markup):
+        if m[3] and m.start() - cuts[-1] >= SEAM: cuts.append(m.start())
+    return "<!---->".join(markup[a:b] for a, b in pairwise([*cuts, len(markup)]))
 
 
 def _parse(markup: str) -> Any:
     from selectolax.lexbor import LexborHTMLParser
 
-    depth = max(accumulate(-1 if m[1] else 1 for m in NESTS.finditer(markup)), default=0)
-    if depth > DEEPEST: raise Unreadable(f"{depth:,} elements nested in one another")
+    _check_depth(markup)
     if markup[:200].lstrip().startswith("<?xml"): markup = CLOSED.sub(r"<\1></\2>", markup)
     markup = FRACTION.sub(r" \1/\2", markup)
-    return LexborHTMLParser(clean(markup) or " ")
+    return LexborHTMLParser(_with_seams(clean(markup)) or " ")
 
 
 def fragment_to_text(
