@@ -318,12 +318,19 @@ def write_twin(name: str, folder: Path, hidden: int = 64, layers: int = 2, sprea
     ends = [ids(e) for e in marks.ends]
     model.generation_config = transformers.GenerationConfig(eos_token_id=ends if len(ends) > 1 else ends[0], **named)
     model.save_pretrained(folder)
+    return write_words(name, folder)
+
+
+def write_words(name: str, folder: Path) -> Path:
+    "Save a twin's tokenizer and chat template, without weights."
+    from tokenizers import Tokenizer
+    twin, core = TWINS[name], Tokenizer.from_str(core_of(name))
     core.save(str(folder / "tokenizer.json"))
-    added = {i: {"content": t.content, "lstrip": t.lstrip, "normalized": t.normalized, "rstrip": t.rstrip, "single_word": t.single_word,
-                 "special": t.special} for i, t in core.get_added_tokens_decoder().items()}
-    words = {f"{k}_token": getattr(marks, k) for k in ("bos", "eos", "pad", "unk")}
-    about = {"added_tokens_decoder": added, "clean_up_tokenization_spaces": False, "model_max_length": 1024, "tokenizer_class": twin.tokenizer_class,
-             **words, **twin.tokenizer_facts}
+    added = {i: {k: getattr(t, k) for k in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")}
+             for i, t in core.get_added_tokens_decoder().items()}
+    words = {f"{k}_token": getattr(twin.marks, k) for k in ("bos", "eos", "pad", "unk")}
+    about = {"added_tokens_decoder": added, "clean_up_tokenization_spaces": False, "model_max_length": 1024,
+             "tokenizer_class": twin.tokenizer_class, **words, **twin.tokenizer_facts}
     if twin.template_file: (folder / "chat_template.jinja").write_text(twin.template, "utf-8")
     else: about["chat_template"] = twin.template
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8")
