@@ -110,8 +110,15 @@ def go(template: str, turns: list[Message]) -> str:
     "Render the part of Go's templates that our Modelfiles use."
     lead, body, end = re.fullmatch(r"(.*?)\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}(.*)", template, re.S).groups()
     lead = re.sub(r"\{\{ if not \.System \}\}(.*)\{\{ end \}\}", "" if any(t.role == "system" for t in turns) else r"\1", lead, flags=re.S)
+    lead, declared = lead.removesuffix("{{ $told := false }}"), "{{ $told := false }}" in lead
     branches = dict(re.findall(r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else|\Z)', body, re.S))
-    return lead + "".join(branches[t.role].replace("{{ .Content }}", t.content) for t in turns) + end
+    written, told = lead, False
+    for t in turns:
+        assert declared or "$told" not in branches[t.role]
+        shown = re.sub(r"\{\{ if not \$told \}\}(.*)\{\{ end \}\}", "" if told else r"\1", branches[t.role], flags=re.S)
+        for value in re.findall(r"\{\{ \$told = (\w+) \}\}", shown): told = value == "true"
+        written += re.sub(r"\{\{ \$told = \w+ \}\}", "", shown).replace("{{ .Content }}", t.content)
+    return written + end
 
 
 QWEN = ("{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}{%- else %}"

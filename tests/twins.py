@@ -315,14 +315,12 @@ def write_twin(name: str, folder: Path, hidden: int = 64, layers: int = 2, sprea
     torch.manual_seed(0)
     model = getattr(transformers, twin.model)(config)
     with torch.no_grad(): model.get_input_embeddings().weight.mul_(twin.calm)
-    ends = [ids(e) for e in marks.ends]
-    model.generation_config = transformers.GenerationConfig(eos_token_id=ends if len(ends) > 1 else ends[0], **named)
     model.save_pretrained(folder)
     return write_words(name, folder)
 
 
 def write_words(name: str, folder: Path) -> Path:
-    "Save a twin's tokenizer and chat template, without weights."
+    "Save a twin's tokenizer, chat template and ends of an answer, without weights."
     from tokenizers import Tokenizer
     twin, core = TWINS[name], Tokenizer.from_str(core_of(name))
     core.save(str(folder / "tokenizer.json"))
@@ -333,5 +331,9 @@ def write_words(name: str, folder: Path) -> Path:
              "tokenizer_class": twin.tokenizer_class, **words, **twin.tokenizer_facts}
     if twin.template_file: (folder / "chat_template.jinja").write_text(twin.template, "utf-8")
     else: about["chat_template"] = twin.template
+    ends = [core.token_to_id(e) for e in twin.marks.ends]
+    told = {f"{k}_token_id": core.token_to_id(v) for k, v in (("bos", twin.marks.bos), ("pad", twin.marks.pad)) if v}
+    told |= {"eos_token_id": ends if len(ends) > 1 else ends[0], "do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")  # sampled, as families ship it
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return folder
