@@ -24,8 +24,7 @@ from distillery.core.errors import DistilleryError
 from distillery.core.files import atomic_write, digest_json, digest_tree
 from distillery.core.knobs import Config
 from distillery.core.numbers import Number, address, number, percent
-from distillery.core.table import Column, Table, terminal_table
-from distillery.core.words import METRIC_NAMES
+from distillery.core.table import Column, Table
 from distillery.exporting.check import evaluation_texts
 from distillery.exporting.export import VARIANTS, build_onnx, variant_bytes
 from distillery.exporting.fidelity import measure_fidelity

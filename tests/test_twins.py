@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from test_gguf import go
+from go_template import go
 from tokenizers import Tokenizer
-from twins import TWINS, write_words
+from twins import TWINS, write_twin, write_words
 
 from distillery.core.errors import DistilleryError
 from distillery.exporting.ollama import folder_template, modelfile
 from distillery.teachers.chat import STAMP, ChatTokenizer, compile_template
-from distillery.teachers.protocol import Message
+from distillery.teachers.local import TransformersTeacher
+from distillery.teachers.protocol import Message, ask_all, user_request
 
 KEPT = yaml.safe_load(Path(__file__).parent.joinpath("data/chats.yaml").read_text("utf-8"))
 CHATS = {name: [Message(role, text) for role, text in turns] for name, turns in KEPT.pop("chats").items()}
@@ -127,3 +128,20 @@ def test_a_broken_template_is_refused_and_ends_nothing(tmp_path, template):
     folder = write_words("qwen2.5", tmp_path)
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(DistilleryError, match="chat template"): ChatTokenizer(folder).render(CHATS["plain"])
+
+
+LONG = "Raven 74, Mordal 12 and Kebek 15 stand in the halls of the old mill, beside the stairs. " * 3  # longer than a twin's window
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi-3", "gemma3", "smollm3", "llama3.2"])
+def test_answers_of_a_batch_are_those_of_one_prompt_alone(family, tmp_path):
+    torch = pytest.importorskip("torch")
+    teacher = TransformersTeacher(write_twin(family, tmp_path), device="cpu")
+    asked = [user_request(name, f"{LONG}Where does the {name} stand?", max_tokens=12) for name in ("Raven 74", "Mordal", "Kebek of Hall 15")]
+    for request, result in zip(asked, ask_all(teacher, asked), strict=True):
+        ids = teacher.chat.encode(request.messages)
+        assert len(ids) > 60
+        with torch.inference_mode():
+            new = teacher.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=sorted(teacher.chat.stop_ids),
+                                         temperature=None, repetition_penalty=1.0)[0, len(ids):].tolist()
+        assert result.text == teacher.chat.said([i for i in new if i not in teacher.chat.stop_ids])[0].strip()
