@@ -183,7 +183,7 @@ def sentence_pieces(marks: Marks, prefix: bool = True, rstrip: bool = False) -> 
     lines = [line for page in handbook() for line in page.split("\n")]
     learner.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=256 + 448, special_tokens=pieces, show_progress=False))
     learnt = json.loads(learner.to_str())["model"]
-    core = Tokenizer(models.BPE(learnt["vocab"], [tuple(m) for m in learnt["merges"]], byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    core = Tokenizer(models.BPE(learnt["vocab"], _every_way(learnt, set(pieces)), byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     spaces = normalizers.Replace(" ", "▁")
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
     if not prefix: core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -193,6 +193,13 @@ def sentence_pieces(marks: Marks, prefix: bool = True, rstrip: bool = False) -> 
     core.add_special_tokens([AddedToken(m, rstrip=rstrip, normalized=False, special=True) for m in marks.last])
     if marks.bos: core.post_processor = _begins(core, marks.bos)
     return core
+
+
+def _every_way(learnt: Mapping[str, Any], marks: set[str]) -> list[tuple[str, str]]:
+    "Merges as a converted SentencePiece model has them: every way in which two pieces give a third, the first learnt first."
+    words = learnt["vocab"].keys() - marks
+    wholes = dict.fromkeys("".join(m) for m in learnt["merges"])
+    return [(w[:i], w[i:]) for w in wholes for i in range(1, len(w)) if w[:i] in words and w[i:] in words]
 
 
 def _begins(core: Any, bos: str) -> Any:
@@ -262,7 +269,7 @@ TWINS = {
                     CHATML.replace("DEFAULT", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
                     SMOL_MARKS, lambda m: byte_level(DIGITS, m), "GPT2Tokenizer", {"tie_word_embeddings": True, **_rope(1e5)}),
     "smollm3": Twin("SmolLM3Config", "SmolLM3ForCausalLM", SMOLLM3, SMOL3_MARKS, lambda m: byte_level(LLAMA3, m, ignore_merges=True),
-                    facts={"tie_word_embeddings": True, "no_rope_layers": [1, 0], **_rope(5e6)}, template_file=True),
+                    facts={"tie_word_embeddings": True, "no_rope_layers": [1, 1, 1, 0], **_rope(5e6)}, template_file=True),
     "llama3.2": Twin("LlamaConfig", "LlamaForCausalLM", LLAMA, LLAMA_MARKS, lambda m: byte_level(LLAMA3, m, True, ignore_merges=True),
                      facts={"tie_word_embeddings": True, "head_dim": 32, **_llama3()}),
     "tinyllama": Twin("LlamaConfig", "LlamaForCausalLM", ZEPHYR, TINY_MARKS, sentence_pieces, "LlamaTokenizer", {"tie_word_embeddings": False},
@@ -306,6 +313,7 @@ def write_twin(name: str, folder: Path, hidden: int = 64, layers: int = 2, sprea
     marks, ids = twin.marks, core.token_to_id
     rows = -(-core.get_vocab_size() // 64) * 64  # rows that no token uses, as real ones have them
     named = {f"{k}_token_id": ids(v) if v else None for k, v in {"bos": marks.bos, "pad": marks.pad}.items()}
+    layers = max(layers, len(twin.facts.get("no_rope_layers", ())))  # the one without positions is among them
     kinds = {"layer_types": (twin.facts["layer_types"] * layers)[:layers]} if "layer_types" in twin.facts else {}
     kinds |= {"no_rope_layers": (twin.facts["no_rope_layers"] * layers)[:layers]} if "no_rope_layers" in twin.facts else {}
     size = {"num_attention_heads": twin.heads[0] * hidden // 64, "num_key_value_heads": twin.heads[1] * hidden // 64}

@@ -28,12 +28,18 @@ def quantize(source, target, kind):
     how.ftype, how.nthread = kind, 1
     return llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(how))
 
-def read(file, texts, rows, asked, most):
-    model = llama_cpp.Llama(file, n_ctx=0, n_threads=1, n_batch=512, logits_all=True, verbose=False)
-    told = {"tokens": [model.tokenize(t.encode(), add_bos=False, special=True) for t in texts], "logits": [], "texts": [], "context": model.n_ctx()}
+def read(file, texts, rows, ends, asked, most):
+    model = llama_cpp.Llama(file, n_ctx=0, n_threads=1, n_batch=512, logits_all=True, type_k=0, type_v=0, verbose=False)
+    told = {"tokens": [model.tokenize(t.encode(), add_bos=False, special=True) for t in texts], "logits": [], "greedy": [], "texts": []}
     for ids in rows:
         model.reset(); model.eval(ids)
         told["logits"].append([[round(float(x), 5) for x in line] for line in model.scores[: len(ids)]])
+        written = []
+        while len(written) < most:
+            written.append(int(model.scores[model.n_tokens - 1].argmax()))
+            if written[-1] in ends: break
+            model.eval(written[-1:])
+        told["greedy"].append(written)
     for messages in asked:
         done = model.create_chat_completion(messages, max_tokens=most, temperature=0, repeat_penalty=1)
         told["texts"].append(done["choices"][0]["message"]["content"])
@@ -77,10 +83,12 @@ def quantize_gguf(
 def read_gguf(
     file: Path,  # A GGUF
     texts: Sequence[str] = (),  # To cut into tokens
-    rows: Sequence[Sequence[int]] = (),  # Token ids to read
+    rows: Sequence[Sequence[int]] = (),  # Token ids to read, and to go on from
+    ends: Sequence[int] = (),  # Tokens that end what is written
     asked: Sequence[Sequence[dict[str, str]]] = (),  # Chats to answer, messages with role and content
     most: int = 32,  # Longest answer, tokens
-) -> dict[str, Any]:  # `tokens`, `logits`, `texts` and `context`
+) -> dict[str, Any]:  # `tokens` of texts; `logits` of rows and what is written `greedy` after them; `texts` of answers
     "Tokens, logits and greedy answers of a GGUF file in llama.cpp."
-    request = {"file": str(Path(file).resolve()), "texts": list(texts), "rows": [list(r) for r in rows], "asked": [list(a) for a in asked], "most": most}
+    request = {"file": str(Path(file).resolve()), "texts": list(texts), "most": most,
+               "rows": [list(r) for r in rows], "ends": list(ends), "asked": [list(a) for a in asked]}
     return dict(ask_llama("read", request))
