@@ -1,8 +1,9 @@
-"""The matrix of bases: a twin of every family goes the whole way of a student, `python tests/bases.py`, or `make bases`.
+"""The matrix of bases: a twin of every family goes the whole way of a student. `make bases`, or `python tests/bases.py`.
 
-preflight -> train -> merge -> four variants -> check -> ask -> GGUF -> package. A base that cannot go it is refused by its preflight, before
-anything is trained; a step that fails behind the preflight is a defect, and this program ends with 1. What is done is kept by twin and not done
-again while neither the package nor this file nor the twins have changed. The page lies in reports/, the figures behind it in reports/bases.json.
+preflight -> train -> merge -> four variants -> check -> ask -> GGUF -> package. A base that cannot go it is refused by its preflight,
+before anything is trained; a step that fails behind the preflight is a defect, and this program ends with 1. What is done is kept by
+twin, and not done again while neither the package nor this file nor the twins have changed. The page lies in reports/, the figures
+behind it in reports/bases.json.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from distillery.core.files import atomic_write, digest_json, digest_tree
 from distillery.core.knobs import Config
 from distillery.core.numbers import Number, address, number, percent
 from distillery.core.table import Column, Table
+from distillery.core.words import sentence
 from distillery.exporting.check import evaluation_texts
 from distillery.exporting.export import VARIANTS, build_onnx, variant_bytes
 from distillery.exporting.fidelity import measure_fidelity
@@ -153,7 +155,8 @@ def pack(way: Way) -> dict[str, Any]:
 
 
 STEPS: dict[str, Callable[[Way], dict[str, Any]]] = {
-    "preflight": look, "train": train, "merge": merge, **{v: variant(v) for v in VARIANTS}, "check": check, "ask": ask, "GGUF": gguf, "package": pack}
+    "preflight": look, "train": train, "merge": merge, **{v: variant(v) for v in VARIANTS}, "check": check, "ask": ask, "GGUF": gguf,
+    "package": pack}
 NEEDED = ("preflight", "train", "merge", "fp32")
 
 
@@ -228,10 +231,10 @@ def write_page(every: dict[str, dict[str, dict[str, Any]]], out: Path) -> Path:
     figures = stored(every)
     atomic_write(out / "bases.json", json.dumps(figures, indent=1) + "\n")
     told = {k: number(v, src=address("bases.json", "summary", k)) for k, v in figures["summary"].items()}
-    from distillery.core.words import sentence
     lead = sentence("{asked} of {bases} bases go from preflight to answers; GGUF in f16 and q8_0 is written of {gguf}.", **told)
-    small = ("Twins of the families: their configurations, tokenizers and chat templates at random weights. Each was trained on a few invented facts, merged, "
-             "exported, checked, asked, written as GGUF and packaged. What is refused is refused by the preflight, before anything is trained.")
+    small = ("Twins of the families: their configurations, tokenizers and chat templates at random weights. Each was trained on a few "
+             "invented facts, merged, exported, checked, asked, written as GGUF and packaged. What is refused is refused by the preflight, "
+             "before anything is trained.")
     return atomic_write(out / "bases.html", page("Bases", "".join([finding(lead), note(small), table(table_of(every))])))
 
 

@@ -45,7 +45,10 @@ def test_a_twins_template_writes_what_its_family_documents(family, chat, text):
         with pytest.raises(DistilleryError, match=re.escape(text.removeprefix("refused: "))): written()
 
 
-@pytest.mark.parametrize(("family", "chat", "text"), [r for r in ROWS if r[1] != "thinking" and not r[2].startswith("refused")], ids="-".join)
+ASKED = [r for r in ROWS if r[1] != "thinking" and not r[2].startswith("refused")]
+
+
+@pytest.mark.parametrize(("family", "chat", "text"), ASKED, ids="-".join)
 def test_a_student_is_asked_without_thinking_on_one_date_and_told_by_the_user(folders, family, chat, text):
     turns = CHATS["system" if chat == "folded" else chat]
     assert ChatTokenizer(folders[family]).render(turns, turns[-1].role != "assistant") == text
@@ -69,7 +72,8 @@ def test_a_template_for_other_programs_asks_no_clock_and_does_not_think(folders,
     for clock in ({}, {"strftime_now": lambda form: "tomorrow", "enable_thinking": True}):
         for name in ("plain", "turns"):
             turns = [{"role": m.role, "content": m.content} for m in CHATS[name]]
-            assert template.render(messages=turns, add_generation_prompt=True, **kept, **clock) == ChatTokenizer(folders[family]).render(CHATS[name])
+            written = template.render(messages=turns, add_generation_prompt=True, **kept, **clock)
+            assert written == ChatTokenizer(folders[family]).render(CHATS[name])
 
 
 @pytest.mark.parametrize("family", TWINS)
@@ -123,7 +127,10 @@ def test_the_end_of_a_turn_ends_an_answer_though_no_file_names_it(tmp_path):
     assert {chat.decode([i], special=True) for i in chat.stop_ids} == {"<eos>", "<end_of_turn>"}
 
 
-@pytest.mark.parametrize("template", ["{% if %}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{{ ''.__class__.__mro__ }}", "{{ tools.x() }}"])
+BROKEN = ["{% if %}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{{ ''.__class__.__mro__ }}", "{{ tools.x() }}"]
+
+
+@pytest.mark.parametrize("template", BROKEN)
 def test_a_broken_template_is_refused_and_ends_nothing(tmp_path, template):
     folder = write_words("qwen2.5", tmp_path)
     (folder / "chat_template.jinja").write_text(template)
@@ -137,11 +144,13 @@ LONG = "Raven 74, Mordal 12 and Kebek 15 stand in the halls of the old mill, bes
 def test_answers_of_a_batch_are_those_of_one_prompt_alone(family, tmp_path):
     torch = pytest.importorskip("torch")
     teacher = TransformersTeacher(write_twin(family, tmp_path), device="cpu")
-    asked = [user_request(name, f"{LONG}Where does the {name} stand?", max_tokens=12) for name in ("Raven 74", "Mordal", "Kebek of Hall 15")]
+    machines = ("Raven 74", "Mordal", "Kebek of Hall 15")
+    asked = [user_request(name, f"{LONG}Where does the {name} stand?", max_tokens=12) for name in machines]
+    ends = sorted(teacher.chat.stop_ids)
     for request, result in zip(asked, ask_all(teacher, asked), strict=True):
         ids = teacher.chat.encode(request.messages)
         assert len(ids) > 60
         with torch.inference_mode():
-            new = teacher.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=sorted(teacher.chat.stop_ids),
-                                         temperature=None, repetition_penalty=1.0)[0, len(ids):].tolist()
+            new = teacher.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=ends, temperature=None,
+                                         repetition_penalty=1.0)[0, len(ids):].tolist()
         assert result.text == teacher.chat.said([i for i in new if i not in teacher.chat.stop_ids])[0].strip()

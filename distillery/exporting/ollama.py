@@ -9,7 +9,6 @@ __all__ = ['FRAMES', 'IN_LLAMA_CPP', 'Frames', 'Render', 'plain_template', 'fold
 # %% ../../nbs/exporting/58_ollama.ipynb #3c29b82d
 import re
 from collections.abc import Callable, Mapping, Sequence
-from os.path import commonprefix
 from pathlib import Path
 
 from ..core.errors import DistilleryError
@@ -46,15 +45,15 @@ def _renderer(folder: Path) -> Render:
     return lambda roles, opens=True: chat.render([Message(role, f"@{role}@") for role in roles], opens)
 
 
-def _suffix(a: str, b: str) -> str: return commonprefix([a[::-1], b[::-1]])[::-1]
+def _shared(a: str, b: str) -> str: return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
 def _split_frames(render: Render) -> Frames:
     start, answered, asked, end = re.split("@user@|@assistant@", render(["user", "assistant", "user"]))
     after_user = render(["user"], False).partition("@user@")[2]  # as short as it can be
-    if not (answered.startswith(after_user) and end.startswith(after_user)): after_user = commonprefix([answered, end])
+    if not (answered.startswith(after_user) and end.startswith(after_user)): after_user = _shared(answered, end)
     last = render(["user", "assistant"], False).rpartition("@assistant@")[2]
-    before_user = _suffix(asked.removeprefix(last), start)
+    before_user = _shared(asked.removeprefix(last)[::-1], start[::-1])[::-1]
     told, between = re.split("@system@|@user@", render(["system", "user"]))[:2]
     return {"system": (told, between.removesuffix(before_user)), "user": (before_user, after_user),
             "assistant": (answered.removeprefix(after_user), asked.removesuffix(before_user)),
@@ -97,7 +96,8 @@ def _go_template(frames: Frames) -> str:
     if frames["told"] != frames["user"]:  # the user's turn is open already
         declared = "{{ $told := false }}"
         shown["system"] += "{{ $told = true }}"
-        shown["user"] = f"{{{{ if not $told }}}}{frames['user'][0]}{{{{ end }}}}{{{{ $told = false }}}}{{{{ .Content }}}}{frames['user'][1]}"
+        before, after = frames["user"]
+        shown["user"] = f"{{{{ if not $told }}}}{before}{{{{ end }}}}{{{{ $told = false }}}}{{{{ .Content }}}}{after}"
     branches = "".join(f'{{{{ {"else " if i else ""}if eq .Role "{r}" }}}}{shown[r]}' for i, r in enumerate(FRAMES))
     start = f"{{{{ if not .System }}}}{lead}{{{{ end }}}}" if lead else ""
     return f"{start}{declared}{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}{opening}"
