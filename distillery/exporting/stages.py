@@ -34,7 +34,7 @@ def _export(job: Job, variant: str) -> None:
     texts = evaluation_texts(examples_of(job.needs["dataset"]))
     if variant == "mixed": build_mixed(merged, job.out, texts, job.config, lambda done, total: job.say("matrices tried", done, total))
     elif job.config.export.backend == "optimum": build_optimum(merged, job.out, variant, how)
-    else: build_onnx(merged, job.out, variant, *([] if variant == "fp32" else [how]))
+    else: build_onnx(merged, job.out, variant, None if variant == "fp32" else how, job.config.export.backend)
     job.say(f"comparing {variant} with the model it came from")
     measure_fidelity(merged, {variant: job.out}, texts, job.config)
 
