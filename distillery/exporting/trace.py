@@ -64,7 +64,8 @@ def static_model(
     torch = need("torch", extra="train")
     transformers = need("transformers", extra="train")
     auto = transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(loadable(folder), dtype=torch.float32, attn_implementation="eager", trust_remote_code=False).eval()
+    with silenced():  # a bar for loading
+        model = auto.from_pretrained(loadable(folder), dtype=torch.float32, attn_implementation="eager", trust_remote_code=False).eval()
     facts = model.config.to_dict()
     kinds = set(facts.get("layer_types") or [])
     window = sliding_window(facts)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.extras import need
+from ..core.extras import need, silenced
 from ..teachers.checkpoint import loadable
 
 # %% ../../nbs/training/03_exporters.ipynb #f824ce64
@@ -21,7 +21,7 @@ def model_facts(
 ) -> dict[str, Any]:  # As the installed transformers spells it, defaults included
     "Configuration of a model folder, complete and in one spelling."
     auto = need("transformers", extra="train").AutoConfig
-    return dict(auto.from_pretrained(loadable(folder), trust_remote_code=False).to_dict())
+    with silenced(): return dict(auto.from_pretrained(loadable(folder), trust_remote_code=False).to_dict())  # advice on spelling
 
 
 def sliding_window(
@@ -47,7 +47,8 @@ def _causal(*names: str) -> frozenset[str]: return frozenset(f"{name}ForCausalLM
 
 GENAI = _causal("Ernie4_5", "Gemma", "Granite", "HunYuanDenseV1", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
 GENAI_ROPE = frozenset({"default", "llama3"})
-TRACED = GENAI | _causal("Cohere", "Gemma2", "Gemma3", "Nemotron", "Olmo", "Olmo2", "Olmo3", "Phi", "SmolLM3", "StableLm", "Starcoder2")
+TRACED = (GENAI - _causal("Ernie4_5")) | _causal("Arcee", "Exaone4", "Gemma2", "Gemma3", "Ministral3", "Nemotron", "Olmo", "Olmo2", "Olmo3", "Phi",
+                                                 "SeedOss", "SmolLM3", "StableLm", "Starcoder2")
 
 # %% ../../nbs/training/03_exporters.ipynb #b90c2861
 def sibling_python(
