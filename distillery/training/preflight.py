@@ -205,11 +205,11 @@ class Finding:
 
 # %% ../../nbs/training/07_preflight.ipynb #782b88ce
 def _gguf_finding(folder: Path, facts: Mapping[str, Any], kinds: Sequence[str]) -> Finding:
-    try: gguf_header(facts), gguf_words(folder, facts["vocab_size"])
+    try: context = gguf_header(facts)["context_length"], gguf_words(with_tokenizer(folder), facts["vocab_size"])
     except GgufError as e: return Finding("GGUF", False, e.message, e.fix or "")
     if "q4_k_m" in kinds and find_spec("llama_cpp") is None and sibling_python("llama") is None:
         return Finding("GGUF", False, "q4_k_m is made by llama.cpp, which is not here", "run `make .venv-llama/.installed`, or leave q4_k_m out")
-    return Finding("GGUF", True, ", ".join(kinds))
+    return Finding("GGUF", True, f"{', '.join(kinds)} of {context[0]} tokens")
 
 
 def _export_findings(folder: Path, backend: str | None, gguf: Sequence[str]) -> list[Finding]:
