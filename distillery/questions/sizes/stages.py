@@ -167,7 +167,7 @@ def sizes_stages(
                             {"base": base_digest(spec, cache)}, "training on another base"))
         measured(level, partial(_base_size, level=level, variant=v), (f"base-{level}",))
     if s.extractive:
-        reads = ("student.extractive_base", "student.extractive_epochs", "student.extractive_learning_rate", "sft.seed",
+        reads = ("student.extractive_base", "student.extractive_epochs", "student.extractive_learning_rate", "sft.seed", "sft.precision",
                  "sft.save_strategy", "sft.save_total_limit", "sft.logging_steps")
         encoder = {"encoder": model_digest(s.extractive_base, cache / "files.json")}
         stages.append(Stage("reader", _reader, reads, ("documents", "select", "dataset"), encoder, "training the reader",
