@@ -2,8 +2,11 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from distillery.core.config import load_config
@@ -15,8 +18,6 @@ from distillery.training import sft, waiting
 from distillery.training.arguments import sft_arguments, training_precision
 from distillery.training.sft import load_base, make_trainer, open_log, read_log, train_adapter
 from distillery.training.toy import toy_base, toy_examples
-
-from warm import run_code
 
 GPU, OLD_GPU, LAPTOP = Device("cuda", bf16=True), Device("cuda"), Device()
 TINY = {"lora.r": 4, "lora.alpha": 8, "sft.batch_size": 8, "sft.gradient_accumulation": 1, "sft.epochs": 4, "sft.packing": False,
@@ -185,13 +186,8 @@ run_child(time.sleep, (60,), {}, told)
 
 
 def test_a_child_dies_with_its_parent(tmp_path):
-    import psutil
-    done = run_code(ALONE, tmp_path, wait=False) if False else None
-    import subprocess
-    import sys
     (tmp_path / "alone.py").write_text(ALONE)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "alone.py"), str(tmp_path)])
-    assert done is None
     for _ in range(200):
         if (tmp_path / "ticks").exists() and psutil.Process(parent.pid).children(): break
         time.sleep(0.1)
@@ -223,9 +219,9 @@ def test_a_line_torn_by_a_kill_is_not_glued_to_the_next(tmp_path):
 
 
 def test_the_loss_in_the_log_is_that_of_the_step_that_was_kept(base, tmp_path):
-    cfg = load_config(overrides={**TINY, "sft.epochs": 6, "sft.learning_rate": 0.5, "sft.eval_strategy": "epoch", "sft.save_strategy": "epoch",
-                                 "sft.load_best_model_at_end": True})
-    log = train_adapter(toy_examples(24), toy_examples(8), base, cfg, tmp_path / "a", tmp_path / "c")
+    cfg = load_config(overrides={**TINY, "sft.batch_size": 4, "sft.epochs": 8, "sft.learning_rate": 0.2, "sft.eval_strategy": "epoch",
+                                 "sft.save_strategy": "epoch", "sft.load_best_model_at_end": True})
+    log = train_adapter(toy_examples(8), toy_examples(4, "validation"), base, cfg, tmp_path / "a", tmp_path / "c")
     losses = {r["step"]: r["eval_loss"] for r in read_log(tmp_path / "a", "log") if "eval_loss" in r}
     assert log.kept_step == min(losses, key=losses.get) < log.steps, "a learning rate under which the best is not the last"
     assert log.eval_loss == losses[log.kept_step]
