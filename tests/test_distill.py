@@ -363,7 +363,7 @@ def test_the_page_shows_every_arm_its_cost_and_what_was_not_kept(tmp_path):
 
     shutil.copytree(Path(__file__).parent / "data/run", tmp_path / "run")
     made_arms(tmp_path / "run")
-    config = load_config(overrides=Results(tmp_path / "run").json("config.json"))
+    config = load_config(overrides=Results(tmp_path / "run").settings())
     recall, test = distillation_decisions(Results(tmp_path / "run"), config)
     assert [c.a for c in recall.contrasts] == ["base", "sequence", "logits", "rag"]
     assert {c.b for c in recall.contrasts} == {"sft"}

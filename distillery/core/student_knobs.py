@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'StudentSection', 'LoraSection', 'SftSection', 'DistillSection', 'InferenceSection', 'ExportSection',
-           'QuantizationSection', 'EvaluationHubSection', 'EvaluationSection', 'ServerSection', 'ModelSection',
+           'QuantizationSection', 'EvaluationHubSection', 'EvaluationSection', 'ServeSection', 'ModelSection',
            'ThresholdsSection']
 
 # %% ../../nbs/core/06_student_knobs.ipynb #4e32cabc
@@ -152,7 +152,7 @@ class EvaluationSection(Section):
     hub: EvaluationHubSection = Field(default_factory=EvaluationHubSection)
 
 # %% ../../nbs/core/06_student_knobs.ipynb #44de454c
-class ServerSection(Section):
+class ServeSection(Section):
     "Settings of `distillery serve`."
     host: str = key("127.0.0.1", "execution", "address to listen at; any other than 127.0.0.1 can be reached by others")
     port: int = key(8080, "execution", "port to listen at; 0 takes a free one", ge=0, le=65535)

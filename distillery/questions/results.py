@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..core.config import kept_values
 from ..core.errors import DistilleryError
 from ..core.files import read_jsonl
 from ..core.records import Decision, Gate
@@ -43,14 +44,14 @@ class Results:
     "A finished run."
     path: Path
 
-    def json(
-        self,
-        name: str,  # Relative path in the run folder
-        default: Any = None,  # What an absent file stands for
-    ) -> Any:
-        "Read one JSON file of the run."
+    def json(self, name: str, default: Any = None) -> Any:
+        "Read one JSON file of the run; `default` stands for an absent one."
         path = self.path / name
         return json.loads(path.read_text("utf-8")) if path.is_file() else default
+
+    def settings(self) -> dict[str, Any]:
+        "Settings of the run under today's names."
+        return kept_values(self.json("config.json", {}))
 
     def rows(self) -> dict[str, list[EvalRow]]:
         "Every answer of every variant."

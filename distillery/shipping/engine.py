@@ -109,8 +109,8 @@ class Engine:
     def __init__(
         self,
         student: OnnxTeacher,  # Answers
-        workers: int = 2,  # `server.workers`
-        places: int = 64,  # `server.queue`
+        workers: int = 2,  # `serve.workers`
+        places: int = 64,  # `serve.queue`
     ) -> None:
         "Start the threads; the graph is loaded by the first answer."
         self.student = student
@@ -142,7 +142,7 @@ class Engine:
             raise DistilleryError("the queue is full", "ask again later")
         try: return done.get(timeout=timeout_s).result
         except queue.Empty:
-            raise DistilleryError(f"the student did not answer within {timeout_s:g} s", "raise server.health_check_timeout") from None
+            raise DistilleryError(f"the student did not answer within {timeout_s:g} s", "raise serve.health_check_timeout") from None
 
     def stop(self) -> None:
         "Let the threads end when the queue is empty."
