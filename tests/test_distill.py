@@ -23,6 +23,7 @@ from distillery.training.distill_loss import dense_kl, sparse_kl
 from distillery.training.sft import load_base, read_log
 from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.local import TransformersTeacher
+from distillery.teachers.chat import ChatTokenizer
 from distillery.teachers.logprobs import read_logprobs, record_of, tokenizer_digest, write_logprobs
 from distillery.teachers.open import builtin_dir
 from distillery.teachers.protocol import ChatResult, TopLogprobs, ask_all
@@ -49,11 +50,11 @@ def bases(tmp_path_factory):
     return toy_base(place / "student"), toy_base(place / "teacher", hidden=96)
 
 
-def logprobs_of(teacher, tokenizer, rows):
+def logprobs_of(teacher, chat, rows):
     "All log-probabilities of a model at the answers of rows, taken with the answers before it."
     found = {}
     for e in rows:
-        start, row = row_of(e, tokenizer)
+        start, row = row_of(e, chat)
         end = len(row) - 1  # the line end after the stop token is the template's, not the teacher's
         with torch.no_grad(): logits = teacher(torch.tensor([row])).logits[0, start - 1: end - 1].double()
         told = torch.log_softmax(logits, -1).sort(descending=True)
@@ -62,9 +63,9 @@ def logprobs_of(teacher, tokenizer, rows):
 
 
 def test_offline_with_the_whole_vocabulary_has_the_gradient_of_online(bases, tmp_path):
-    (_, tokenizer), (teacher, _) = load_base(bases[0]), load_base(bases[1])
+    chat, teacher = ChatTokenizer(bases[0]), load_base(bases[1])[0]
     train, cfg = toy_examples(8), load_config(overrides={**SMALL, "lora.dropout": 0.0})
-    targets = logprobs_of(teacher, tokenizer, train)
+    targets = logprobs_of(teacher, chat, train)
     for weight, temperature in ((1.0, 1.0), (0.5, 2.0)):
         trainer = make_distiller(train, [], bases[0], cfg, tmp_path, targets=targets, weight=weight, temperature=temperature)
         model, batch = trainer.model.train(), next(iter(trainer.get_train_dataloader()))
@@ -154,18 +155,18 @@ def test_fifty_of_the_vocabulary_report_their_missing_mass(bases, tmp_path):
 
 
 def test_log_probabilities_lie_on_the_answer_that_the_teacher_wrote_and_on_no_other(bases):
-    tokenizer, train = load_base(bases[0])[1], toy_examples(6)
+    chat, train = ChatTokenizer(bases[0]), toy_examples(6)
     def taught_with(change):
         found = {}
         for e in train:
-            start, row = row_of(e, tokenizer)
+            start, row = row_of(e, chat)
             tokens = change(list(row[start: len(row) - 1]))
             top = TopLogprobs((), ((-0.1, -3.0),) * len(tokens), tuple((t, 0) for t in tokens))
             found[lesson_key(e)] = ChatResult(lesson_key(e), e.answer, "stop", logprobs=top)
         return found
     def targets(change, place):
         place.mkdir()
-        return row_targets(train, save_teacher_answers(taught_with(change), "t", place).logprobs, tokenizer)
+        return row_targets(train, save_teacher_answers(taught_with(change), "t", place).logprobs, chat)
     import tempfile
     with tempfile.TemporaryDirectory() as work:
         same = targets(lambda t: t, Path(work, "a"))

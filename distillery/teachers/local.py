@@ -67,12 +67,13 @@ def finish(
     "Turn generated tokens into a `ChatResult`, cut at the end token or stop text."
     end = next((i for i, token in enumerate(tokens) if token in chat.stop_ids), None)
     written = len(tokens) if end is None else end + 1
-    text, stopped = cut_at_stop(chat.decode(tokens[:end]), request.stop)
+    answer, thought = chat.said(tokens[:end])
+    text, stopped = cut_at_stop(answer, request.stop)
     top = sampler.top[:written]
     texts = tuple(tuple(chat.decode([i], special=True) for i in ids) for ids, _ in top)
     logprobs = TopLogprobs(texts, tuple(tuple(values) for _, values in top), tuple(tuple(ids) for ids, _ in top)) if top else None
     finish_reason: FinishReason = "stop" if stopped or end is not None else "length"
-    return ChatResult(request.key, text.strip(), finish_reason, prompt_tokens, written, latency_ms, logprobs)
+    return ChatResult(request.key, text.strip(), finish_reason, prompt_tokens, written, latency_ms, logprobs, reasoning=thought)
 
 # %% ../../nbs/teachers/40_local.ipynb #42e28609
 @dataclass

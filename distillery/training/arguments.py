@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lora_arguments', 'training_precision', 'share_batch', 'sft_arguments', 'arguments_for_version', 'training_rows',
-           'chat_lengths', 'count_truncated']
+           'token_rows', 'chat_lengths', 'count_truncated']
 
 # %% ../../nbs/training/05_arguments.ipynb #0ed8350c
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,9 @@ from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
 from ..core.records import Example
+from ..teachers.chat import ChatTokenizer
 from ..teachers.memory import CPU, Device
+from ..teachers.protocol import Message
 
 # %% ../../nbs/training/05_arguments.ipynb #0c336f1f
 def lora_arguments(
@@ -106,13 +108,21 @@ def training_rows(
     return rows
 
 # %% ../../nbs/training/05_arguments.ipynb #8ad604fe
+def token_rows(
+    examples: Iterable[Example],  # Chats that end in an answer
+    chat: ChatTokenizer,  # Of the base model
+) -> list[dict[str, list[int]]]:  # Rows with `input_ids`, and `completion_mask`: 1 where something is learnt
+    "Tokenized rows: the prompt as it will be asked, then the answer and its end."
+    rows = [chat.row([Message(m.role, m.content) for m in e.messages]) for e in examples]
+    return [{"input_ids": ids, "completion_mask": [0] * first + [1] * (len(ids) - first)} for ids, first in rows]
+
+
 def chat_lengths(
-    examples: Iterable[Example],  # Chats
-    tokenizer: Any,  # Of the base model
+    examples: Iterable[Example],  # Chats that end in an answer
+    chat: ChatTokenizer,  # Of the base model
 ) -> list[int]:  # Tokens of each, the template's marks included
     "Length of chats in tokens."
-    chats = [[{"role": m.role, "content": m.content} for m in e.messages] for e in examples]
-    return [len(tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]) for chat in chats]
+    return [len(row["input_ids"]) for row in token_rows(examples, chat)]
 
 
 def count_truncated(

@@ -25,6 +25,7 @@ from distillery.training.distill_data import (
 )
 from .distill_loss import distillation_trainer
 from .sft import TrainLog, base_folder, load_base, make_trainer, train_adapter
+from ..teachers.chat import ChatTokenizer
 from ..teachers.local import model_identity
 from ..teachers.memory import this_device
 
@@ -140,12 +141,12 @@ def _logit_distillation(
     if taught.logprobs is None:
         raise DistilleryError(f"distill.method={method} needs the teacher's log-probabilities, and none were kept",
                               "set distill.top_k above 0")
-    tokenizer = need("transformers", extra="train").AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    targets = row_targets(lessons, taught.logprobs, tokenizer)
+    chat = ChatTokenizer(folder)
+    targets = row_targets(lessons, taught.logprobs, chat)
     weight = cfg.distill.weight if method == "logits" else 1.0
     temperature = cfg.distill.temperature
     facts = {**missing_mass(taught.logprobs), "weight": weight, "temperature": temperature, "tokenizer": taught.logprobs.tokenizer,
-             "rows": len(lessons), "rows_with_odds": sum(row_of(e, tokenizer)[1] in targets for e in lessons)}
+             "rows": len(lessons), "rows_with_odds": sum(row_of(e, chat)[1] in targets for e in lessons)}
     make = partial(make_distiller, targets=targets, weight=weight, temperature=temperature)
     return make, _targets_digest(targets, weight, temperature), facts
 

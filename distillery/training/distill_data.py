@@ -25,8 +25,9 @@ from ..core.records import ChatTurn, Example
 from ..pairs.asking import make_request
 from ..pairs.dataset import student_prompt
 from ..pairs.prompts import load_pack
+from ..teachers.chat import ChatTokenizer
 from ..teachers.logprobs import LogprobFile, read_logprobs, record_of, tokenizer_digest, write_logprobs
-from ..teachers.protocol import ChatRequest, ChatResult, Task, user_request
+from ..teachers.protocol import ChatRequest, ChatResult, Message, Task, user_request
 
 # %% ../../nbs/training/12_distill_data.ipynb #0f1b2ac6
 def _token_ids(folder: Path) -> dict[str, int]:
@@ -171,20 +172,18 @@ Targets = Mapping[tuple[int, ...], Target]  # By the tokens of the row
 
 
 def row_of(
-    example: Example,  # What is trained on
-    tokenizer: Any,    # Of the student's base
+    example: Example,     # What is trained on
+    chat: ChatTokenizer,  # Of the student's base
 ) -> tuple[int, tuple[int, ...]]:  # Where the answer begins, and all tokens
     "Token ids of a training row, and the position where its answer begins."
-    chat = [{"role": m.role, "content": m.content} for m in example.messages]
-    prompt = tokenizer.apply_chat_template(chat[:-1], return_dict=True, add_generation_prompt=True)["input_ids"]
-    row = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
-    return len(prompt) if row[: len(prompt)] == prompt else len(row), tuple(row)
+    row, start = chat.row([Message(m.role, m.content) for m in example.messages])
+    return start, tuple(row)
 
 # %% ../../nbs/training/12_distill_data.ipynb #f5b452cb
 def row_targets(
     examples: Iterable[Example],  # What is trained on
     logprobs: LogprobFile,        # Of `TeacherAnswers`
-    tokenizer: Any,               # Of the student's base
+    chat: ChatTokenizer,          # Of the student's base
 ) -> dict[tuple[int, ...], Target]:  # Rows without are plain SFT
     "Distillation targets of the rows whose answers the teacher wrote token for token."
     index = {name: i for i, name in enumerate(logprobs.names)}
@@ -192,7 +191,7 @@ def row_targets(
     for e in examples:
         i = index.get(lesson_key(e))
         if i is None: continue
-        start, row = row_of(e, tokenizer)
+        start, row = row_of(e, chat)
         part = slice(logprobs.offsets[i], logprobs.offsets[i + 1])
         written = tuple(logprobs.ids[part, 0].tolist())
         if row[start: start + len(written)] == written:

@@ -24,7 +24,9 @@ import yaml
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
-from ..teachers.checkpoint import loadable
+from ..teachers.chat import ChatTokenizer, folder_source
+from ..teachers.checkpoint import with_tokenizer
+from ..teachers.protocol import Message
 from ..teachers.open import builtin_dir
 
 # %% ../../nbs/training/07_preflight.ipynb #84a32440
@@ -126,17 +128,10 @@ def learns_stop_token(
     folder: Path,  # A base
 ) -> bool | None:  # None where there is no chat template
     "Whether the stop token is part of what training learns of an answer."
-    fast = Path(folder, "tokenizer.json").is_file()  # AutoTokenizer would load torch first
-    kind = getattr(need("transformers", extra="train"), "PreTrainedTokenizerFast" if fast else "AutoTokenizer")
-    tokenizer = kind.from_pretrained(folder if fast else loadable(folder), trust_remote_code=False)
-    if not tokenizer.chat_template: return None
-    file = Path(folder, "generation_config.json")
-    stated = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
-    ends = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
-    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nora"}]
-    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    return bool(ends & set(tokenizer(whole.removeprefix(prompt), add_special_tokens=False)["input_ids"]))
+    if folder_source(folder) is None: return None
+    chat = ChatTokenizer(with_tokenizer(folder))
+    row, first = chat.row([Message("user", "Who?"), Message("assistant", "Nora")])
+    return bool(chat.stop_ids & set(row[first:]))
 
 # %% ../../nbs/training/07_preflight.ipynb #1da9e1d0
 def adapter_size(
@@ -219,7 +214,9 @@ def _adapter_finding(base: Base, cfg: Config) -> Finding:
     return Finding("adapter", not missing, found, f"set lora.target_modules to some of {', '.join(has)}")
 
 
-def _template_findings(stop: bool | None) -> list[Finding]:
+def _template_findings(folder: Path) -> list[Finding]:
+    try: stop = learns_stop_token(folder)
+    except DistilleryError as error: return [Finding("chat template", False, error.message, error.fix or "choose another base")]
     return [Finding("chat template", stop is not None, "none" if stop is None else "present", "choose an instruction-tuned base"),
             Finding("stop token", stop is not False, "learnt with every answer" if stop else "no part of an answer: it would never stop",
                     "put the end token inside the assistant's turn of the chat template, or choose another base")]
@@ -261,7 +258,7 @@ def preflight(
     return [
         Finding("size", it.parameters > 0, f"{it.parameters / 1e6:,.1f} M parameters: {size_tier(it.parameters)}",
                 "name a folder with safetensors weights"),
-        *_template_findings(learns_stop_token(folder)),
+        *_template_findings(folder),
         _adapter_finding(it, cfg),
         Finding("row length", not longest or cfg.sft.max_length <= longest, f"{cfg.sft.max_length} of {longest} tokens",
                 f"set sft.max_length to {longest}"),
