@@ -1,4 +1,4 @@
-"""Training steps a second on a quiet machine and beside two busy processes, with threads that always spin (as before) and with sft.wait_policy auto.
+"""Training steps a second on a quiet machine and beside two busy processes: with threads that always spin, and with sft.wait_policy auto.
 Beside the two the training first moves to a process whose threads sleep; its speed is counted from then on.
 Run: python benchmarks/busy.py [--seconds 10] [--busy 2]"""
 import argparse
@@ -27,7 +27,7 @@ class Clock:
     def __call__(self, done: int, total: int) -> None:
         from distillery.training.processes import multiprocessing
         now, elsewhere = time.perf_counter(), bool(multiprocessing.active_children())
-        if self.moves and not elsewhere or self.seen and done == self.seen[-1][0]: return
+        if (self.moves and not elsewhere) or (self.seen and done == self.seen[-1][0]): return
         self.seen.append((done, now))
         if now - self.seen[min(2, len(self.seen) - 1)][1] > self.seconds: raise Enough
 
