@@ -27,6 +27,8 @@ from .distill_loss import distillation_trainer
 from .sft import TrainLog, base_folder, load_base, make_trainer, train_adapter
 from ..teachers.chat import ChatTokenizer
 from ..teachers.local import model_identity
+from ..teachers.logprobs import tokenizer_digest
+from .vocabulary import FIX, cut_alike, in_words_of
 from ..teachers.memory import this_device
 
 # %% ../../nbs/training/16_distill.ipynb #b9588bf1
@@ -142,11 +144,16 @@ def _logit_distillation(
         raise DistilleryError(f"distill.method={method} needs the teacher's log-probabilities, and none were kept",
                               "set distill.top_k above 0")
     chat = ChatTokenizer(folder)
-    targets = row_targets(lessons, taught.logprobs, chat)
+    logprobs = taught.logprobs
+    if logprobs.tokenizer != tokenizer_digest(folder): logprobs = in_words_of(folder, taught.words, logprobs)
+    alike = cut_alike(logprobs, chat)
+    if not alike:
+        raise DistilleryError(f"teacher and student cut none of {len(logprobs)} answers into the same tokens", FIX)
+    targets = row_targets(lessons, logprobs, chat)
     weight = cfg.distill.weight if method == "logits" else 1.0
     temperature = cfg.distill.temperature
-    facts = {**missing_mass(taught.logprobs), "weight": weight, "temperature": temperature, "tokenizer": taught.logprobs.tokenizer,
-             "rows": len(lessons), "rows_with_odds": sum(row_of(e, chat)[1] in targets for e in lessons)}
+    facts = {**missing_mass(logprobs), "weight": weight, "temperature": temperature, "tokenizer": taught.logprobs.tokenizer,
+             "cut_alike": alike, "rows": len(lessons), "rows_with_odds": sum(row_of(e, chat)[1] in targets for e in lessons)}
     make = partial(make_distiller, targets=targets, weight=weight, temperature=temperature)
     return make, _targets_digest(targets, weight, temperature), facts
 
