@@ -323,12 +323,14 @@ def test_a_long_passage_is_warned_of_and_counted(generate, caplog):
 
 
 def test_many_long_passages_in_one_request_are_warned_of_at_the_default(tmp_path, caplog):
+    class Silent(Oracle):
+        def reply(self, request): return "?"
     told = "The Gull {} stands in Hall {} beside the pump. "
     texts = ["".join(told.format(100 * c + i, i) for i in range(26)) for c in range(12)]
     chunks = [Chunk(chunk_id=f"c{i}", doc_id=f"d{i}", heading="", text=t, start=0, end=len(t), category="x") for i, t in enumerate(texts)]
     config = load_config(overrides={"dataset.questions_per_call": 12, "dataset.questions_per_chunk": 1, "dataset.refusal_share": 0.0})
     with caplog.at_level(logging.WARNING), contextlib.suppress(DistilleryError):
-        generate_pairs(chunks, Recorder([]), Journal(tmp_path / "calls.sqlite"), config)
+        generate_pairs(chunks, Silent([]), Journal(tmp_path / "calls.sqlite"), config)
     assert any("prompts are longer than validation.context_token_warn (2000 tokens)" in r.getMessage() for r in caplog.records)
 
 
