@@ -176,6 +176,24 @@ def latency(place, config):
     return calls
 
 
+def measured(place, config):
+    "On what the child that measures a variant opens it, and on what its latency is timed."
+    from distillery.evaluation import latency, measure, stages
+    from distillery.teachers import onnx
+    calls = []
+
+    class Stop(Exception): pass
+    def stop(folder, *a, device, **how): calls.append(device); raise Stop
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(onnx, "OnnxTeacher", stop)
+        m.setattr(stages, "examples_of", lambda *a: toy_examples(2, "test"))
+        m.setattr(measure, "measure_variant", lambda *a: ([], {}))
+        m.setattr(latency, "measure_latency", lambda *a: [])
+        job = SimpleNamespace(config=config, needs={"export-q4": place.folder, "dataset": place.folder}, scratch=place.folder, out=place.folder)
+        with pytest.raises(Stop): stages._measure(job, "q4")
+    return calls
+
+
 def answered(place, config):
     "The request of `distillery ask`."
     from distillery.teachers import onnx
@@ -459,6 +477,7 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (suite, {}, "evaluation.suite evaluation.full_samples_per_set"),
     (suite, {"evaluation.suite": "smoke"}, "evaluation.smoke_samples evaluation.seed"),
     (latency, {}, "evaluation.concurrency evaluation.latency_questions evaluation.max_new_tokens"),
+    (measured, {}, "evaluation.device"),
     (stamped, {}, "evaluation.hub.model_id evaluation.hub.dataset_id"),
     (gates, {}, "thresholds.exact_match_rate_min thresholds.token_f1_min thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
                 "thresholds.response_length_compliance_min thresholds.behavior_accuracy_min thresholds.fp32_alignment_min "
@@ -516,6 +535,8 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "student.base": "test_checks::test_what_is_missing_is_named_before_the_first_request",
     "sft.early_stopping_patience": "test_training_sft::test_training_stops_early_and_keeps_the_best",
     "sft.processes": "test_training_sft::test_two_processes_train_as_one",
+    "sft.precision": "test_devices::test_the_device_decides_the_precision_unless_the_settings_do",
+    "sft.wait_policy": "test_devices::test_a_child_is_told_its_environment_and_tells_its_error",
     "distill.teacher": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "distill.top_k": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "evaluation.refusal_markers": "test_evaluation::test_markers_of_a_refusal_come_from_the_settings",

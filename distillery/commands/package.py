@@ -17,12 +17,14 @@ from rich.text import Text
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
+from ..core.numbers import number
 from ..core.store import open_run
 from ..exporting.reader import READER
 from ..training.preflight import licence_of
 from ..shipping.package import Story, package_variant, verify_package
 from .options import File, console, settings
 from ..evaluation.ladder import drift_of
+from ..exporting.check import ExportCheck
 from ..pairs.set_notes import examples_of
 
 # %% ../../nbs/commands/60_package.ipynb #b725084d
@@ -58,6 +60,12 @@ def story_of(
     return Story(shown, licence_of(base).name or "other", data, figures, made, "" if reader else drift_of(run, variant))
 
 # %% ../../nbs/commands/60_package.ipynb #548c0096
+def _refuse_worse(checks: Sequence[ExportCheck], anyway: bool) -> None:
+    worse = [f"{c.variant}: same likeliest token at {number(c.same_top1)} ({c.limit})" for c in checks if not c.ok]
+    if worse and not anyway:
+        raise DistilleryError(f"not recommended: {'; '.join(worse)}", "leave this kind out of --gguf; --anyway packs it")
+
+
 def package_run(
     run: Path,  # A run folder
     variant: str,  # One of its variants
@@ -89,7 +97,8 @@ def package_run(
     with tempfile.TemporaryDirectory() as scratch:
         extras, made = dict[str, Path](), Path(scratch)
         if gguf:
-            export_gguf(merged, made / "gguf", gguf, evaluation_texts(examples_of(run / "dataset")), config)
+            checks = export_gguf(merged, made / "gguf", gguf, evaluation_texts(examples_of(run / "dataset")), config)
+            _refuse_worse(checks, anyway)
             extras |= {f"gguf/{p.name}": p for p in sorted((made / "gguf").iterdir())}
         if demo:
             asked = [e.question for e in examples_of(run / "dataset", ["recall"]) if e.kind == "answer" and e.passage is None][:5]
