@@ -95,11 +95,13 @@ def trained(place, config):
 def logit_distillation(place, config):
     "What the distiller is made with."
     from distillery.training import distill
-    taught, loads = SimpleNamespace(logprobs=SimpleNamespace(tokenizer="t")), SimpleNamespace(from_pretrained=lambda *a, **k: None)
+    taught = SimpleNamespace(logprobs=SimpleNamespace(tokenizer="t"))
     with pytest.MonkeyPatch.context() as m:
         m.setattr(distill, "row_targets", lambda *a: {})
         m.setattr(distill, "missing_mass", lambda *a: {})
-        m.setattr(distill, "need", lambda *a, **k: SimpleNamespace(AutoTokenizer=loads))
+        m.setattr(distill, "ChatTokenizer", lambda folder: None)
+        m.setattr(distill, "tokenizer_digest", lambda folder: "t")
+        m.setattr(distill, "cut_alike", lambda *a: 1)
         made, _, _ = distill._logit_distillation("logits", [], taught, Path("base"), config)
     return made.keywords["weight"], made.keywords["temperature"]
 
