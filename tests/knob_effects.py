@@ -191,7 +191,8 @@ def measured(place, config):
         m.setattr(stages, "examples_of", lambda *a: toy_examples(2, "test"))
         m.setattr(measure, "measure_variant", lambda *a: ([], {}))
         m.setattr(latency, "measure_latency", lambda *a: [])
-        job = SimpleNamespace(config=config, needs={"export-q4": place.folder, "dataset": place.folder}, scratch=place.folder, out=place.folder)
+        needs = dict.fromkeys(("export-q4", "dataset"), place.folder)
+        job = SimpleNamespace(config=config, needs=needs, scratch=place.folder, out=place.folder)
         with pytest.raises(Stop): stages._measure(job, "q4")
     return calls
 
