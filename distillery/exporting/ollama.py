@@ -13,8 +13,10 @@ from pathlib import Path
 
 from ..core.errors import DistilleryError
 from .export import ExportError
-from ..teachers.chat import ChatTokenizer, folder_source, read_json, student_template
+from ..teachers.chat import ChatTokenizer, folder_source, student_template
 from ..teachers.protocol import Message
+from ..training.exporters import model_facts
+from ..training.gguf_header import gguf_context
 
 # %% ../../nbs/exporting/58_ollama.ipynb #f2aa7d11
 def plain_template(
@@ -108,9 +110,9 @@ def modelfile(
     file: str,  # Name of the GGUF beside the Modelfile
 ) -> str:  # For `ollama create NAME -f Modelfile`
     "Ollama Modelfile of a student, with template, context length and stop tokens."
-    template = _go_template(turn_frames(folder))
-    config = read_json(Path(folder, "config.json"))
+    try: template = f'TEMPLATE """{_go_template(turn_frames(folder))}"""'
+    except ExportError: template = "# Go's templates cannot say what this chat template does: Ollama takes what it knows of the one in the file"
     chat = ChatTokenizer(folder)
     stops = [f'PARAMETER stop "{chat.decode([i], special=True)}"' for i in sorted(chat.stop_ids)]
-    return "\n".join([f"FROM ./{file}", f'TEMPLATE """{template}"""', "PARAMETER temperature 0", "PARAMETER repeat_penalty 1",
-                      f"PARAMETER num_ctx {config.get('max_position_embeddings', 2048)}", *stops]) + "\n"
+    return "\n".join([f"FROM ./{file}", template, "PARAMETER temperature 0", "PARAMETER repeat_penalty 1",
+                      f"PARAMETER num_ctx {gguf_context(model_facts(folder))}", *stops]) + "\n"

@@ -64,7 +64,8 @@ def static_model(
     torch = need("torch", extra="train")
     transformers = need("transformers", extra="train")
     auto = transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(loadable(folder), dtype=torch.float32, attn_implementation="eager", trust_remote_code=False).eval()
+    with silenced():  # a bar for loading
+        model = auto.from_pretrained(loadable(folder), dtype=torch.float32, attn_implementation="eager", trust_remote_code=False).eval()
     facts = model.config.to_dict()
     kinds = set(facts.get("layer_types") or [])
     window = sliding_window(facts)
@@ -184,7 +185,7 @@ def describe_graph(
     decoder = {"filename": "model.onnx", "head_size": facts.get("head_dim") or facts["hidden_size"] // heads, "hidden_size": facts["hidden_size"],
                "num_attention_heads": heads, "num_hidden_layers": facts["num_hidden_layers"],
                "num_key_value_heads": facts.get("num_key_value_heads") or heads}
-    model: Mapping[str, Any] = {"context_length": facts["max_position_embeddings"], "eos_token_id": stops, "type": facts["model_type"],
+    model: Mapping[str, Any] = {"context_length": facts.get("max_position_embeddings", 2048), "eos_token_id": stops, "type": facts["model_type"],
                                 "vocab_size": facts["vocab_size"], "decoder": decoder}
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):  # as the student has them
         if Path(merged, name).is_file(): Path(out, name).write_bytes(Path(merged, name).read_bytes())

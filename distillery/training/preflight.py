@@ -32,6 +32,7 @@ from ..teachers.open import builtin_dir
 from .exporters import EXPORT_FIX, export_refusal, exporters_of, model_facts, sibling_python
 from .gguf_header import GgufError, gguf_header
 from .gguf_words import gguf_words
+from ..wire.hub import hub_snapshot
 
 # %% ../../nbs/training/07_preflight.ipynb #84a32440
 def local_base(
@@ -42,7 +43,8 @@ def local_base(
     if kind == "builtin": return builtin_dir(name)
     if Path(base).is_dir(): return Path(base).resolve()
     hub = need("huggingface_hub", extra="train")
-    try: return Path(hub.snapshot_download(str(base), local_files_only=True, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.md"]))
+    kinds = ["*.safetensors", "*.json", "*.jinja", "*.md", "LICEN[CS]E*"]
+    try: return Path(hub.snapshot_download(str(base), local_files_only=True, allow_patterns=kinds))
     except (OSError, ValueError): return None
 
 # %% ../../nbs/training/07_preflight.ipynb #8e67d126
@@ -121,8 +123,9 @@ def licence_of(
         try: own = [p.read_text() for p in importlib.metadata.files("distillery") or [] if p.name == "LICENSE"]
         except (importlib.metadata.PackageNotFoundError, OSError): own = []
         return Licence("apache-2.0", own[0] if own else APACHE)
-    card = Path(base) / "README.md"
-    files = [p for p in sorted(Path(base).glob("LICEN[CS]E*")) if p.is_file()]
+    folder = Path(base) if Path(base).is_dir() else hub_snapshot(str(base)) or Path(base)
+    card = folder / "README.md"
+    files = [p for p in sorted(folder.glob("LICEN[CS]E*")) if p.is_file()]
     head = front_matter(card.read_text("utf-8", "replace")) if card.is_file() else {}
     name = head.get("license_name") or head.get("license")
     return Licence(str(name) if name else None, files[0].read_text("utf-8", "replace") if files else None)
@@ -205,11 +208,11 @@ class Finding:
 
 # %% ../../nbs/training/07_preflight.ipynb #782b88ce
 def _gguf_finding(folder: Path, facts: Mapping[str, Any], kinds: Sequence[str]) -> Finding:
-    try: gguf_header(facts), gguf_words(folder, facts["vocab_size"])
+    try: context = gguf_header(facts)["context_length"], gguf_words(with_tokenizer(folder), facts["vocab_size"])
     except GgufError as e: return Finding("GGUF", False, e.message, e.fix or "")
     if "q4_k_m" in kinds and find_spec("llama_cpp") is None and sibling_python("llama") is None:
         return Finding("GGUF", False, "q4_k_m is made by llama.cpp, which is not here", "run `make .venv-llama/.installed`, or leave q4_k_m out")
-    return Finding("GGUF", True, ", ".join(kinds))
+    return Finding("GGUF", True, f"{', '.join(kinds)} of {context[0]} tokens")
 
 
 def _export_findings(folder: Path, backend: str | None, gguf: Sequence[str]) -> list[Finding]:
