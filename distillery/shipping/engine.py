@@ -24,10 +24,10 @@ from ..teachers.protocol import ChatRequest, ChatResult, failed
 from ..teachers.sampling import Sampler, cut_at_stop
 from ..teachers.span import SpanTeacher
 
-# %% ../../nbs/shipping/66_engine.ipynb #394c23c3
+# %% ../../nbs/shipping/66_engine.ipynb #decd89b8
 HALF_MARK = re.compile(r"\s*(?:<[^<>]{0,40}|\[[A-Za-z]{0,12}|◁[^▷]{0,12})")  # may become the mark of a thought
 
-
+# %% ../../nbs/shipping/66_engine.ipynb #394c23c3
 class TextStream:
     "Incremental decoding: the text of an answer while its tokens are generated."
 
