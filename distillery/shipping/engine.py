@@ -61,8 +61,7 @@ class TextStream:
     ) -> str:  # What of it was not sent yet
         "Return the part of the answer that was not sent yet."
         if not text.startswith(self.sent): return ""
-        new = text[len(self.sent):]
-        self.sent = text
+        new, self.sent = text[len(self.sent):], text
         return new
 
 # %% ../../nbs/shipping/66_engine.ipynb #e515f824
