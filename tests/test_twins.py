@@ -14,8 +14,9 @@ from twins import TWINS, write_twin, write_words
 from distillery.core.errors import DistilleryError
 from distillery.exporting.ollama import folder_template, modelfile
 from distillery.teachers.chat import STAMP, ChatTokenizer, compile_template
-from distillery.teachers.local import TransformersTeacher
+from distillery.teachers.local import TransformersTeacher, finish
 from distillery.teachers.protocol import Message, ask_all, user_request
+from distillery.teachers.sampling import Sampler
 
 KEPT = yaml.safe_load(Path(__file__).parent.joinpath("data/chats.yaml").read_text("utf-8"))
 CHATS = {name: [Message(role, text) for role, text in turns] for name, turns in KEPT.pop("chats").items()}
@@ -154,3 +155,12 @@ def test_answers_of_a_batch_are_those_of_one_prompt_alone(family, tmp_path):
             new = teacher.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=ends, temperature=None,
                                          repetition_penalty=1.0)[0, len(ids):].tolist()
         assert result.text == teacher.chat.said([i for i in new if i not in teacher.chat.stop_ids])[0].strip()
+
+
+@pytest.mark.parametrize("thought", ["<think>\n\n</think>\n\n", "<think>\nThe halls...\n</think>\n\n", ""])
+def test_a_block_of_thought_is_taken_off_an_answer_and_its_mark_kept_apart(folders, thought):
+    chat = ChatTokenizer(folders["qwen3"])
+    request = user_request("q", "Where?")
+    tokens = [*chat.tokens(f"{thought}Hall 3.<|im_end|>"), 7]
+    result = finish(request, chat, Sampler(request, []), tokens, 5, 1.0)
+    assert (result.text, result.finish_reason, result.reasoning) == ("Hall 3.", "stop", "The halls..." if "halls" in thought else "")
