@@ -110,6 +110,7 @@ def test_a_template_that_opens_a_thought_is_taught_to_close_it(tmp_path):
     chat = ChatTokenizer(folder)
     row, first = chat.row(CHATS["answered"])
     assert chat.decode(row[first:], special=True) == "\n</think>\n\nNora.<|im_end|>"
+    assert chat.lesson([CHATS["plain"][0], Message("assistant", "e")])[1] == "\n</think>\n\ne<|im_end|>"
     assert chat.said(chat.tokens("Let me see.\n</think>\n\nNora.")) == ("Nora.", "Let me see.")
     assert chat.said(chat.tokens("Let me see, and see")) == ("", "Let me see, and see")
 
