@@ -16,7 +16,8 @@ from distillery.teachers import memory, onnx
 from distillery.teachers.memory import Device, onnx_providers
 from distillery.training import sft, waiting
 from distillery.training.arguments import sft_arguments, training_precision
-from distillery.training.sft import load_base, make_trainer, open_log, read_log, train_adapter
+from distillery.training.bases import load_base
+from distillery.training.sft import make_trainer, open_log, read_log, train_adapter
 from distillery.training.toy import toy_base, toy_examples
 
 GPU, OLD_GPU, LAPTOP = Device("cuda", bf16=True), Device("cuda"), Device()

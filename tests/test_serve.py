@@ -357,3 +357,16 @@ def test_only_variants_that_are_there_are_served(tmp_path, exported):
     (tmp_path / "genai_config.json").write_text("{}")
     for strange in ("..", ".", "../onnx/q4", "/etc", "q4/../fp32"):
         with pytest.raises(DistilleryError, match="no variant"): served_folder(Results(tmp_path), strange)
+
+
+def test_a_thought_is_not_streamed(tmp_path):
+    from twins import write_words
+
+    from distillery.teachers.chat import ChatTokenizer
+
+    chat = ChatTokenizer(write_words("qwen3", tmp_path))
+    for wrote, said in (("<think>\n\n</think>\n\nHall 3.", "Hall 3."), ("<thinking>Raven?</thinking>Hall 3.", "Hall 3."),
+                        ("Hall < 3 and [4]", "Hall < 3 and [4]"), ("<5 mm", "<5 mm")):
+        tokens, stream = chat.tokens(wrote), TextStream(chat)
+        pieces = [stream.feed(tokens[: i + 1]) for i in range(len(tokens))]
+        assert "".join(pieces) + stream.rest(chat.said(tokens)[0].strip()) == said
