@@ -152,7 +152,7 @@ QUICK, READ_BY_TRANSFORMERS = ("phi-3", "stablelm2"), ("qwen2.5", "tinyllama", "
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in TWINS])
 def test_every_family_is_written_and_read_back(tmp_path, name):
-    "The preflight says so before; tokens and logits are the model's. Transformers reads five of them rightly too (of others it forgets caps, factors or windows)."
+    "The preflight says so before; tokens and logits are the model's. Transformers reads five of them rightly too."
     import torch
 
     base = write_twin(name, tmp_path / "base")
@@ -176,7 +176,8 @@ def changed(folder: Path, **facts) -> Path:
 
 @pytest.mark.parametrize(("facts", "why"), [
     ({"hidden_act": "relu"}, "the activation relu"), ({"architectures": ["MixtralForCausalLM"]}, "no GGUF is written of MixtralForCausalLM"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "type yarn"), ({"vocab_size": 300}, "320 tokens and the model 300 rows")])
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "type yarn"),
+    ({"vocab_size": 300}, "320 tokens and the model 300 rows")])
 def test_what_llama_cpp_cannot_compute_is_refused_before_training(tmp_path, facts, why):
     found = next(f for f in preflight(changed(toy_base(tmp_path / "m"), **facts), load_config(), "genai", ["q8_0"]) if f.name == "GGUF")
     assert (found.ok, why in found.found, bool(found.fix)) == (False, True, True), found.found
@@ -189,15 +190,16 @@ def test_layers_without_positions_must_be_where_llama_cpp_leaves_them():
 
 
 def test_a_context_is_promised_only_as_far_as_llama_cpp_computes_it():
-    base = {"architectures": ["MistralForCausalLM"], "max_position_embeddings": 32768, "sliding_window": 4096, "vocab_size": 9, "hidden_size": 64,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8, "rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 1e4}}
+    base = {"architectures": ["MistralForCausalLM"], "max_position_embeddings": 32768, "sliding_window": 4096, "vocab_size": 9,
+            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_theta": 1e4}}
     assert gguf_header(base)["context_length"] == 4096
     assert gguf_header({**base, "sliding_window": None})["context_length"] == 32768
-    gemma = {**base, "architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "tie_word_embeddings": True,
-             "layer_types": ["sliding_attention", "full_attention"], "hidden_activation": "gelu_pytorch_tanh"}
-    header = gguf_header(gemma)
-    assert (header["context_length"], header["attention.sliding_window"], "attention.sliding_window_pattern" in header) == (32768, 4096, False)
-    assert gguf_header({**gemma, "layer_types": ["full_attention"] * 2 + ["sliding_attention"]})["attention.sliding_window_pattern"] == [False, False, True]
+    gemma = {**base, "architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+             "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"], "hidden_activation": "gelu_pytorch_tanh"}
+    header, pattern = gguf_header(gemma), "attention.sliding_window_pattern"
+    assert (header["context_length"], header["attention.sliding_window"], pattern in header) == (32768, 4096, False)
+    assert gguf_header({**gemma, "layer_types": ["full_attention"] * 2 + ["sliding_attention"]})[pattern] == [False, False, True]
 
 
 def test_merges_that_no_scores_would_give_are_refused(tmp_path):

@@ -51,7 +51,7 @@ def _turned(name: str, values: Any, facts: Mapping[str, Any], back: bool) -> Any
     family = gguf_family(facts)
     rotary = re.search(r"\.([qk])_proj\.", name)
     scale = _query_scale(facts)
-    scaled = name.endswith(("q_norm.weight" if family.name == "gemma3" else "q_proj.weight")) and scale != 1
+    scaled = name.endswith("q_norm.weight" if family.name == "gemma3" else "q_proj.weight") and scale != 1
     if back and scaled: values = values / scale
     if family.plus_one and name.endswith("norm.weight"): values = values - 1 if back else values + 1
     if not back and scaled: values = values * scale
@@ -239,7 +239,8 @@ def _compare_with_merged(merged: Path, file: Path, chats: Sequence[EncodedChat])
     reference, other = (TransformersTeacher(merged, device="cpu") for _ in range(2))
     missing, unexpected = other.model.load_state_dict(gguf_weights(merged, file), strict=False)
     tied = {"lm_head.weight"} if model_facts(merged).get("tie_word_embeddings") else set()
-    if unexpected or set(missing) - tied: raise GgufError(f"{file.name} is not the student: weights are missing", fix="write the file again")
+    lacks = unexpected or set(missing) - tied
+    if lacks: raise GgufError(f"{file.name} is not the student: weights are missing", fix="write the file again")
     return [compare_logits([reference.logits(c.ids)], [other.logits(c.ids)], [c]) for c in chats]
 
 # %% ../../nbs/exporting/60_gguf.ipynb #fc3eeacb

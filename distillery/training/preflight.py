@@ -208,7 +208,8 @@ def _gguf_finding(folder: Path, facts: Mapping[str, Any], kinds: Sequence[str]) 
     try: context = gguf_header(facts)["context_length"], gguf_words(with_tokenizer(folder), facts["vocab_size"])
     except GgufError as e: return Finding("GGUF", False, e.message, e.fix or "")
     if "q4_k_m" in kinds and find_spec("llama_cpp") is None and sibling_python("llama") is None:
-        return Finding("GGUF", False, "q4_k_m is made by llama.cpp, which is not here", "run `make .venv-llama/.installed`, or leave q4_k_m out")
+        fix = "run `make .venv-llama/.installed`, or leave q4_k_m out of export.gguf"
+        return Finding("GGUF", False, "q4_k_m is made by llama.cpp, which is not here", fix)
     return Finding("GGUF", True, f"{', '.join(kinds)} of {context[0]} tokens")
 
 
