@@ -4,11 +4,12 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 CORES := $(shell nproc 2>/dev/null || echo 2)
+WORKERS := $(shell expr $(CORES) + 1)  # tests also wait: for kills, servers, browsers
 export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test notebooks pytest lint types sync test-slow test-optimum test-llama bench lab readme export tiny reports clean
+.PHONY: run test notebooks pytest lint types sync test-slow test-optimum test-llama bases bench lab readme export tiny reports clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -26,7 +27,7 @@ notebooks: $(VENV)/.installed
 	OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES)
 
 pytest: $(VENV)/.installed
-	OMP_NUM_THREADS=1 python -m pytest -q -n $(CORES) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	ruff check .
@@ -68,6 +69,10 @@ $(VENV)-llama/.installed: constraints-llama.txt
 
 test-llama: $(VENV)/.installed $(VENV)-llama/.installed
 	HF_HUB_OFFLINE=1 python -m pytest -q -m '' tests/test_gguf.py
+
+# Twins of real bases, from preflight to package: the table, and its page in reports/. Minutes; what was done is kept by twin.
+bases: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python tests/bases.py
 
 bench: $(VENV)/.installed
 	for b in benchmarks/*.py; do python $$b || exit 1; done

@@ -338,7 +338,7 @@ def render(name: str, run: Path) -> Path:
 def rendered(kept: Path, run: Path) -> Path:
     "A copy of a finished run, decided anew, with all its pages."
     shutil.copytree(kept, run)
-    write_decisions(RunFolder(run), load_config(overrides=open_results(run).json("config.json")), "")
+    write_decisions(RunFolder(run), load_config(overrides=open_results(run).settings()), "")
     none = reasons(open_results(run))
     for name in templates():
         if name not in none: render(name, run)

@@ -79,7 +79,8 @@ def bare(folder: Path, family: str, **more) -> Path:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**{
         "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 128, "max_position_embeddings": 256, "initializer_range": 0.08, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, **more}))
+        "intermediate_size": 128, "max_position_embeddings": 256, "initializer_range": 0.08,
+        "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, **more}))
     with torch.no_grad():
         for key, weights in model.named_parameters():
             if key.endswith("bias"): weights.normal_(0, 0.1)

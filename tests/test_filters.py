@@ -569,6 +569,7 @@ def test_onestopenglish_topics_stay_together(embedder):
     assert mae(rows, "length alone").mean < mae(rows, "mean score").mean - 0.4
 
 
+@pytest.mark.slow
 def test_empathic_reactions_are_near_their_noise(embedder):
     articles = real("empathic_reactions", scores=["empathy", "distress"], cluster="writer_id")[:240]
     rows, costs = minilm(articles, embedder, (256,), ends={"empathy": (1, 7), "distress": (1, 7)})

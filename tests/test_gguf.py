@@ -175,7 +175,8 @@ def changed(folder: Path, **facts) -> Path:
 
 
 @pytest.mark.parametrize(("facts", "why"), [
-    ({"hidden_act": "relu"}, "the activation relu"), ({"architectures": ["MixtralForCausalLM"]}, "no GGUF is written of MixtralForCausalLM"),
+    ({"hidden_act": "relu"}, "the activation relu"),
+    ({"architectures": ["MixtralForCausalLM"]}, "no GGUF is written of MixtralForCausalLM"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "type yarn"),
     ({"vocab_size": 300}, "320 tokens and the model 300 rows")])
 def test_what_llama_cpp_cannot_compute_is_refused_before_training(tmp_path, facts, why):

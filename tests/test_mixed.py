@@ -87,8 +87,13 @@ def test_the_file_is_under_the_limit_and_one_matrix_more_is_not(student, tmp_pat
     assert found.ci_high == pytest.approx(tried[count], rel=1e-6)
 
 
-def test_no_mix_is_an_error_that_names_the_limit(student, tmp_path):
-    with pytest.raises(ExportError, match=r"export\.kl_max\.mixed"): build_mixed(student, tmp_path / "m", TEXTS, settings(1e-12))
+def test_where_no_mix_keeps_the_limit_there_is_one_of_eight_bits(student, tmp_path):
+    said = json.loads((build_mixed(student, tmp_path / "m", TEXTS, settings(1e-12)) / "mixed.json").read_text())
+    assert said["four_bits"] == []
+    assert said["tried"]["0"]["ci_high"] > said["limit"]
+
+
+def test_mixed_wants_a_limit_to_search_under(student, tmp_path):
     with pytest.raises(ExportError, match="no limit"):
         build_mixed(student, tmp_path / "n", TEXTS, load_config(overrides={"export.kl_max": {"q4": 1.0}}))
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
+from scipy.special import betaln, expit
 from simulated import differences, document_sizes, draw_outcomes, draw_shares
 
-from distillery.core.clusters import effective_clusters, share_posterior
+from distillery.core.clusters import ICC, ICC_WIDTH, effective_clusters, share_posterior
 from distillery.core.differences import Differences, difference_interval, tail_p, tango_variance
 from distillery.core.forecasts import clusters_to_decide, least_to_pass
 from distillery.core.stats import SHARE, contrast_interval, differences_of, least_clusters, paired_contrast, sign_flip_p, spread, tost
@@ -109,6 +110,23 @@ def test_an_interval_has_the_unit_of_its_metric(won, lost, n, factor):
     one = paired_contrast(a, b, np.arange(n) // 3, resamples=1, scale=SHARE)
     other = paired_contrast(factor * a, factor * b, np.arange(n) // 3, resamples=1, scale=(0.0, factor))
     assert (other.ci_low, other.ci_high) == pytest.approx((factor * one.ci_low, factor * one.ci_high), rel=1e-6, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=30))
+@settings(max_examples=30, deadline=None)
+def test_the_posterior_is_that_of_beta_binomial_counts(clusters):
+    "On its own grid, by SciPy's distribution of each cluster: powers of logarithms and interpolation change no digit that counts."
+    right = np.array([min(k, m + 1) for k, m in clusters], float)
+    sizes = np.array([m + 1 for _, m in clusters], float)
+    found = share_posterior(right, sizes)
+    share, icc, width = expit(found.logits)[:, None], np.array(ICC), np.array(ICC_WIDTH)
+    strength = 1 / icc - 1
+    of_counts = betaln(right + (share * strength)[..., None], sizes - right + ((1 - share) * strength)[..., None])
+    alone = betaln(share * strength, (1 - share) * strength)
+    log = of_counts.sum(axis=-1) - len(right) * alone + np.log(width / (icc + 0.1))
+    weight = np.exp(log - log.max()).sum(axis=1) * np.sqrt(share * (1 - share))[:, 0]
+    steps = (weight[1:] + weight[:-1]) / 2
+    assert np.diff(found.cumulative) == pytest.approx(steps / steps.sum(), abs=1e-9)
 
 
 # Identical outputs, few clusters, many clusters

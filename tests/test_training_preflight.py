@@ -5,10 +5,10 @@ import pytest
 
 from distillery.core.config import load_config, preset_names, read_preset
 from distillery.core.errors import DistilleryError
+from distillery.training.bases import learns_stop_token
 from distillery.training.preflight import (
     Base,
     adapter_size,
-    learns_stop_token,
     local_base,
     memory_gib,
     preflight,

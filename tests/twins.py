@@ -168,7 +168,8 @@ def byte_level(pattern: str, marks: Marks, adds_bos: bool = False, ignore_merges
     core.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == DIGITS)])
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(handbook(), trainers.BpeTrainer(
-        vocab_size=512, special_tokens=list(marks.first), show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+        vocab_size=512, special_tokens=list(marks.first), show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
     core.add_special_tokens(list(marks.last))
     core.add_tokens(list(marks.words))
     core.post_processor = processors.ByteLevel(trim_offsets=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf, log, sqrt
+from math import asinh, ceil, inf, log, pi, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['Vector', 'ICC', 'ICC_WIDTH', 'StatsError', 'cluster_moments', 'effective_clusters', 'cluster_variance', 't_quantile',
-           'score_interval', 'wilson', 'SharePosterior', 'share_posterior']
+__all__ = ['Vector', 'ICC', 'ICC_WIDTH', 'Counts', 'GRID', 'StatsError', 'cluster_moments', 'effective_clusters',
+           'cluster_variance', 't_quantile', 'score_interval', 'wilson', 'SharePosterior', 'share_posterior']
 
 # %% ../../nbs/core/37_clusters.ipynb #86f8bec7
 class StatsError(DistilleryError):
@@ -124,6 +124,7 @@ def wilson(
 # %% ../../nbs/core/37_clusters.ipynb #b6f14d03
 ICC = (0.0005, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)  # Values averaged over
 ICC_WIDTH = (0.005, 0.015, 0.025, 0.035, 0.045, 0.05, 0.075, 0.1, 0.1, 0.125, 0.15, 0.175)  # How much of [0, 1] each stands for
+Counts: TypeAlias = list[tuple[float, float]]  # Distinct ones above 0, ascending, and how many clusters have at least so many
 
 
 @lru_cache(maxsize=1)
@@ -132,18 +133,63 @@ def _icc_model() -> tuple[Vector, Vector]:
     return (1 - icc) / icc, np.log(width / (icc + 0.1))
 
 
-def _log_density(logits: Vector, right: Vector, sizes: Vector, times: Vector) -> Vector:
-    "Log density [P] of the logit of a share: clusters `right` of `sizes`, each seen `times`."
-    from scipy.special import expit, gammaln, logsumexp
+def _counts(found: Vector) -> Counts:
+    counts, times = np.unique(found, return_counts=True)
+    return [(float(k), float(w)) for k, w in zip(counts, np.cumsum(times[::-1])[::-1], strict=True) if k > 0]
+
+# %% ../../nbs/core/37_clusters.ipynb #5d1c7a40
+def _log_rising(x: Vector, counts: Counts) -> Vector:
+    "Sum over clusters of log Γ(x + count) − log Γ(x): from one count to the next through the product of what lies between."
+    from scipy.special import gammaln
+
+    total, reached, known = np.zeros_like(x), 0.0, None
+    for count, clusters in counts:
+        if count - reached <= 8 and count % 1 == reached % 1:
+            known, factor = None, x + reached
+            between = factor.copy()
+            for _ in range(1, int(count - reached)):
+                factor += 1
+                between *= factor
+            total += clusters * np.log(between, out=between)
+        else:
+            before, known = gammaln(x + reached) if known is None else known, gammaln(x + count)
+            total += clusters * (known - before)
+        reached = count
+    return total
+
+
+def _log_likelihood(logits: Vector, right: Counts, wrong: Counts, all_: Counts) -> Vector:
+    "Beta-binomial log likelihood [P, ICC] and the prior of the ICC."
+    from scipy.special import expit
 
     strength, prior = _icc_model()
     a, b = expit(logits)[:, None] * strength, expit(-logits)[:, None] * strength
-    alone = gammaln(strength) - gammaln(a) - gammaln(b)
-    total = np.broadcast_to(prior, a.shape).copy()
-    for k, m, w in zip(right, sizes, times, strict=True):
-        total += w * (gammaln(k + a) + gammaln(m - k + b) - gammaln(m + strength) + alone)
-    found: Vector = logsumexp(total, axis=1) - 0.5 * (np.logaddexp(0, logits) + np.logaddexp(0, -logits))
+    found: Vector = _log_rising(a, right) + _log_rising(b, wrong) + (prior - _log_rising(strength, all_))
     return found
+
+# %% ../../nbs/core/37_clusters.ipynb #c2e94b17
+GRID = 121  # Points
+
+
+@lru_cache(maxsize=128)
+def _interpolation(nodes: int) -> tuple[Vector, Vector]:
+    "Chebyshev's points [nodes] in [-1, 1], and what leads from values there to values on the grid [GRID, nodes]."
+    angles, degrees = np.pi * (np.arange(nodes) + 0.5) / nodes, np.arange(nodes)
+    to_grid = np.cos(np.outer(np.arccos(np.linspace(-1, 1, GRID)), degrees)) * np.where(degrees, 2, 1) / nodes
+    return np.cos(angles), to_grid @ np.cos(np.outer(degrees, angles))
+
+
+def _log_density(centre: float, half: float, counts: list[Counts]) -> tuple[Vector, Vector]:
+    "Grid [GRID] of logits and the log density of the share's logit on it."
+    grid = np.linspace(centre - half, centre + half, GRID)
+    nodes = ceil(30 / asinh(pi / half))  # 1e-13 of what interpolation leaves: the likelihood is smooth up to ±πi
+    if nodes < GRID:
+        places, to_grid = _interpolation(max(16, nodes))
+        likely = to_grid @ _log_likelihood(centre + half * places, *counts)
+    else: likely = _log_likelihood(grid, *counts)
+    top = likely.max(axis=1)
+    averaged = top + np.log(np.exp(likely - top[:, None]).sum(axis=1))
+    return grid, averaged - 0.5 * (np.logaddexp(0, grid) + np.logaddexp(0, -grid))
 
 # %% ../../nbs/core/37_clusters.ipynb #abb895d8
 @dataclass(frozen=True)
@@ -173,12 +219,10 @@ def share_posterior(
     sizes: Vector,  # [G] number of cases of each cluster
 ) -> SharePosterior:
     "Beta-binomial posterior of a share: Jeffreys' prior of the share, the intraclass correlation averaged over."
-    pairs, times = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
-    total, n = sums.sum(), sizes.sum()
+    counts, total, n = [_counts(x) for x in (sums, sizes - sums, sizes)], sums.sum(), sizes.sum()
     centre, half = log((total + 0.5) / (n - total + 0.5)), 14.0
     for _ in range(8):
-        grid = np.linspace(centre - half, centre + half, 121)
-        density = _log_density(grid, pairs[0], pairs[1], times.astype(np.float64))
+        grid, density = _log_density(centre, half, counts)
         weight = np.exp(density - density.max())
         weight /= weight.sum()
         centre = float(weight @ grid)

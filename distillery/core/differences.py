@@ -5,11 +5,12 @@
 # %% ../../nbs/core/38_differences.ipynb #0c723c11
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import exp, inf, sqrt
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .clusters import Vector, cluster_variance, effective_clusters, share_posterior, t_quantile
 from .extras import later
@@ -84,16 +85,16 @@ class Differences:
     crowd: float  # See `crowding`
     reach: float  # The largest difference there can be
 
-    @property
+    @cached_property
     def mean(self) -> float: return self.gains - self.losses
 
-    @property
+    @cached_property
     def step(self) -> float:
         "Size of a difference as it counts in the variance."
         total, size = self.gains + self.losses, sqrt(self.squares)
         return self.squares / total if total > 1e-9 * size else size
 
-    @property
+    @cached_property
     def same(self) -> bool:
         "Whether all differences are equal."
         return self.squares - self.mean**2 <= 1e-12 * max(self.squares, 1e-300) or self.squares == 0
@@ -162,12 +163,20 @@ def stored(
     return {k: float(v) for k, v in asdict(of).items() if k not in ("n", "df") and v != inf}  # JSON knows no infinity
 
 # %% ../../nbs/core/38_differences.ipynb #61b8f089
-def _halve(inside: float, outside: float, holds: Any, steps: int = 60) -> float:
-    "The place between two points up to which something holds."
-    for _ in range(steps):
+def _crossing(f: Callable[[float], float], inside: float, outside: float) -> float:
+    "Where a function crosses zero that is below it `inside`, by Ridders' method (1979); `outside` where it does not."
+    last, found, under, over = inside, outside, f(inside), f(outside)
+    while over > 0 and abs(found - last) > 1e-13 * abs(outside - inside):
         middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
-    return inside
+        here = f(middle)
+        bend = sqrt(here * here - under * over)
+        last, found = found, middle - (middle - inside) * here / bend if 0 < bend < inf else middle
+        for x, y in sorted([(middle, here), (found, f(found))], key=lambda point: abs(point[0] - inside)):
+            if y > 0:
+                outside, over = x, y
+                break
+            inside, under = x, y
+    return found
 
 
 def difference_interval(
@@ -176,9 +185,9 @@ def difference_interval(
 ) -> tuple[float, float]:  # Lower and upper end
     "Confidence interval of a mean paired difference, by inverting its test."
     critical = critical_distance(of, NormalDist().inv_cdf((1 + confidence) / 2))
-    holds = lambda at: distance_from(of, at) <= critical
+    beyond = lambda at: sqrt(distance_from(of, at)) - sqrt(critical)  # of roots, since they are nearly straight
     far = 2 * of.reach if of.same else of.step + sqrt(critical * (of.step**2 + of.squares) / of.n)
-    low, high = (_halve(of.mean, of.mean + side * far, holds) for side in (-1, 1))
+    low, high = (_crossing(beyond, of.mean, of.mean + side * far) for side in (-1, 1))
     return max(low, -of.reach), min(high, of.reach)
 
 
@@ -187,9 +196,8 @@ def tail_p(
     at: float,  # The mean difference to be tested
 ) -> float:  # Probability of a mean at least this far from it, on its side
     "One-sided p-value: the level at which the mean difference `at` is just rejected."
-    distance = distance_from(of, at)
-    z = _halve(0.0, 38.0, lambda z: critical_distance(of, z) <= distance) if distance < inf else 38.0
-    return NormalDist().cdf(-z)
+    distance = sqrt(distance_from(of, at))
+    return NormalDist().cdf(-_crossing(lambda z: sqrt(critical_distance(of, z)) - distance, 0.0, min(38.0, distance)))
 
 
 def equivalence_p(

@@ -40,8 +40,8 @@ def memory_mb() -> tuple[float, float]:
     return peak, peak
 
 # %% ../../nbs/evaluation/45_measure.ipynb #a87565a2
-KNOBS = ("evaluation.seed", "evaluation.max_new_tokens", "evaluation.refusal_markers", "generation_limits.max_answer_sentences",
-         "generation_limits.max_answer_words")
+KNOBS = ("evaluation.seed", "evaluation.device", "evaluation.max_new_tokens", "evaluation.refusal_markers",
+         "generation_limits.max_answer_sentences", "generation_limits.max_answer_words")
 
 
 def answer_request(
@@ -50,7 +50,7 @@ def answer_request(
     "Evaluate the variant of a request in this process; writes `rows.jsonl` and then `cost.json`."
     request = json.loads(Path(folder, "request.json").read_text())
     examples, cfg = read_jsonl(Path(folder, "examples.jsonl"), EvalCase), from_values(request["knobs"])
-    teacher, before, began = OnnxTeacher(request["onnx"]), memory_mb()[0], time.perf_counter()
+    teacher, before, began = OnnxTeacher(request["onnx"], device=cfg.evaluation.device), memory_mb()[0], time.perf_counter()
     _ = teacher.decoder
     load_s = time.perf_counter() - began
     answered = itertools.count(1)
@@ -63,7 +63,7 @@ def answer_request(
     write_jsonl(Path(folder, "rows.jsonl"), rows)
     peak = memory_mb()[1]
     cost = {"bytes": variant_bytes(Path(request["onnx"])), "peak_rss_mb": round(peak, 1), "model_rss_mb": round(peak - before, 1),
-            "load_s": round(load_s, 3), "threads": teacher.threads or os.cpu_count()}
+            "load_s": round(load_s, 3), "threads": teacher.threads or os.cpu_count(), "device": teacher.decoder.place}
     atomic_write(Path(folder, "cost.json"), json.dumps({"digest": request["digest"], **cost}, indent=2) + "\n")
 
 # %% ../../nbs/evaluation/45_measure.ipynb #92f0d654
@@ -78,7 +78,7 @@ def measure_variant(
     out: Path,  # Gets rows and costs
     cfg: Config,  # Read: `KNOBS`
     progress: Callable[[int, int], object] | None = None,  # Called with answers so far and their number
-) -> tuple[list[EvalRow], dict[str, Any]]:  # Rows, and {bytes, peak_rss_mb, model_rss_mb, load_s, threads}
+) -> tuple[list[EvalRow], dict[str, Any]]:  # Rows, and {bytes, peak_rss_mb, model_rss_mb, load_s, threads, device}
     "Measure one variant in a child process: rows, peak memory, load time, size; a finished measurement is reused."
     knobs = {name: getattr(getattr(cfg, name.split(".")[0]), name.split(".")[1]) for name in KNOBS}
     asked = [e.model_dump() for e in examples]

@@ -8,11 +8,13 @@ __all__ = ['TeacherRow', 'Results', 'run_command', 'require_one_metric', 'open_r
 # %% ../../nbs/questions/20_results.ipynb #9fd99c5f
 import json
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from ..core.config import kept_values
 from ..core.errors import DistilleryError
 from ..core.files import read_jsonl
 from ..core.records import Decision, Gate
@@ -43,14 +45,14 @@ class Results:
     "A finished run."
     path: Path
 
-    def json(
-        self,
-        name: str,  # Relative path in the run folder
-        default: Any = None,  # What an absent file stands for
-    ) -> Any:
-        "Read one JSON file of the run."
+    def json(self, name: str, default: Any = None) -> Any:
+        "Read one JSON file of the run; `default` stands for an absent one."
         path = self.path / name
         return json.loads(path.read_text("utf-8")) if path.is_file() else default
+
+    def settings(self) -> dict[str, Any]:
+        "Settings of the run under today's names."
+        return kept_values(self.json("config.json", {}))
 
     def rows(self) -> dict[str, list[EvalRow]]:
         "Every answer of every variant."
@@ -80,9 +82,9 @@ class Results:
         return {p.parent.name: read_jsonl(p, TeacherRow) for p in sorted(self.path.glob("teacher/*/rows.jsonl"))}
 
     def gates(self) -> list[Gate]:
-        "All gates of all variants."
-        path = self.path / "eval" / "gates.jsonl"
-        return read_jsonl(path, Gate, allow_empty=True) if path.is_file() else []
+        "All gates of all variants, and of the reader where there is one."
+        files = [p for p in (self.path / "eval/gates.jsonl", self.path / "reader/gates.jsonl") if p.is_file()]
+        return [gate for file in files for gate in read_jsonl(file, Gate, allow_empty=True)]
 
     def decisions(self) -> list[Decision]:
         "What this run decided."
@@ -109,10 +111,11 @@ def require_one_metric(
 
 
 def open_results(
-    path: Path | str,  # A run folder
+    path: Path | str,  # A run folder, or one relative to the report templates
 ) -> Results:  # Checked to be one
     "Open a run folder for reading."
-    path = Path(path)
+    beside = Path(str(files("distillery") / "templates")).resolve() / path
+    path = beside if (beside / "provenance.json").is_file() and not Path(path).exists() else Path(path)
     if not (path / "provenance.json").is_file():
         raise DistilleryError(f"{path.name} is not a finished run", "give a folder in runs/, or run `distillery run`")
     return Results(path)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ def repo_names(
 def parts_of(
     run: Path,  # A finished run
     config: Config,  # Its settings, with today's model.* and dataset.hub_id
+    without: Collection[str] = (),  # Variants that are left out
 ) -> list[HubRepo]:  # Those that have a name and files
     "Hub repositories of a run, with their files and cards."
     parts: list[HubRepo] = []
@@ -74,6 +75,7 @@ def parts_of(
     for kind, repo in names.items():
         place, patterns = REPO_FILES[kind]
         found = sorted({p for pattern in patterns for p in (run / place).glob(pattern) if p.is_file()})
+        if kind == "onnx": found = [p for p in found if p.parent.name not in without]
         measured = sorted(v.name for v in (run / "eval").glob("*") if v.is_dir())
         variants = sorted({p.parent.name for p in found}) if kind == "onnx" else measured
         files = {p.relative_to(run / place).as_posix(): p for p in found}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIERS', 'APACHE', 'REACHED', 'LENIENT', 'local_base', 'tensor_shapes', 'Base', 'size_tier', 'Licence', 'front_matter',
-           'licence_of', 'learns_stop_token', 'adapter_size', 'memory_gib', 'machine_speed', 'training_hours',
-           'Finding', 'preflight', 'require']
+           'licence_of', 'adapter_size', 'memory_gib', 'machine_speed', 'training_hours', 'Finding', 'preflight',
+           'require']
 
 # %% ../../nbs/training/07_preflight.ipynb #af0b4f24
 import importlib.metadata
@@ -25,13 +25,13 @@ import yaml
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
-from ..teachers.chat import ChatTokenizer, folder_source
-from ..teachers.checkpoint import with_tokenizer
-from ..teachers.protocol import Message
 from ..teachers.open import builtin_dir
+from ..teachers.checkpoint import with_tokenizer
+from .bases import learns_stop_token
 from .exporters import EXPORT_FIX, export_refusal, exporters_of, model_facts, sibling_python
 from .gguf_header import GgufError, gguf_header
 from .gguf_words import gguf_words
+from ..wire.hub import hub_snapshot
 
 # %% ../../nbs/training/07_preflight.ipynb #84a32440
 def local_base(
@@ -42,7 +42,8 @@ def local_base(
     if kind == "builtin": return builtin_dir(name)
     if Path(base).is_dir(): return Path(base).resolve()
     hub = need("huggingface_hub", extra="train")
-    try: return Path(hub.snapshot_download(str(base), local_files_only=True, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.md"]))
+    kinds = ["*.safetensors", "*.json", "*.jinja", "*.md", "LICEN[CS]E*"]
+    try: return Path(hub.snapshot_download(str(base), local_files_only=True, allow_patterns=kinds))
     except (OSError, ValueError): return None
 
 # %% ../../nbs/training/07_preflight.ipynb #8e67d126
@@ -121,21 +122,12 @@ def licence_of(
         try: own = [p.read_text() for p in importlib.metadata.files("distillery") or [] if p.name == "LICENSE"]
         except (importlib.metadata.PackageNotFoundError, OSError): own = []
         return Licence("apache-2.0", own[0] if own else APACHE)
-    card = Path(base) / "README.md"
-    files = [p for p in sorted(Path(base).glob("LICEN[CS]E*")) if p.is_file()]
+    folder = Path(base) if Path(base).is_dir() else hub_snapshot(str(base)) or Path(base)
+    card = folder / "README.md"
+    files = [p for p in sorted(folder.glob("LICEN[CS]E*")) if p.is_file()]
     head = front_matter(card.read_text("utf-8", "replace")) if card.is_file() else {}
     name = head.get("license_name") or head.get("license")
     return Licence(str(name) if name else None, files[0].read_text("utf-8", "replace") if files else None)
-
-# %% ../../nbs/training/07_preflight.ipynb #817a55ce
-def learns_stop_token(
-    folder: Path,  # A base
-) -> bool | None:  # None where there is no chat template
-    "Whether the stop token is part of what training learns of an answer."
-    if folder_source(folder) is None: return None
-    chat = ChatTokenizer(with_tokenizer(folder))
-    row, first = chat.row([Message("user", "Who?"), Message("assistant", "Nora")])
-    return bool(chat.stop_ids & set(row[first:]))
 
 # %% ../../nbs/training/07_preflight.ipynb #1da9e1d0
 def adapter_size(

@@ -75,7 +75,7 @@ def compare_warnings(
     other: Results,  # Another
 ) -> list[str]:  # Sentences; empty where nothing stands against the comparison
     "Why a difference between two runs may not mean what it seems to."
-    a, b = (r.json("config.json", {}) for r in (one, other))
+    a, b = (r.settings() for r in (one, other))
     (x, y), changed, warned = (r.json("provenance.json", {}) for r in (one, other)), changed_settings(a, b), list[str]()
     if len(changed) > 2:
         warned.append(f"{count(len(changed), 'settings')} differ ({', '.join(changed)}): "

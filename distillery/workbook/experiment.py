@@ -137,7 +137,8 @@ def pages_key(
     drawing = [Place("distillery.workbook.assemble", name) for name in ("write_pages", "write_decisions")]  # not imported
     stages = [q.stages for q in QUESTIONS]  # what a stage does shows in its output
     code = reached_code(*drawing, *notebooks, sources=plan.sources, without=stages)
-    settings = result_keys(plan.config, ("decisions",)) | {name: flatten(plan.config)[name] for name in SOURCES}
+    shown = (*SOURCES, "evaluation.hub.model_id", "evaluation.hub.dataset_id")
+    settings = result_keys(plan.config, ("decisions",)) | {name: flatten(plan.config)[name] for name in shown}
     return digest_json([{n: d.digest for n, d in done.items()}, settings, code, [digest_file(template(q.name)) for q in QUESTIONS]])
 
 
