@@ -16,7 +16,8 @@ from twins import TWINS, write_twin
 from distillery.core.config import load_config
 from distillery.exporting.check import encode_chats
 from distillery.exporting.export import ExportError
-from distillery.exporting.gguf import check_gguf, export_gguf, gguf_tokenizer, gguf_weights, write_gguf
+from distillery.exporting.gguf import check_gguf, export_gguf, gguf_weights, write_gguf
+from distillery.exporting.gguf_tokenizer import gguf_tokenizer
 from distillery.exporting.llama import read_gguf
 from distillery.exporting.ollama import modelfile, turn_frames
 from distillery.training.exporters import model_facts, sibling_python

@@ -46,7 +46,7 @@ def read(file, texts, rows, ends, asked, most):
     return told
 
 request = json.load(sys.stdin)
-print(json.dumps({"quantize": quantize, "read": read}[sys.argv[1]](**request)))
+sys.stdout.write(json.dumps({"quantize": quantize, "read": read}[sys.argv[1]](**request)))
 """
 
 # %% ../../nbs/exporting/57_llama.ipynb #99b312e5

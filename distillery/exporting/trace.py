@@ -42,7 +42,7 @@ def both_angles(
     rotary: Any,  # Rotary embedding of transformers, of kind longrope
 ) -> Any:  # A module with the same signature that can be traced
     "Long RoPE with both sets of angles, chosen while the graph runs."
-    torch = need("torch", extra="train")
+    import torch
     rope = need("transformers.modeling_rope_utils", extra="train")
     limit = int(rotary.config.rope_parameters["original_max_position_embeddings"])
     short, long = (rope.ROPE_INIT_FUNCTIONS["longrope"](rotary.config, "cpu", seq_len=n)[0] for n in (limit, limit + 1))
@@ -59,7 +59,7 @@ def static_model(
     folder: Path,  # A model folder
 ) -> Any:  # A `torch.nn.Module`
     "A causal language model with a static signature: ids, mask, positions, cache to logits, longer cache."
-    torch = need("torch", extra="train")
+    import torch
     transformers = need("transformers", extra="train")
     auto = transformers.AutoModelForCausalLM
     with silenced():  # a bar for loading

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['GPT2', 'PRE_TOKENIZERS', 'WHOLE_WORDS', 'NORMAL', 'UNKNOWN', 'CONTROL', 'USER', 'UNUSED', 'BYTE',
-           'pre_tokenizer_name', 'is_sentencepiece', 'space_prefix', 'piece_scores', 'gguf_words', 'drops_spaces']
+           'pre_tokenizer_name', 'is_sentencepiece', 'space_prefix', 'piece_scores', 'gguf_words', 'drops_spaces',
+           'gguf_refusal']
 
 # %% ../../nbs/training/06_gguf_words.ipynb #7a833dbe
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..teachers.chat import read_json, token_text
-from .gguf_header import CONVERTER, GgufError
+from .exporters import sibling_python
+from .gguf_header import CONVERTER, GgufError, gguf_header
 
 # %% ../../nbs/training/06_gguf_words.ipynb #23c34129
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -148,3 +151,17 @@ def drops_spaces(
 ) -> bool:
     "Whether spaces after a mark are dropped, as Phi-3's tokenizer does."
     return any(t.get("rstrip") for t in read_json(Path(folder, "tokenizer.json")).get("added_tokens", []))
+
+# %% ../../nbs/training/06_gguf_words.ipynb #fd74f971
+def gguf_refusal(
+    folder: Path,  # A base with tokenizer.json
+    facts: Mapping[str, Any],  # From `model_facts`
+    kinds: Sequence[str] = (),  # f16 | q8_0 | q4_k_m
+) -> tuple[str, str]:  # Why no GGUF is written of it, and what to do; empty where it is
+    "Why a model cannot become GGUF, before it is trained."
+    try:
+        gguf_header(facts)
+        gguf_words(folder, facts["vocab_size"])
+    except GgufError as e: return e.message, e.fix or ""
+    if "q4_k_m" not in kinds or find_spec("llama_cpp") or sibling_python("llama"): return "", ""
+    return "q4_k_m is made by llama.cpp, which is not here", "run `make .venv-llama/.installed`, or leave q4_k_m out of export.gguf"
