@@ -14,6 +14,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,13 +117,18 @@ def json_rows(
 ) -> RowFile:   # A list or an object that holds the rows stays one row
     "Read JSON Lines, a JSON list, an object, or objects one after the other; raises `DistilleryError` naming the line."
     first = [line for _, line in zip(range(2), _lines(text), strict=False)]
-    if _is_json(first[0][1]) or (first[0][1].rstrip().endswith("}") and len(first) > 1 and _is_json(first[1][1])):
-        rows = list[NumberedRow]()
-        for number, line in _lines(text):
-            try: rows.append(NumberedRow(f"line {number}", parsed(line)))
-            except ValueError as e: raise _broken(name, number, e) from e
-        return RowFile("JSON Lines", rows) if len(rows) > 1 else RowFile("JSON", rows)
-    decoder, at, rows = json.JSONDecoder(), 0, []
+    if not (_is_json(first[0][1]) or (first[0][1].rstrip().endswith("}") and len(first) > 1 and _is_json(first[1][1]))): return _objects(text, name)
+    rows = list[NumberedRow]()
+    for number, line in _lines(text):
+        try: rows.append(NumberedRow(f"line {number}", parsed(line)))
+        except ValueError as e:
+            with suppress(DistilleryError): return _objects(text, name)  # the first object fills its line, a later one several
+            raise _broken(name, number, e) from e
+    return RowFile("JSON Lines", rows) if len(rows) > 1 else RowFile("JSON", rows)
+
+
+def _objects(text: str, name: str) -> RowFile:
+    decoder, at, rows = json.JSONDecoder(), 0, list[NumberedRow]()
     while at < len(text):
         at += len(text[at : at + 10_000]) - len(text[at : at + 10_000].lstrip())
         if at >= len(text): break
