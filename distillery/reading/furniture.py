@@ -72,7 +72,7 @@ MAYBE = re.compile(r"(?:^|[\s_-])(?:navbar|navigation|nav|menu|share|social|pagi
 BOXES = frozenset("div ul ol section p table span a".split())
 SMALL = 0.3  # share of the page's characters
 SENTENCE = 40  # characters outside of links: a part with so many may be text
-NESTED = 16  # named elements inside of one another: what is deeper is not looked at, so that no text is counted more often
+NESTED = 16  # named boxes inside of one another; deeper ones are not looked at, so that no text is counted more often
 
 # %% ../../nbs/reading/30_furniture.ipynb #063fceda
 def _own_words(node: Any, most: int) -> int:

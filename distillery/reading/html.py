@@ -153,9 +153,9 @@ def tree_text(
 # %% ../../nbs/reading/40_html.ipynb #78e8c85f
 RAW = "script|style|textarea|title|xmp|iframe|noembed|noframes"  # what stands in them is no markup
 TAGS = re.compile(rf"<!--(?:(?!-->).)*+|<plaintext\b.*+|<({RAW})\b(?:(?!</\1).)*+|<(/?)([a-z][\w:-]*+)", re.I | re.S)
-LOOSE = frozenset("p li dt dd tr td th tbody thead tfoot caption colgroup option optgroup rt rp html head body area base br col embed hr img "
-                  "input link meta param source track wbr".split())  # need no end
-PHRASES = frozenset("b i u a em strong small big code tt font span sup sub nobr s strike label".split())  # the parser never looks for a place for them
+LOOSE = frozenset("p li dt dd tr td th tbody thead tfoot caption colgroup option optgroup rt rp html head body area base br col embed "
+                  "hr img input link meta param source track wbr".split())  # need no end
+PHRASES = frozenset("b i u a em strong small big code tt font span sup sub nobr s strike label".split())  # no place is looked for
 CLOSED = re.compile(r"<((script|style|title|div|span|p|a|iframe|textarea)(?:\s[^<>]*)?)/>", re.I)  # XML ends them so, HTML does not
 FRACTION = re.compile(r"<sup>(\d{1,4})</sup>(?:/|&frasl;|&#8260;|⁄)<sub>(\d{1,4})</sub>", re.I)
 SEAM = 4096  # characters

@@ -117,7 +117,8 @@ def json_rows(
 ) -> RowFile:   # A list or an object that holds the rows stays one row
     "Read JSON Lines, a JSON list, an object, or objects one after the other; raises `DistilleryError` naming the line."
     first = [line for _, line in zip(range(2), _lines(text), strict=False)]
-    if not (_is_json(first[0][1]) or (first[0][1].rstrip().endswith("}") and len(first) > 1 and _is_json(first[1][1]))): return _objects(text, name)
+    by_line = _is_json(first[0][1]) or (first[0][1].rstrip().endswith("}") and len(first) > 1 and _is_json(first[1][1]))
+    if not by_line: return _objects(text, name)
     rows = list[NumberedRow]()
     for number, line in _lines(text):
         try: rows.append(NumberedRow(f"line {number}", parsed(line)))
