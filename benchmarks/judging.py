@@ -89,7 +89,8 @@ def compare(sides: list[tuple[str, str]], floor: float) -> bool:
         vectors = Embedder(half=half).encode(texts)
         right[half], wrong[half] = ((vectors[asked] * vectors[t]).sum(1) for t in (told, np.roll(told, len(told) // 2)))
     far = max(np.abs(some[True] - some[False]).max() for some in (right, wrong))
-    turned = [float(np.mean(np.concatenate([(s[True] < limit) != (s[False] < limit) for s in (right, wrong)]))) for limit in (floor, 0.3, 0.5)]
+    turns = lambda limit: np.mean(np.concatenate([(some[True] < limit) != (some[False] < limit) for some in (right, wrong)]))
+    turned = [float(turns(limit)) for limit in (floor, 0.3, 0.5)]
     alike = np.corrcoef(right[True], right[False])[0, 1]
     print(f"half precision: cosines differ by at most {far:.4f}, correlation {alike:.6f}; "
           f"right before wrong answers {auc(right[True], wrong[True]):.4f} (full {auc(right[False], wrong[False]):.4f})")

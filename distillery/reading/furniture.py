@@ -98,7 +98,8 @@ def _named(node: Any) -> bool:
     if name and (NAMED.search(name) or MAYBE.search(name)): first = node.css_first("h1, h2, h3, h4, h5, h6")
     if first is not None and re.sub(r"\W+", "-", first.text().strip().lower()).strip("-").startswith(name.lower()): name = ""
     said = f"{kind} {name}"
-    return bool(NAMED.search(said)) or (node.tag not in ("a", "span") and bool(MAYBE.search(said)) and _own_words(node, SENTENCE) < SENTENCE)
+    if NAMED.search(said): return True
+    return node.tag not in ("a", "span") and bool(MAYBE.search(said)) and _own_words(node, SENTENCE) < SENTENCE
 
 
 def _headed(node: Any) -> bool:
