@@ -18,6 +18,7 @@ from rich.text import Text
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.store import open_run
+from ..exporting.reader import READER
 from ..training.preflight import licence_of
 from ..shipping.package import Story, package_variant, verify_package
 from .options import File, console, settings
@@ -44,15 +45,17 @@ def story_of(
 ) -> Story:  # For the card
     "Tell what a run knows of a variant."
     settings, facts, counts = (_read(run / f"{n}.json") for n in ("config", "provenance", "counts"))
-    base = str(settings.get("student.base", "an unknown base"))
-    shown = base if base.startswith("builtin:") else Path(base).name
+    reader = variant in READER
+    base = str(settings.get("student.extractive_base" if reader else "student.base", "an unknown base"))
+    revision = f" at revision {facts['base revision']}" if "base revision" in facts and not reader else ""
+    shown = base if base.startswith("builtin:") else base + revision if revision else Path(base).name
     rows, documents = counts.get("training_rows", "An unknown number of"), counts.get("documents", "some")
     data = (f"{rows} question-answer pairs that a teacher ({facts.get('teacher', 'unknown')}) wrote from {documents} documents "
             f"({facts.get('source', 'unknown source')}), checked by rules and a judge. "
             "Documents are split before anything is written, so that no test document was trained on.")
     made: dict[str, str] = {k: str(facts[k]) for k in ("run", "code", "inputs", "seeds", "versions", "device") if k in facts}
-    figures = _read(run / "eval" / variant / "metrics.json")
-    return Story(shown, licence_of(base).name or "other", data, figures, made, drift_of(run, variant))
+    figures = _read(run / "reader" / f"{variant}.json" if reader else run / "eval" / variant / "metrics.json")
+    return Story(shown, licence_of(base).name or "other", data, figures, made, "" if reader else drift_of(run, variant))
 
 # %% ../../nbs/commands/60_package.ipynb #548c0096
 def package_run(
@@ -68,7 +71,12 @@ def package_run(
     from distillery.exporting.check import evaluation_texts
     from distillery.shipping.demo import demo_facts, write_demo
     from distillery.exporting.gguf import export_gguf
+    from distillery.exporting.reader import readers_of
+    from distillery.shipping.reader_package import package_reader
 
+    if variant in readers_of(run):
+        base = str(_read(run / "config.json").get("student.extractive_base", ""))
+        return package_reader(readers_of(run)[variant], out, story_of(run, variant), licence_file(base))
     folder, merged = run / "onnx" / variant, run / "student" / "merged"
     if not any(folder.glob("*.onnx")) or not (merged / "config.json").is_file():
         known = sorted(p.name for p in folder.parent.glob("*") if any(p.glob("*.onnx")))
@@ -95,7 +103,7 @@ def package(
     variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run; the latest by default.")] = "latest",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder; by default package-VARIANT.")] = None,
-    gguf: Annotated[list[str] | None, typer.Option("--gguf", help="Add a GGUF file, f16 or q8_0; may be repeated.")] = None,
+    gguf: Annotated[list[str] | None, typer.Option("--gguf", help="Add a GGUF file, f16, q8_0 or q4_k_m; may be repeated.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Add a page that answers in a browser; npm fetches what it needs.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Also a variant that misses its fidelity limits; the card says so.")] = False,
     config: File = None,

@@ -33,7 +33,7 @@ def served_folder(
 
 
 def serve(
-    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
+    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it; extractive is its reader.")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
     host: Annotated[str | None, typer.Option("--host", help="Where to listen; beyond 127.0.0.1 others get in, without a password.")] = None,
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="serve.port by default; 0 takes a free one.")] = None,
@@ -48,6 +48,7 @@ def serve(
     """
     import os
 
+    from distillery.exporting.reader import reader_of
     from distillery.shipping.engine import Engine
     from distillery.shipping.serve import Service, run_server, warm_up
     from distillery.teachers.onnx import OnnxTeacher
@@ -55,7 +56,8 @@ def serve(
     named = {"serve.host": host, "serve.port": port}
     cfg = load_config(overrides={**flatten(settings(config, None, sets)), **{k: v for k, v in named.items() if v is not None}})
     out, name, workers, results = console(), f"student-{variant}", cfg.serve.workers, finished_run(cfg.workbook.runs_dir, run)
-    student = OnnxTeacher(served_folder(results, variant), max(1, (os.cpu_count() or 1) // workers))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    student = reader_of(results.path, variant, threads) or OnnxTeacher(served_folder(results, variant), threads)
     engine = Engine(student, workers, cfg.serve.queue)
     warm_up(engine, cfg)
     service = Service(name, engine, cfg)

@@ -50,16 +50,13 @@ def encode_chats(
 ) -> list[EncodedChat]:  # What every variant reads
     "Tokenize chats with the chat template, until enough answer positions are covered."
     chat = ChatTokenizer(folder)
-    end = chat.special["eos_token"]
     chats: list[EncodedChat] = []
     covered = 0
     for e in examples:
-        turns = [Message(m.role, m.content) for m in e.messages]
-        prompt = chat.render(turns[:-1])
-        answer = chat.tokens(chat.render(turns).removeprefix(prompt).partition(end)[0] + end)
-        ids = chat.tokens(prompt) + answer
-        chats.append(EncodedChat(tuple(ids), len(ids) - len(answer) - 1, e.difficulty, e.doc_id))
-        covered += len(answer)
+        row, first = chat.row([Message(m.role, m.content) for m in e.messages])
+        end = next((i for i in range(first, len(row)) if row[i] in chat.stop_ids), len(row) - 1)
+        chats.append(EncodedChat(tuple(row[: end + 1]), first - 1, e.difficulty, e.doc_id))
+        covered += end + 1 - first
         if covered >= positions: break
     return chats
 

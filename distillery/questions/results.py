@@ -82,9 +82,9 @@ class Results:
         return {p.parent.name: read_jsonl(p, TeacherRow) for p in sorted(self.path.glob("teacher/*/rows.jsonl"))}
 
     def gates(self) -> list[Gate]:
-        "All gates of all variants."
-        path = self.path / "eval" / "gates.jsonl"
-        return read_jsonl(path, Gate, allow_empty=True) if path.is_file() else []
+        "All gates of all variants, and of the reader where there is one."
+        files = [p for p in (self.path / "eval/gates.jsonl", self.path / "reader/gates.jsonl") if p.is_file()]
+        return [gate for file in files for gate in read_jsonl(file, Gate, allow_empty=True)]
 
     def decisions(self) -> list[Decision]:
         "What this run decided."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'model_identity', 'model_folder', 'finish', 'BatchRow', 'common_prefix', 'prefix_groups',
-           'preallocated', 'prefill', 'generate_rows', 'answer_rows', 'LocalModel', 'TransformersTeacher']
+           'preallocated', 'reads_all', 'prefill', 'generate_rows', 'answer_rows', 'LocalModel', 'TransformersTeacher']
 
 # %% ../../nbs/teachers/40_local.ipynb #eba98928
 import asyncio
@@ -49,7 +49,7 @@ def model_folder(
     "Resolve a model folder or hub name, downloading from the hub when that is allowed."
     if Path(spec).is_dir(): return Path(spec).resolve()
     hub = need("huggingface_hub", extra="train")
-    name, kinds = str(spec), ["*.safetensors", "*.json", "*.jinja"]
+    name, kinds = str(spec), ["*.safetensors", "*.json", "*.jinja", "README.md", "LICEN[CS]E*"]  # a student comes under the base's licence
     try: return Path(hub.snapshot_download(name, revision=hub_revision(name) or None, allow_patterns=kinds))
     except Exception as error:
         fix = "check the spelling; with HF_HUB_OFFLINE=1 the model must be in the cache already"
@@ -67,12 +67,13 @@ def finish(
     "Turn generated tokens into a `ChatResult`, cut at the end token or stop text."
     end = next((i for i, token in enumerate(tokens) if token in chat.stop_ids), None)
     written = len(tokens) if end is None else end + 1
-    text, stopped = cut_at_stop(chat.decode(tokens[:end]), request.stop)
+    answer, thought = chat.said(tokens[:end])
+    text, stopped = cut_at_stop(answer, request.stop)
     top = sampler.top[:written]
     texts = tuple(tuple(chat.decode([i], special=True) for i in ids) for ids, _ in top)
     logprobs = TopLogprobs(texts, tuple(tuple(values) for _, values in top), tuple(tuple(ids) for ids, _ in top)) if top else None
     finish_reason: FinishReason = "stop" if stopped or end is not None else "length"
-    return ChatResult(request.key, text.strip(), finish_reason, prompt_tokens, written, latency_ms, logprobs)
+    return ChatResult(request.key, text.strip(), finish_reason, prompt_tokens, written, latency_ms, logprobs, reasoning=thought)
 
 # %% ../../nbs/teachers/40_local.ipynb #42e28609
 @dataclass
@@ -135,6 +136,15 @@ def preallocated(
     return new
 
 # %% ../../nbs/teachers/40_local.ipynb #959a53ba
+def reads_all(
+    config: Any,  # Of a causal language model
+    tokens: int,  # Of prompt and answer
+) -> bool:  # A cache of them is complete
+    "Whether every layer attends to all of so many tokens: no sliding window, or one that is never full."
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    return set(kinds) == {"full_attention"} if kinds else not window or tokens < window
+
+
 def prefill(
     model: Any,              # A causal language model of `transformers`
     rows: Sequence[BatchRow],     # The batch
@@ -143,8 +153,8 @@ def prefill(
 ) -> tuple[Any, list[list[int]], list[list[int]]]:  # Cache [B, ...] or None, what each row has in it, what it has still to read
     "Prefill the key-value cache: read each shared prefix once, and copy it to every row."
     import torch
-    kept = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kept != {"full_attention"}: return None, [[]] * len(rows), [row.prompt for row in rows]
+    if not reads_all(model.config, max(len(row.prompt) for row in rows) + answer):
+        return None, [[]] * len(rows), [row.prompt for row in rows]
     groups = prefix_groups(rows)
     place = {id(row): i for i, group in enumerate(groups) for row in group}
     shared = list[list[int]]()

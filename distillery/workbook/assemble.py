@@ -88,7 +88,7 @@ def provenance(
         "seeds": f"dataset {config.dataset.seed}, sft {config.sft.seed}, "
                  f"evaluation {config.evaluation.seed}, decisions {config.decisions.seed}",
         "versions": ", ".join(f"{k} {v}" for k, v in versions().items()), "device": "CPU" if not _gpu() else "GPU",
-        **hub_stamp(config),
+        **({"base revision": revision} if (revision := hub_revision(config.student.base)) else {}), **hub_stamp(config),
     }
 
 

@@ -25,20 +25,23 @@ from .assemble import write_pages
 def ask(
     config: Config,  # For workbook.runs_dir and inference.*
     run: str,  # A run id or latest
-    variant: str,  # fp32, int8, uint8 or q4
+    variant: str,  # fp32, int8, uint8, q4, or extractive for its reader
     question: str,  # What to ask
 ) -> str:  # What the student says
     "Ask one variant of a finished run."
+    from distillery.exporting.reader import reader_of, readers_of
     from distillery.teachers.onnx import OnnxTeacher
 
-    folder = open_run(Path(config.workbook.runs_dir), run).path / "onnx" / variant
-    if not folder.is_dir():
-        known = sorted(p.name for p in folder.parent.glob("*")) if folder.parent.is_dir() else []
+    place = open_run(Path(config.workbook.runs_dir), run).path
+    exported = {p.name: p for p in sorted(place.glob("onnx/*")) if p.is_dir()}
+    reader = reader_of(place, variant)
+    if reader is None and variant not in exported:
+        known = [*exported, *readers_of(place)]
         raise DistilleryError(f"run {run} has no variant {variant!r}",
                               f"one of: {', '.join(known)}" if known else "run `distillery run` first")
     how = config.inference
     request = user_request("q", question, max_tokens=how.max_new_tokens, repetition_penalty=how.repetition_penalty)
-    answer = ask_all(OnnxTeacher(folder), [request])[0]
+    answer = ask_all(reader or OnnxTeacher(exported[variant]), [request])[0]
     if answer.error: raise DistilleryError(f"the student failed: {answer.error}", "run `distillery doctor`")
     return answer.text.strip()
 
