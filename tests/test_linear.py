@@ -81,12 +81,13 @@ def test_tags_that_are_ignored_do_not_make_one_text_of_all():
     assert html_to_text("<body><pre>" + "x &lt; y</b>\n" * 900).count("x < y") == 900, "and nothing else changes"
 
 
-@pytest.mark.parametrize("unit", ["<details>", "<svg>a</x>", "<pre>", "<ul><li>", "<x-y>", "<span><i><b><u>"])
+@pytest.mark.parametrize("unit", ["<details>", "<svg>a</x>", "<pre>", "<ul><li>", "<x-y><a@b.c><k><l>", "<span><i><b><u>"])
 def test_what_is_nested_too_deep_is_refused_before_it_is_parsed(unit):
     with pytest.raises(Unreadable, match="nested in one another"): fragment_to_text(unit * 3000 + "x")
 
 
 @pytest.mark.parametrize("markup", ["<p>a" * 9000, "<table>" + "<tr><td>a" * 9000, "<li>a" * 9000, "<p><br>a" * 9000, "<b>a</b>" * 9000,
+                                    "<svg>" + "<path d='M0 0'/><g/>" * 9000 + "</svg><p>a", "Mail <ann@example.org> a " * 5000,
                                     "<script>" + "if (a<b && c<d) x<y;" * 3000 + "</script><p>a", "<!--" + "<div>" * 3000 + "--><p>a"])
 def test_what_only_looks_nested_is_read(markup): assert "a" in fragment_to_text(markup)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDINAL', 'POINTER', 'SHORT', 'ARROWS', 'HEADINGS', 'BLOCKS', 'APART', 'HELD', 'DEEP', 'RAISED', 'POWERS', 'FORMULAS',
-           'RAW', 'TAGS', 'LOOSE', 'PHRASES', 'DEEPEST', 'DEEPEST_PHRASE', 'SEAM', 'CLOSED', 'FRACTION', 'RIGHTS',
+           'RAW', 'TAGS', 'LOOSE', 'LOOKED', 'DEEPEST', 'DEEPEST_PHRASE', 'SEAM', 'CLOSED', 'FRACTION', 'RIGHTS',
            'raised', 'is_pointer', 'TextOf', 'tree_text', 'fragment_to_text', 'read_html', 'html_to_text']
 
 # %% ../../nbs/reading/40_html.ipynb #073f38df
@@ -153,11 +153,11 @@ def tree_text(
 
 # %% ../../nbs/reading/40_html.ipynb #e17a9c36
 RAW = "script|style|textarea|title|xmp|iframe|noembed|noframes"  # what stands in them is no markup
-TAGS = re.compile(rf"<!--(?:(?!-->).)*+|<plaintext\b.*+|<({RAW})\b(?:(?!</\1).)*+|<(/?)([a-z][\w:-]*+)", re.I | re.S)
+TAGS = re.compile(rf"<!--(?:(?!-->).)*+|<plaintext\b.*+|<({RAW})\b(?:(?!</\1).)*+|<(/?)([a-z][\w:-]*+)([^<>]*+)", re.I | re.S)
 LOOSE = frozenset("p li dt dd tr td th tbody thead tfoot caption colgroup option optgroup rt rp html head body area base br col embed "
                   "hr img input link meta param source track wbr".split())  # need no end
-PHRASES = frozenset("b i u a em strong small big code tt font span sup sub nobr s strike label".split())  # no place is looked for
-DEEPEST, DEEPEST_PHRASE = 2_000, 10_000  # elements inside of one another; a browser gives up at 512
+LOOKED = BLOCKS | frozenset("table pre nav svg math button select menu object marquee template listing".split())  # a place is looked for
+DEEPEST, DEEPEST_PHRASE = 2_000, 10_000  # blocks, and others, inside of one another; a browser gives up at 512
 
 
 def _deepest(tags: Iterable[tuple[str, bool]]) -> int:
@@ -172,9 +172,10 @@ def _deepest(tags: Iterable[tuple[str, bool]]) -> int:
 
 def _check_depth(markup: str) -> None:
     "Refuse what takes a parser, which looks up all that is open for each block, the square of its length."
-    tags = [(m[3].lower(), bool(m[2])) for m in TAGS.finditer(markup) if m[3]]
-    blocks = _deepest(tag for tag in tags if tag[0] not in LOOSE and tag[0] not in PHRASES)
-    phrases = _deepest(tag for tag in tags if tag[0] in PHRASES)
+    found = [(m[3].lower(), bool(m[2]), m[4][-1:] == "/") for m in TAGS.finditer(markup) if m[3]]
+    tags = [(name, ends) for name, ends, whole in found if name not in LOOSE and not (whole and name not in LOOKED)]  # <path … /> is whole
+    blocks = _deepest(tag for tag in tags if tag[0] in LOOKED)
+    phrases = _deepest(tag for tag in tags if tag[0] not in LOOKED)
     if blocks > DEEPEST or phrases > DEEPEST_PHRASE: raise Unreadable(f"{max(blocks, phrases):,} elements nested in one another")
 
 # %% ../../nbs/reading/40_html.ipynb #1f5c70ab
@@ -196,8 +197,8 @@ FRACTION = re.compile(r"<sup>(\d{1,4})</sup>(?:/|&frasl;|&#8260;|⁄)<sub>(\d{1,
 def _parse(markup: str) -> Any:
     from selectolax.lexbor import LexborHTMLParser
 
-    _check_depth(markup)
     if markup[:200].lstrip().startswith("<?xml"): markup = CLOSED.sub(r"<\1></\2>", markup)
+    _check_depth(markup)
     markup = FRACTION.sub(r" \1/\2", markup)
     return LexborHTMLParser(_with_seams(clean(markup)) or " ")
 
