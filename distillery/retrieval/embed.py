@@ -188,7 +188,8 @@ class Embedder:
     @property
     def identity(self) -> dict[str, str]:
         "What a vector depends on besides its text."
-        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"}), **({"products": "bf16"} if self.half else {})}
+        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"}),
+                **({"products": "bf16"} if self.half else {})}
 
     def _keys(self, texts: Sequence[str], side: TextRole) -> dict[str, str]:
         kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own") + ("/bf16" if self.half else "")
