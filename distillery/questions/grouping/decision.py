@@ -13,7 +13,7 @@ from ...core.config import Config
 from ...core.files import read_jsonl
 from ...core.numbers import address, count, exact, percent, with_interval
 from ...core.records import Decision
-from ..decide import decide, level_verdicts
+from ..decide import decide, level_verdicts, why_alone
 from ..results import Results
 from ..question import NOT_RUN, Question
 from ..tables import decision_file
@@ -35,11 +35,8 @@ def why_no_grouping(
 ) -> str | None:  # The reason, or None
     "Why a run has no card about several questions per call."
     rows = grouped_rows(results)
-    if results.json("provenance.json", {}).get("source") == "pairs":
-        return "the pairs of this run were brought along: no teacher wrote them, so there were no calls to save"
     if not rows: return NOT_RUN
-    if len({r.doc_id for r in rows}) > 1: return None
-    return "all its slots lie in one document; a difference needs two documents, better twenty"
+    return why_alone(results, {r.slot_id: r.doc_id for r in rows}.values(), "slots")
 
 # %% ../../../nbs/questions/grouping/20_decision.ipynb #fa92b8db
 ASKS = "How many questions should one call ask for?"
@@ -106,4 +103,5 @@ GROUPING = Question(
     ask_with={"decisions.questions_per_call": "[1, 4]"},
     stages=grouping_stages, why_not=why_no_grouping, decisions=grouping_decisions, requests=grouping_requests,
     shrinks=("decisions.prompt_slots",), kept=("grouping/*",),
+    asked_of=("handbook", "documents"),
 )

@@ -14,8 +14,7 @@ from typing import Any
 from ...core.config import Config
 from ...core.numbers import count, number, percent, quantity, with_interval
 from ...core.records import Decision
-from ...core.stats import mean_interval
-from ..decide import decide, level_verdicts
+from ..decide import decide, level_verdicts, metric_mean
 from .stages import is_local, memory_requests, memory_stages
 from .parallel import Trials, asked_in_trials, failures, pick_level, slot_quality, time_ratio, ratio_text, trials_of, why_no_trials, working
 from ..results import Results
@@ -61,7 +60,7 @@ def memory_table(
                 "peak GiB": max(p for p, _ in peaks), "peak / memory": max(p for p, _ in peaks) / room}
         if some and base is not None:
             order = sorted(documents)
-            e = mean_interval([scores[level][i] for i in order], [documents[i] for i in order], config.decisions.confidence)
+            e = metric_mean([scores[level][i] for i in order], [documents[i] for i in order], "evidence", config)
             row |= {"largest batch": max(t.batch or 0 for t in some), "batches halved": sum(t.refused for t in some)}
             row |= {"tokens/s": fmean(t.tokens / t.seconds for t in some),
                     "time ratio": "1" if level == base else ratio_text(time_ratio(ended, level, base, config.decisions.confidence)),
@@ -151,4 +150,5 @@ MEMORY = Question(
     ask_with={"decisions.memory_batches": "[1, 8, 32]", "decisions.memory_gib": "[1, 4]"},
     stages=memory_stages, why_not=why_no_memory, decisions=memory_decisions, requests=memory_requests,
     shrinks=("decisions.teacher_slots",), kept=("memory/*",),
+    asked_of=("handbook", "documents"),
 )

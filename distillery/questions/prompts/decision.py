@@ -20,11 +20,11 @@ from ...core.numbers import count, number, percent, with_interval
 from ...core.records import Contrast, Decision
 from ...core.stats import SHARE, paired_contrast
 from ...core.words import metric_name
-from ..decide import Scores, compare, decide, level_verdicts
+from ..decide import Scores, compare, decide, level_verdicts, why_alone
 from .stages import PromptRow, pack_levels, prompts_requests, prompts_stages
 from ..results import Results
 from ..question import NOT_RUN, Question
-from ...core.sections import drawn_by
+from ...core.sections import can_compare, drawn_by
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #504435d8
 AGAIN = "~reworded"
@@ -50,11 +50,8 @@ def why_no_prompts(
 ) -> str | None:  # The reason, or None
     "Why a run has no card about prompts."
     rows = packs_of(prompt_rows(results))
-    if results.json("provenance.json", {}).get("source") == "pairs":
-        return "the pairs of this run were brought along: no teacher wrote them, so there were no prompts to choose"
     if len(rows) < 2: return NOT_RUN
-    documents = set(prompt_scores(rows, "answerable")[1].values())
-    return None if len(documents) > 1 else "fewer than two documents have slots that every pack was asked"
+    return why_alone(results, prompt_scores(rows, "answerable")[1].values(), "slots that every pack was asked")
 
 
 def prompt_scores(
@@ -101,7 +98,7 @@ def spreads(
     "How much of what packs do is more than a rewording does."
     (scores, documents), d = prompt_scores(rows, "answerable"), config.decisions
     packs = [level for level in packs_of(rows) if f"{level}{AGAIN}" in rows]
-    if len(packs) < 2 or len(set(documents.values())) < 2: return None
+    if len(packs) < 2 or not can_compare(documents.values(), d.population): return None
     items = sorted(documents)
     wording = [fmean(float(scores[p][i] != scores[f"{p}{AGAIN}"][i]) for p in packs) for i in items]
     pack = [fmean(float(scores[p][i] != scores[q][i]) for p, q in combinations(packs, 2)) for i in items]
@@ -119,7 +116,8 @@ def wording_contrasts(
     for level in packs_of(rows):
         pair = {k: rows[k] for k in (level, f"{level}{AGAIN}") if k in rows}
         scores, documents = prompt_scores(pair, "answerable")
-        if len(pair) == 2 and len(set(documents.values())) > 1: found += compare(scores, documents, level, config, "answerable")[1]
+        if len(pair) < 2 or not can_compare(documents.values(), config.decisions.population): continue
+        found += compare(scores, documents, level, config, "answerable")[1]
     return found
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #7b0ce456
@@ -180,7 +178,8 @@ def prompt_table(
     for metric in PROMPT_MEASURES:
         scores, documents = prompt_scores(rows, metric)
         if not documents: continue
-        means = compare(scores, documents, next(iter(rows)), config, metric)[0] if len(set(documents.values())) > 1 else []
+        enough = can_compare(documents.values(), config.decisions.population)
+        means = compare(scores, documents, next(iter(rows)), config, metric)[0] if enough else []
         table.append({"measure": metric_name(metric), **{e.level: with_interval(e) for e in means}, "slots": len(documents)})
     return table
 
@@ -238,4 +237,5 @@ PROMPTS = Question(
     ask_with={"decisions.prompt_packs": "[handbook, technical-docs]"},
     stages=prompts_stages, why_not=why_no_prompts, decisions=prompts_decisions, requests=prompts_requests,
     shrinks=("decisions.prompt_slots",), kept=("prompts/*/*.json*",),
+    asked_of=("handbook", "documents"),
 )
