@@ -1,4 +1,4 @@
-"What a run speaks of, and what it has not got: one document is answered for itself in every question, and no source is asked what it does not bring."
+"One document is answered for itself in every question, and no source is asked for what it does not bring."
 import json
 from pathlib import Path
 
@@ -53,15 +53,19 @@ def one_document(path: Path, population: str) -> Results:
     put("embedder/rows.jsonl", [filled(EmbedderRow, **x, found=found) for x in one])
     put("embedder/costs.jsonl", [filled(EmbedderCost, level=level) for level in found])
     for pack in ("handbook", "technical-docs"): put(f"prompts/{pack}/rows.jsonl", [filled(PromptRow, **x) for x in one])
+    said = {x["id"]: [["q", "a"]] for x in one}
+    trial = lambda n, r: filled(Trial, level=n, repeat=r, seconds=1.0, requests=3, tokens=9, peak_gib=1.0, outputs=said)
+    slot = lambda x: filled(Slot, slot_id=x["id"], doc_id="resume", category="facts", difficulty="easy", kind="answer")
     for name in ("parallel", "memory"):
-        put(f"{name}/trials.jsonl", [filled(Trial, level=n, repeat=r, seconds=1.0, requests=3, tokens=9, peak_gib=1.0,
-                                            outputs={x["id"]: [["q", "a"]] for x in one}) for n in ("1", "4") for r in range(2)])
-        put(f"{name}/slots.jsonl", [filled(Slot, slot_id=x["id"], doc_id="resume", category="facts", difficulty="easy", kind="answer") for x in one])
+        put(f"{name}/trials.jsonl", [trial(n, r) for n in ("1", "4") for r in range(2)])
+        put(f"{name}/slots.jsonl", map(slot, one))
     write_json(path / "memory/facts.json", {"ram_gib": 8.0, "levels": {n: {"gib": None} for n in ("1", "4")}})
-    put("grouping/rows.jsonl", [GroupedRow(level=n, slot_id=x["id"], doc_id="resume", kept=1.0, requests=40 // n) for n in (1, 4) for x in one])
+    grouped = lambda n, x: GroupedRow(level=n, slot_id=x["id"], doc_id="resume", kept=1.0, requests=40 // n)
+    put("grouping/rows.jsonl", [grouped(n, x) for n in (1, 4) for x in one])
     for level in ("mini", "tiny"):
         put(f"sizes/{level}/rows.jsonl", answers("fp32"))
-        write_json(path / f"sizes/{level}/facts.json", {"order": len(level), "kind": "generative", "bytes": 9, "train_seconds": 1, "parameters": 9})
+        facts = {"order": len(level), "kind": "generative", "bytes": 9, "train_seconds": 1, "parameters": 9}
+        write_json(path / f"sizes/{level}/facts.json", facts)
     put("curve/0.5/rows.jsonl", answers("fp32"))
     for arm in ("base", "sft"):
         put(f"arms/{arm}-1/rows.jsonl", [filled(ArmRow, **x, set="test", kind="answer") for x in one])
@@ -84,7 +88,8 @@ def test_one_document_is_answered_for_itself_and_for_no_other(question, tmp_path
     assert not any("fewer than" in d.verdict for d in made)
 
 
-EVERYTHING = {"decisions.prompt_packs": ["handbook", "technical-docs"], "decisions.parallel": [1, 4], "decisions.questions_per_call": [1, 4],
+EVERYTHING = {"decisions.prompt_packs": ["handbook", "technical-docs"], "decisions.parallel": [1, 4],
+              "decisions.questions_per_call": [1, 4],
               "decisions.memory_batches": [1, 4], "decisions.train_shares": [0.5], "decisions.bases": ["builtin:mini", "builtin:tiny"],
               "decisions.distill_arms": ["base", "sft", "sequence", "rag"], "teacher.model": "builtin:mini"}
 
@@ -98,8 +103,8 @@ def test_every_stage_of_a_run_has_what_it_needs(kind, settings, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"question": "Who?", "answer": "Ann", "context": "Ann did."}\n')
     files = {"articles": {"articles.file": str(tmp_path / "articles.jsonl")}}
     config = load_config(preset="handbook" if kind == "handbook" else None, overrides={**settings, **files.get(kind, {})})
-    source = {"handbook": lambda: open_source(None, None, None), "documents": lambda: Source("documents", tmp_path / "docs"),
-              "pairs": lambda: Source("pairs", tmp_path / "pairs.jsonl"), "articles": lambda: Source("articles", tmp_path / "articles.jsonl")}[kind]()
+    places = {"documents": "docs", "pairs": "pairs.jsonl", "articles": "articles.jsonl"}
+    source = open_source(None, None, None) if kind == "handbook" else Source(kind, tmp_path / places[kind])
     stages, names = _stages(source, config, tmp_path / "cache"), set[str]()
     assert stages
     for s in stages:
