@@ -19,7 +19,7 @@ from ...core.numbers import address, count, number, with_interval
 from ...core.records import Contrast, Decision, Estimate
 from ...core.stats import holm, mean_interval
 from ...core.sections import drawn_by
-from ...core.words import metric_name
+from ...core.words import joined, metric_name
 from ..decide import decide, level_verdicts, metric_mean, why_alone
 from .stages import ArmRow, arm_stages
 from ..results import Results
@@ -194,7 +194,7 @@ def arm_table(
     def row(arm: str) -> dict[str, Any]:
         (e, at), by_seed = place[arm], seed_means(rows[arm], "token_f1").values()
         return {"arm": arm, "questions": e.n, "documents": e.n_clusters, "token F1": with_interval(e, src=at),
-                "exact match": with_interval(exact(arm)), "token F1 by seed": ", ".join(number(m) for m in by_seed)}
+                "exact match": with_interval(exact(arm)), "token F1 by seed": joined(", ", map(number, by_seed))}
 
     return [row(arm) for arm in rows]
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.files import read_jsonl
-from ...core.numbers import address, count, exact, percent, with_interval
+from ...core.numbers import address, count, exact, label, percent, with_interval
+from ...core.words import Quoted
 from ...core.records import Decision
 from ..decide import decide, level_verdicts, why_alone
 from ..results import Results
@@ -80,8 +81,9 @@ def grouping_table(
     made = grouping_decision(rows, config)
     sent = {str(r.level): r.requests for r in rows}
     saved = {n: percent(1 - k / sent[made.levels[0]]) for n, k in sent.items()}
-    return [{"questions per call": e.level, "requests": sent[e.level], "saved": saved[e.level], "slots": e.n, "documents": e.n_clusters,
-             "slots with a pair": with_interval(e, src=address(decision_file(made), "estimates", i))} for i, e in enumerate(made.estimates)]
+    at = lambda i, *key: address(decision_file(made), "estimates", i, *key)
+    return [{"questions per call": label(e.level, at(i, "level")), "requests": sent[e.level], "saved": saved[e.level], "slots": e.n,
+             "documents": e.n_clusters, "slots with a pair": with_interval(e, src=at(i))} for i, e in enumerate(made.estimates)]
 
 
 def changed_by_grouping(
@@ -92,7 +94,7 @@ def changed_by_grouping(
     kept: dict[str, set[float]] = {}
     for r in rows: kept.setdefault(r.slot_id, set()).add(r.kept)
     apart = [name for name, seen in kept.items() if len(seen) > 1][:most]
-    return [{"slot": r.slot_id, "questions per call": r.level, "question": r.question, "answer": r.answer}
+    return [{"slot": Quoted(r.slot_id), "questions per call": r.level, "question": Quoted(r.question), "answer": Quoted(r.answer)}
             for name in apart for r in rows if r.slot_id == name]
 
 # %% ../../../nbs/questions/grouping/20_decision.ipynb #8423f454

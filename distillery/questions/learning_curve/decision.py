@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.files import read_jsonl
-from ...core.numbers import count, number, with_interval
+from ...core.numbers import count, label, number, with_interval
 from ...core.records import Contrast, Decision, Example
 from ...core.stats import paired_contrast
 from ...core.verdicts import verdict
@@ -140,7 +140,7 @@ def curve_table(
                 mine = [r for r in some if keep(r) and r.kind == "answer" and level in ("all", r.difficulty)]
                 if not mine: continue
                 e = metric_mean([getattr(r, metric) for r in mine], [r.doc_id for r in mine], metric, config, share)
-                found.append({"asked about": reading, "difficulty": level, "documents": share, "n": e.n, "clusters": e.n_clusters,
+                found.append({"asked about": reading, "difficulty": level, "documents": label(share), "n": e.n, "clusters": e.n_clusters,
                               metric_name(metric): with_interval(e), "estimate": e})
     return found
 

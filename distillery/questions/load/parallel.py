@@ -15,7 +15,8 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.files import read_jsonl
-from ...core.numbers import count, estimate, number, seconds, with_interval
+from ...core.numbers import count, estimate, label, number, seconds, with_interval
+from ...core.words import Quoted, joined, sentence
 from ...core.records import Contrast, Decision, Slot
 from ..decide import Scores, decide, level_verdicts, metric_mean, why_alone
 from ..results import Results
@@ -58,7 +59,7 @@ def failures(
     trials: Trials,  # Level to its trials
 ) -> list[dict[str, Any]]:  # One row a trial
     "The trials that did not come to an end."
-    return [{"level": level, "round": t.repeat + 1, "why": t.error, "after s": t.seconds}
+    return [{"level": label(level), "round": t.repeat + 1, "why": Quoted(t.error), "after s": t.seconds}
             for level, some in trials.items() for t in some if t.error]
 
 # %% ../../../nbs/questions/load/20_parallel.ipynb #7247ffe3
@@ -177,7 +178,7 @@ def parallel_decision(
     ended = working(trials)
     base, sure = next(iter(ended)), config.decisions.confidence
     cost = {"asked": asked_in_trials(trials),
-            **{f"time at {n}": f"{ratio_text(time_ratio(ended, n, base, sure))} of that at {base}" for n in ended if n != base}}
+            "time": "; ".join(f"at {n} {ratio_text(time_ratio(ended, n, base, sure))} of that at {base}" for n in ended if n != base)}
     made = decide("parallel", ASKS, "requests in flight", slot_quality(ended, documents), documents, base, "evidence",
                   ("slots", "documents"), config, cost)
     judged = level_verdicts(made.contrasts, made.margin, "slots with a pair", "documents")
@@ -203,8 +204,8 @@ def trial_table(
         e = metric_mean([scores[level][i] for i in sorted(documents)], [documents[i] for i in sorted(documents)], "evidence", config)
         firsts = [t.first_s for t in some if t.first_s is not None]
         table.append({
-            "level": level, "rounds": len(some), "seconds": fmean(t.seconds for t in some),
-            "time ratio": "1" if level == base else ratio_text(time_ratio(ended, level, base, sure)),
+            "level": label(level), "rounds": len(some), "seconds": fmean(t.seconds for t in some),
+            "time ratio": number(1) if level == base else ratio_text(time_ratio(ended, level, base, sure)),
             "first answer s": fmean(firsts) if firsts else None,
             "tokens/s": fmean(t.tokens / t.seconds for t in some) if any(t.tokens for t in some) else None,
             "slots with a pair": with_interval(e), "same text": equality(ended, documents, level, base, config),
@@ -221,19 +222,19 @@ def answer_parallel(
     ended = working(trials)
     base, most = next(iter(ended)), list(ended)[-1]
     firsts = {n: fmean(t.first_s for t in ended[n] if t.first_s is not None) for n in (base, most) if any(t.first_s for t in ended[n])}
-    first = "; ".join(f"first answer after {seconds(s)} at {n}" for n, s in firsts.items())
+    first = joined("; ", [sentence("first answer after {s} at {n}", s=seconds(s), n=label(n)) for n, s in firsts.items()])
     spreads = {n: consistency(ended[n], documents) for n in (base, most)}
-    said = "; ".join(f"{n}: {'one round only' if s is None else number(s)}" for n, s in spreads.items())
+    said = joined("; ", [sentence("{n}: {s}", n=label(n), s="one round only" if s is None else number(s)) for n, s in spreads.items()])
     same = lambda level: equality(ended, documents, level, base, config)
-    took = ratio_text(time_ratio(ended, most, base, config.decisions.confidence))
+    took, names = ratio_text(time_ratio(ended, most, base, config.decisions.confidence)), {"base": label(base), "most": label(most)}
     return [
         {"question": "What is the total time difference for the full generation?",
-         "answer": f"At {most} it takes {took} of the time at {base} ({first})."},
+         "answer": sentence("At {most} it takes {took} of the time at {base} ({first}).", **names, took=took, first=first)},
         {"question": "Does serial processing reduce GPU memory fragmentation?",
-         "answer": f"{base}: {fragmentation(ended[base])}; {most}: {fragmentation(ended[most])}."},
+         "answer": sentence("{base}: {one}; {most}: {other}.", **names, one=fragmentation(ended[base]), other=fragmentation(ended[most]))},
         {"question": "Are quality scores more consistent in serial runs?",
-         "answer": f"Standard deviation of the share of slots with a pair over rounds, {said}; same text as {base}: "
-                   f"{same(most)} at {most}, {same(base)} when {base} is repeated."}]
+         "answer": sentence("Standard deviation of the share of slots with a pair over rounds, {said}; same text as {base}: "
+                            "{other} at {most}, {one} when {base} is repeated.", **names, said=said, one=same(base), other=same(most))}]
 
 # %% ../../../nbs/questions/load/20_parallel.ipynb #8f2496cc
 PARALLEL = Question(
