@@ -47,7 +47,7 @@ def _stages(source: Source, config: Config, cache: Path) -> list[Stage]:
     stages = list[Stage]()
     if source.kind != "articles":
         stages += [*pairs_stages(source, config, cache), *student_stages(config, cache), *logprob_stages(source, config, cache)]
-    for question in QUESTIONS: stages += question.stages(source, config, cache)
+    for question in QUESTIONS: stages += question.planned(source, config, cache)
     return list({s.name: s for s in stages}.values())  # two questions may need the same stage
 
 
