@@ -90,9 +90,12 @@ def disk_errors(
     except Exception as e:
         code, told = getattr(e, "errno", None), getattr(e, "sqlite_errorname", "")  # of SQLite, which raises an error of its own
         full = code in (errno.ENOSPC, errno.EDQUOT) or told == "SQLITE_FULL"
-        if not full and code not in (errno.EACCES, errno.EPERM, errno.EROFS) and not told.startswith("SQLITE_READONLY"): raise
+        in_the_way = code in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+        closed = code in (errno.EACCES, errno.EPERM, errno.EROFS) or told.startswith("SQLITE_READONLY")
+        if not full and not closed and not in_the_way: raise
         fix = "free some disk space and run again; nothing that was finished is lost" if full else "choose a folder you may write to"
-        raise StoreError(f"cannot write {path}: {getattr(e, 'strerror', e)}", fix=fix) from e
+        if in_the_way: fix = "move away what stands there: a file where a folder should be, or a folder where a file should be"
+        raise StoreError(f"cannot write {getattr(e, 'filename', None) or path}: {getattr(e, 'strerror', e)}", fix=fix) from e
 
 
 def sync_dir(path: Path) -> None:
@@ -136,7 +139,7 @@ def read_memory(
 ) -> dict[str, Any]:  # Empty where the file is missing or torn: what it remembered is found out again
     "Read a cache of digests, if there is one."
     try: known = json.loads(path.read_text("utf-8")) if path else {}
-    except (OSError, ValueError): return {}
+    except (OSError, ValueError, RecursionError): return {}
     return known if isinstance(known, dict) else {}
 
 # %% ../../nbs/core/25_files.ipynb #a1c30f55
