@@ -47,11 +47,11 @@ def runs_compare(one: Run, other: Run, config: File = None) -> None:
       distillery runs compare 1a2b3c trial-2
     """
     from distillery.pages.terminal import facts_table
-    from distillery.questions.results import Results
+    from distillery.questions.results import open_results
     from distillery.workbook.compare_runs import changed_settings, compare_table, compare_warnings
 
     out, cfg = console(), settings(config, None, None)
-    a, b = (Results(open_run(Path(cfg.workbook.runs_dir), name).path) for name in (one, other))
+    a, b = (open_results(open_run(Path(cfg.workbook.runs_dir), name).path) for name in (one, other))
     changed = changed_settings(a.json("config.json", {}), b.json("config.json", {}))
     out.print(facts_table({k: f"{x!r} -> {y!r}" for k, (x, y) in changed.items()}) if changed else Text("no setting differs"))
     for warning in compare_warnings(a, b): out.print(Text(warning, style="yellow"))

@@ -99,7 +99,8 @@ class Artifacts(ArtifactReader):
     def _clear_dead(self) -> None:
         for old in self.work.glob("*@*@*@*"):
             _, host, pid, _ = old.name.rsplit("@", 3)
-            if host == platform.node() and pid.isdecimal() and len(pid) < 10 and not psutil.pid_exists(int(pid)): shutil.rmtree(old, ignore_errors=True)
+            ours = host == platform.node() and pid.isdecimal() and len(pid) < 10
+            if ours and not psutil.pid_exists(int(pid)): shutil.rmtree(old, ignore_errors=True)
 
     def _work_name(self, what: str) -> Path:
         return self.work / f"{what}@{platform.node()}@{os.getpid()}@{uuid.uuid4().hex[:8]}"

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class Plan:
         check: Callable[[], object] = lambda: None,  # Called once before the first stage that is not there yet; may refuse
     ) -> dict[str, Done]:  # By stage name
         "Run what is not there yet; what turns out to be damaged is made again, once."
-        made, mended = dict[str, Done](), set[Path]()
+        made, mended, check = dict[str, Done](), set[Path](), lru_cache(1)(check)
         while True:
             try: return {name: made.get(name, done) for name, done in self._walk(watch, check, made).items()}
             except Damaged as e:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUT', 'SCHEMA', 'ADDED', 'SERVERS', 'COLUMNS', 'FIND', 'KEEP', 'FIXES', 'row_sum', 'explained', 'migrate',
-           'CallsOnDisk', 'SharedCommits', 'sound_rows', 'CallFile', 'AskingClock', 'read_calls']
+           'CallsOnDisk', 'SharedCommits', 'sound_rows', 'CallFile', 'AskingClock', 'read_calls', 'request_digest']
 
 # %% ../../nbs/teachers/18_call_file.ipynb #b8b686db
 import hashlib
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import asyncio
 else: asyncio = later("asyncio")
 
+_all_ = ["request_digest"]
+
 # %% ../../nbs/teachers/18_call_file.ipynb #631796f3
 LAYOUT = 2  # pragma user_version of the file
 SCHEMA = """create table if not exists calls (
@@ -44,10 +46,9 @@ ADDED = {"reasoning": "text not null default ''", "run": "text not null default 
 SERVERS = "create table if not exists servers (name text primary key, parameters text not null)"
 COLUMNS = ("digest, max_tokens, teacher, request, response, error, finish_reason, prompt_tokens, completion_tokens, latency_ms, logprobs, "
            "reasoning, run, stage, tokens, cost, asked_at")  # what a row's own digest is made of
-FIND = f"""select {COLUMNS}, sum from calls where digest = ? and
-error is null and (max_tokens = ? or (finish_reason = 'stop' and max_tokens < ?)) order by id"""
-KEEP = f"""insert into calls ({COLUMNS}, sum, attempt)
-select {", ".join("?" * 18)}, 1 + count(*) from calls where digest = ?"""
+FIND = " ".join(("select", COLUMNS, ", sum from calls where digest = ? and error is null and",
+                 "(max_tokens = ? or (finish_reason = 'stop' and max_tokens < ?)) order by id"))
+KEEP = " ".join(("insert into calls (", COLUMNS, ", sum, attempt) select", "?, " * 18, "1 + count(*) from calls where digest = ?"))
 
 
 def row_sum(*values: Any) -> str:
@@ -207,7 +208,8 @@ class CallFile(SharedCommits):
 
     def lookup(self, digest: str, request: ChatRequest) -> ChatResult | None:
         "Look up a usable answer by digest, under the key of `request`."
-        with explained(self.path): row = next(sound_rows(self, self.db.execute(FIND, (digest, request.max_tokens, request.max_tokens))), None)
+        wanted = (digest, request.max_tokens, request.max_tokens)
+        with explained(self.path): row = next(sound_rows(self, self.db.execute(FIND, wanted)), None)
         if row is None: return None
         text, _, finish, prompt, completion, latency, logprobs, thought = row[4:12]
         return ChatResult(request.key, text, finish, prompt, completion, latency, _load_logprobs(logprobs), reasoning=thought)

@@ -9,7 +9,6 @@ __all__ = ['TABLE', 'open_claims', 'Claims']
 import re
 import sqlite3
 import uuid
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
