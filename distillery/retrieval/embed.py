@@ -143,14 +143,15 @@ def compute_vectors(
 
 
 # %% ../../nbs/retrieval/10_embed.ipynb #bbc0370b
-def _sealed(vector: np.ndarray) -> bytes:
-    "The bytes of a vector and, last, a digest of them."
-    return (raw := vector.astype(np.float32).tobytes()) + bytes.fromhex(digest_bytes(raw))[:8]
+def _sealed(key: str, vector: np.ndarray) -> bytes:
+    "The bytes of a vector and, last, a digest of key and vector."
+    raw = vector.astype(np.float32).tobytes()
+    return raw + bytes.fromhex(digest_bytes(key.encode() + raw))[:8]
 
 
-def _sound(blob: Any) -> np.ndarray | None:
+def _sound(key: str, blob: Any) -> np.ndarray | None:
     "The vector, if its digest fits and all of it is numbers."
-    if not isinstance(blob, bytes) or bytes.fromhex(digest_bytes(blob[:-8]))[:8] != blob[-8:]: return None
+    if not isinstance(blob, bytes) or bytes.fromhex(digest_bytes(key.encode() + blob[:-8]))[:8] != blob[-8:]: return None
     vector = np.frombuffer(blob[:-8], np.float32)
     return vector if np.isfinite(vector).all() else None
 
@@ -181,18 +182,24 @@ class VectorStore:
         "The vectors that are known, each float32 [d]."
         try:
             with closing(self._open()) as db:
-                rows = (row for key in keys for row in db.execute("select key, vector from sealed where key = ?", (key,)))
-                return {key: vector for key, blob in rows if (vector := _sound(blob)) is not None}
+                rows = ((key, row[0]) for key in keys for row in db.execute("select vector from sealed where key = ?", (key,)))
+                return {key: vector for key, blob in rows if (vector := _sound(key, blob)) is not None}
         except sqlite3.OperationalError: raise
         except sqlite3.DatabaseError:
             self._begin_anew()
             return {}
 
+    def damaged(self) -> list[str]:
+        "Keys of rows that are not what was kept."
+        with closing(self._open()) as db:
+            db.text_factory = lambda stored: stored.decode("utf-8", "replace")
+            return [key for key, blob in db.execute("select key, vector from sealed") if _sound(key, blob) is None]
+
     def put(self, vectors: dict[str, np.ndarray]) -> None:
         "Keep vectors, all of them or none."
         with disk_errors(self.path), closing(self._open()) as db:
             db.execute("begin")
-            db.executemany("insert or replace into sealed values (?, ?)", [(key, _sealed(vector)) for key, vector in vectors.items()])
+            db.executemany("insert or replace into sealed values (?, ?)", [(k, _sealed(k, v)) for k, v in vectors.items()])
             db.execute("commit")
 
 # %% ../../nbs/retrieval/10_embed.ipynb #4f448244

@@ -210,7 +210,7 @@ class CallFile(SharedCommits):
         "Look up a usable answer by digest, under the key of `request`."
         wanted = (digest, request.max_tokens, request.max_tokens)
         with explained(self.path): row = next(sound_rows(self, self.db.execute(FIND, wanted)), None)
-        if row is None: return None
+        if row is None or row[0] != digest: return None  # a damaged index may lead to another row
         text, _, finish, prompt, completion, latency, logprobs, thought = row[4:12]
         return ChatResult(request.key, text, finish, prompt, completion, latency, _load_logprobs(logprobs), reasoning=thought)
 
