@@ -60,7 +60,7 @@ def runs_compare(one: Run, other: Run, config: File = None) -> None:
 # %% ../../nbs/commands/27_runs.ipynb #f96c097c
 @runs_app.command("gc")
 def runs_gc(
-    keep: Annotated[int | None, typer.Option("--keep", min=1, help="Also drop runs: all but the newest so many and those with a name.")] = None,
+    keep: Annotated[int | None, typer.Option("--keep", min=1, help="Drop runs too: all but the newest and those with a name.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it; without this it is only shown.")] = False,
     config: File = None,
 ) -> None:
