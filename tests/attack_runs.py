@@ -1,4 +1,4 @@
-"""A plan of three stages that take milliseconds, a teacher that counts what it is asked, and a run folder: what `test_attack_store` attacks.
+"""A plan of three stages of milliseconds, a teacher that counts what it is asked, and a run folder: what `test_attack_store` attacks.
 As a program (`warm.start`) it is one run: `work(cache, log, n, pause, offset)`."""
 import os
 import time

@@ -26,6 +26,7 @@ def pytest_terminal_summary(terminalreporter, config):
             for name, row in report.user_properties:
                 if name == "attack": rows[row][word] += 1
     terminalreporter.section("attacks")
-    for row, said in sorted(rows.items()): terminalreporter.line(f"row {row:>2}: " + ", ".join(f"{n} {word}" for word, n in said.items() if n))
+    for row, said in sorted(rows.items()):
+        terminalreporter.line(f"row {row:>2}: " + ", ".join(f"{n} {word}" for word, n in said.items() if n))
     total = {word: sum(r[word] for r in rows.values()) for word in ("survived", "lost", "not tried")}
     terminalreporter.line(f"{total['survived']} survived, {total['lost']} lost, {total['not tried']} not tried")

@@ -84,8 +84,8 @@ class OwnedLock:
         return True
 
     def tell(self, doing: str = "", done: int | None = None, total: int | None = None) -> None:
-        "Say how far the owner is, at most once a second; who waits reads it."
-        if time.monotonic() - self.told < 1: return
+        "Say how far the owner is, at most twice a second; who waits reads it."
+        if time.monotonic() - self.told < 0.5: return
         self.told = time.monotonic()
         fresh = self.beside.with_suffix(".tmp")
         with suppress(OSError):  # it is only said
