@@ -420,7 +420,7 @@ def test_two_hundred_flips_over_the_store_serve_nothing_damaged(finished, tmp_pa
 
 # Row 10: torn small files
 
-TORN = ["", "{", "[]", "null", "7", '"text"', "[" * 200_000, "\xff\xfe", '{"files": [], "stages": 3, "ended": "noon", "name": {}}', "folder"]
+TORN = ["", "{", "[]", "null", '"text"', "[" * 200_000, "\xff\xfe", '{"files": [], "stages": 3, "ended": "noon", "name": {}}', "folder"]
 
 
 def tear(path: Path, how: str) -> None:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IN_THIS_PROCESS', 'M', 'NOTHING', 'StoreError', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file',
            'files_below', 'file_entries', 'digest_tree', 'disk_errors', 'sync_dir', 'replacing', 'atomic_write',
-           'read_memory', 'FileDigests', 'known_digest', 'read_text', 'stream_jsonl', 'read_jsonl', 'json_line',
-           'write_jsonl', 'write_json', 'cell_text']
+           'link_file', 'read_memory', 'FileDigests', 'known_digest', 'read_text', 'stream_jsonl', 'read_jsonl',
+           'json_line', 'write_jsonl', 'write_json', 'cell_text']
 
 # %% ../../nbs/core/25_files.ipynb #50c6025d
 import errno
@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -132,6 +133,18 @@ def atomic_write(
     "Write a file atomically: whole, or not at all."
     with replacing(path) as f: f.write(data.encode("utf-8") if isinstance(data, str) else data)
     return Path(path)
+
+# %% ../../nbs/core/25_files.ipynb #80922502
+def link_file(source: Path, target: Path) -> None:
+    "Hard-link a file, or copy it where the file system has no hard links."
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            try: os.link(source, temporary)
+            except OSError: shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        finally: temporary.unlink(missing_ok=True)
 
 # %% ../../nbs/core/25_files.ipynb #a1c30f53
 def read_memory(

@@ -87,7 +87,7 @@ def waiting(
         told[:] = [said]
     return waits
 
-
+# %% ../../nbs/engine/15_shelf.ipynb #07e854f9
 class Shelf:
     "What stages have made, in one folder."
 
@@ -115,27 +115,23 @@ class Shelf:
         path = self.artifacts.get(stage, digest)
         if path is None: return None
         content = digest_json({k: v["digest"] for k, v in self.artifacts.listing(stage, digest).items()})
-        return Done(stage, path, content, True, read_seconds(self._times(stage, digest)) or 0.0)
+        return Done(stage, path, content, True, read_seconds(self._file("times", stage, digest)) or 0.0)
 
-    def _times(self, stage: str, digest: str) -> Path:
-        return self.cache / "times" / stage / f"{digest}.json"
+    def _file(self, kind: str, stage: str, digest: str) -> Path: return self.cache / kind / stage / f"{digest}.json"
 
     def took(self, stage: str, digest: str, seconds: float) -> None:
         "Write down how long a stage took; beside the output, whose digest must not know."
-        atomic_write(self._times(stage, digest), json.dumps(round(seconds, 3)))
+        atomic_write(self._file("times", stage, digest), json.dumps(round(seconds, 3)))
 
     def remember(self, stage: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
         "Keep the key parts of the last time, of a stage and of everything it rests on."
         keys = {name: digest_json(p) for name, p in parts.items()}
         for name, digest in keys.items():
-            if not (place := self._key(name, digest)).is_file(): atomic_write(place, json.dumps(parts[name], sort_keys=True))
+            if not (place := self._file("keys", name, digest)).is_file(): atomic_write(place, json.dumps(parts[name], sort_keys=True))
         last = self.cache / "last" / f"{stage}.json"
         if read_memory(last) != keys: atomic_write(last, json.dumps(keys, sort_keys=True))
-
-    def _key(self, stage: str, digest: str) -> Path:
-        return self.cache / "keys" / stage / f"{digest}.json"
 
     def last(self, stage: str) -> dict[str, dict[str, Any]]:
         "Key parts of the last time, by stage; empty where there was none that we can read."
         keys = read_memory(self.cache / "last" / f"{stage}.json")
-        return {name: p for name, digest in keys.items() if isinstance(digest, str) and (p := read_memory(self._key(name, digest)))}
+        return {name: p for name, key in keys.items() if isinstance(key, str) and (p := read_memory(self._file("keys", name, key)))}

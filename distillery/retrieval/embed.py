@@ -155,7 +155,7 @@ def _sound(key: str, blob: Any) -> np.ndarray | None:
     vector = np.frombuffer(blob[:-8], np.float32)
     return vector if np.isfinite(vector).all() else None
 
-
+# %% ../../nbs/retrieval/10_embed.ipynb #880655eb
 class VectorStore:
     "Cache of float32 vectors by key, in one SQLite file: a damaged row is unknown, a damaged file is begun anew."
 

@@ -137,7 +137,7 @@ def pages_key(
     settings = result_keys(plan.config, ("decisions",)) | {name: flatten(plan.config)[name] for name in SOURCES}
     return digest_json([{n: d.digest for n, d in done.items()}, settings, code, [digest_file(template(q.name)) for q in QUESTIONS]])
 
-
+# %% ../../nbs/workbook/66_experiment.ipynb #51aeeba2
 def _run_watched(request: Request, watch: Callable[[Event], None], place: Path, lock: RunLock) -> tuple[dict[str, Done], bool]:
     "Run the plan with live figures; true where there are any."
     monitor, series, show = request.config.monitor, Series(place), getattr(watch, "show", None)
@@ -156,7 +156,7 @@ def _run_watched(request: Request, watch: Callable[[Event], None], place: Path, 
         done = dict(request.plan.run(hear, check))
     return done, series.written > 0
 
-
+# %% ../../nbs/workbook/66_experiment.ipynb #6028574c
 def is_whole(
     run: RunFolder,  # Of a run that was finished before, or is not yet
     key: str,  # From `pages_key`
@@ -181,7 +181,7 @@ def _write(request: Request, run: RunFolder, done: dict[str, Done], key: str, wa
     watch(Event("report", "done", seconds=written.seconds))
     return written
 
-
+# %% ../../nbs/workbook/66_experiment.ipynb #5ce84358
 def _fill(request: Request, run: RunFolder, done: dict[str, Done]) -> None:
     from distillery.workbook.assemble import count_records, link_outputs, provenance, write_decisions, write_pages
     from distillery.workbook.costs import ledger

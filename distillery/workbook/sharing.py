@@ -40,7 +40,8 @@ class RunLock:
         watch: Watch,  # Hears of the run
     ) -> None:
         self.cache, self.run, self.watch = cache, run, watch
-        self.stack, self.lock = ExitStack(), None
+        self.stack = ExitStack()
+        self.lock: OwnedLock | None = None
 
     def take(self) -> None:
         "Take it, after whoever has it; once is enough."

@@ -17,6 +17,9 @@ from pathlib import Path
 from ..core.errors import DistilleryError
 from ..core.files import StoreError, digest_json, files_below, read_memory
 from ..core.store import ArtifactReader, Artifacts, RunFolder, list_runs
+from ..retrieval.embed import VectorStore
+from ..teachers.calls import damaged_calls
+from ..teachers.journal import Journal
 from ..wire.intact import changed_files, read_kept
 from ..wire.locks import all_living
 
@@ -55,10 +58,6 @@ def damaged_rows(
     cache: Path,  # `workbook.cache_dir`
 ) -> Iterator[Damage]:
     "Compare every answer and every vector with its digest."
-    from distillery.retrieval.embed import VectorStore
-    from distillery.teachers.calls import damaged_calls
-    from distillery.teachers.journal import Journal
-
     if (cache / "calls.sqlite").is_file():
         try:
             wrong = damaged_calls(Journal(cache / "calls.sqlite"))
