@@ -305,6 +305,18 @@ def test_damaged_weights_answer_nobody(store, keep_time):
 
 
 @pytest.mark.attack(row=9)
+@pytest.mark.parametrize("name", ["tiny", "mini"])
+def test_damaged_weights_of_the_package_teach_nobody(tmp_path, monkeypatch, name):
+    from distillery.teachers import open as opening
+
+    shutil.copytree(opening.builtin_dir(name), tmp_path / "weights" / name)
+    flip(tmp_path / "weights" / name / "model.safetensors", 200_000)
+    monkeypatch.setattr(opening, "builtin_dir", lambda name: tmp_path / "weights" / name)
+    for named in (lambda: opening.teacher_digest(f"builtin:{name}", tmp_path), lambda: opening.base_digest(f"builtin:{name}")):
+        with pytest.raises(DistilleryError, match=f"weights of builtin:{name} are not those"): named()
+
+
+@pytest.mark.attack(row=9)
 def test_no_page_is_made_of_damaged_rows(store):
     flip(store / "runs/4f2a4f2a4f/sums.txt", 0)
     with pytest.raises(StoreError, match=r"sums.txt of 4f2a4f2a4f"): open_results(store / "runs/4f2a4f2a4f")

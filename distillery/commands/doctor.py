@@ -27,11 +27,13 @@ def doctor_checks(
     config: Config,  # All settings
 ) -> Iterator[Check]:
     "Packages, built-in weights, and everything that a run with these settings needs."
-    from distillery.teachers.open import builtin_dir
+    from distillery.teachers.open import builtin_digest, builtin_dir
     from distillery.workbook.experiment import prepare
 
     yield from check_packages()
-    try: yield from check_weights([builtin_dir("tiny"), builtin_dir("mini")])
+    try:
+        yield from check_weights([builtin_dir("tiny"), builtin_dir("mini")])
+        for name in ("tiny", "mini"): builtin_digest(name)
     except DistilleryError as e: yield Check("weights", False, e.message, e.fix or "")
     try:
         job = prepare(None, None, config)
