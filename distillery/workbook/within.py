@@ -9,6 +9,7 @@ __all__ = ['SPREAD', 'POWER', 'detectable', 'Design', 'shrink', 'fit_questions',
 # %% ../../nbs/workbook/69_within.ipynb #d0e70c6b
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import NormalDist
@@ -16,10 +17,11 @@ from typing import Any
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
-from ..core.files import atomic_write
+from ..core.files import atomic_write, read_memory
 from .estimate import Request, check_asks, forecast, plan_of, sample_slots, take_sample
 from ..questions.all import QUESTIONS
 from ..questions.question import Question
+from ..engine.shelf import read_seconds
 from ..engine.source import Source
 
 # %% ../../nbs/workbook/69_within.ipynb #44f6e8a2
@@ -99,7 +101,7 @@ def time_of_the_rest(
     for stage in request.plan.stages:
         if stage.name in asking: continue
         times = sorted((request.plan.shelf.cache / "times" / stage.name).glob("*.json"), key=lambda p: p.stat().st_mtime)
-        if times: seconds += float(json.loads(times[-1].read_text("utf-8")))
+        if times: seconds += read_seconds(times[-1]) or 0.0
         else: unknown.append(stage.name)
     return seconds, unknown
 
@@ -165,7 +167,8 @@ def design_for(
 ) -> Design:
     "The design chosen before for the same run and time, or a new one."
     path = request.plan.shelf.cache / "within" / f"{request.run_id}-{minutes:g}.json"
-    if path.is_file(): return Design(**json.loads(path.read_text("utf-8")))
+    with suppress(TypeError):  # torn, or of another version: it is made again
+        if known := read_memory(path): return Design(**known)
     design = fit_design(request, minutes)
     atomic_write(path, json.dumps(asdict(design), indent=1, sort_keys=True) + "\n")
     return design

@@ -17,6 +17,7 @@ from ...engine.source import Source
 from ...pairs.prompts import asked_kinds, prompts_digest
 from ...pairs.slots import chance, plan_slots
 from ...pairs.stages import ASKING
+from ...teachers.budget import open_journal
 from ...teachers.open import Opener, teacher_digest, teacher_opener
 
 # %% ../../../nbs/questions/grouping/10_stages.ipynb #e9cdfa28
@@ -25,7 +26,6 @@ READS = (*ASKING, "decisions.seed", "decisions.prompt_slots", "decisions.questio
 
 def _ask_levels(job: Job, cache: Path, opener: Opener) -> None:
     from distillery.pairs.account import grouping_rows
-    from distillery.teachers.budget import open_journal
 
     chunks, d = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk), job.config.decisions
     whole = sorted(chunks, key=lambda c: chance(d.seed, "grouping", c.chunk_id))

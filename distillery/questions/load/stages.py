@@ -19,6 +19,7 @@ from ...core.config import Config, declared
 from ...core.files import atomic_write, read_jsonl, write_jsonl
 from ...core.records import Chunk
 from ...pairs.stages import ASKING
+from ...teachers.budget import open_journal
 from ...teachers.open import Opener, teacher_digest, teacher_opener, teacher_weights
 from ...core.store import content_digest
 from ...pairs.prompts import asked_kinds, prompts_digest
@@ -104,7 +105,6 @@ ASKS = (*ASKING, "decisions.seed", "decisions.teacher_slots")
 
 
 def _try_all(job: Job, ways: Sequence[Way], opener: Opener, source: Source, cache: Path) -> None:
-    from distillery.teachers.budget import open_journal
 
     budget: Any = open_journal(cache, job.config, job.scratch).budget
     path, slots_path = job.needs["documents"] / "chunks.jsonl", job.scratch / "slots.jsonl"

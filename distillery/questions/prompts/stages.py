@@ -30,6 +30,7 @@ from ...pairs.prompts import Pack, asked_kinds, load_pack, prompts_digest
 from ...pairs.stages import ASKING
 from ..slots import AskedSlot, prompt_slots
 from ...retrieval.embed import Embedder, embedder_dir
+from ...teachers.budget import open_journal
 from ...teachers.open import Opener, teacher_digest, teacher_opener
 from ...teachers.protocol import ChatRequest, ChatResult, Task
 
@@ -162,7 +163,6 @@ READS = (*ASKING, "judge", "decisions.seed", "decisions.prompt_slots")
 
 
 def _level(job: Job, spec: str, reworded: bool, source: Source, cache: Path, opener: Opener) -> None:
-    from distillery.teachers.budget import open_journal
 
     chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
     slots = prompt_slots(chunks, read_gold(source.gold) if source.gold else None, job.config, job.config.decisions.prompt_slots)

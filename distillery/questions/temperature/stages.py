@@ -35,6 +35,8 @@ from ...pairs.select import near_duplicates
 from ..slots import AskedSlot, asked_slots
 from .design import Design, design_of, level_name, why_not_asked
 from ...retrieval.embed import Embedder, embedder_dir
+from ...teachers.budget import open_journal
+from ...teachers.journal import Journal
 from ...teachers.open import Opener, teacher_digest, teacher_opener
 from ...teachers.open import base_digest
 from ...teachers.protocol import ChatRequest, ChatResult, Task, Teacher, user_request
@@ -60,8 +62,6 @@ class Told:
 
 class _Desk:
     def __init__(self, job: Job, cache: Path, teacher: Teacher) -> None:
-        from distillery.teachers.budget import open_journal
-        from distillery.teachers.journal import Journal
 
         self.job, self.config, self.teacher = job, job.config, teacher
         self.journal, self.own = open_journal(cache, job.config, job.scratch), Journal(cache / "calls.sqlite")
