@@ -159,9 +159,9 @@ TEMPLATES = [
 @attack(5)
 @pytest.mark.parametrize("source", weekly(TEMPLATES, 3))
 def test_a_chat_template_ends(source):
-    from distillery.wire.template import ChatTemplate
+    from distillery.wire.template import BoundedTemplate
     turns = [{"role": "user", "content": "word " * 50}] * 200
-    with pytest.raises(DistilleryError): ChatTemplate(source).render(messages=turns, add_generation_prompt=True)
+    with pytest.raises(DistilleryError): BoundedTemplate(source).render(messages=turns, add_generation_prompt=True)
 
 
 # 6: files of the working folder run as modules
@@ -474,7 +474,7 @@ class Engine:
 @contextmanager
 def served(**changed):
     from distillery.shipping.serve import Service, run_server
-    cfg = load_config(overrides={"server.port": 0, "server.read_timeout": 0.6} | {k.replace("__", "."): v for k, v in changed.items()})
+    cfg = load_config(overrides={"serve.port": 0, "serve.read_timeout": 0.6} | {k.replace("__", "."): v for k, v in changed.items()})
     service, up, box = Service("student-q4", Engine(), cfg), threading.Event(), {}
 
     def run():
@@ -622,7 +622,7 @@ def test_clients_that_vanish_leave_no_word(student, caplog):
 def test_beyond_this_machine_a_token_is_demanded(head, monkeypatch):
     from distillery.shipping.door import Door
     monkeypatch.delenv("DISTILLERY_TOKEN", raising=False)
-    with pytest.raises(DistilleryError, match="no token"): Door(load_config(overrides={"server.host": "0.0.0.0"}))
+    with pytest.raises(DistilleryError, match="no token"): Door(load_config(overrides={"serve.host": "0.0.0.0"}))
     monkeypatch.setenv("DISTILLERY_TOKEN", "tok-en")
     with served(server__host="0.0.0.0") as (port, _):
         assert status(talk(port, http(hello(), head=head))) == 401

@@ -15,16 +15,17 @@ from rich.text import Text
 from ..core.config import Config, flatten, load_config
 from .evaluate import finished_run
 from .options import File, Set, console, overrides, settings
+from ..evaluation.ladder import drift_of
 from ..questions.results import Results, variant_folder
 from ..pages.terminal import facts_table
 
 # %% ../../nbs/commands/70_serve.ipynb #3258d03c
 def serve(
-    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
+    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it; extractive is its reader.")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
     host: Annotated[str | None, typer.Option(
-        "--host", help="Where to listen; beyond 127.0.0.1 others get in, with the token of server.token_env.")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="server.port by default; 0 takes a free one.")] = None,
+        "--host", help="Where to listen; beyond 127.0.0.1 others get in, with the token of serve.token_env.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="serve.port by default; 0 takes a free one.")] = None,
     config: File = None, sets: Set = None,
 ) -> None:
     """Serve a student over OpenAI's chat protocol until Ctrl-C; what is being answered then is finished.
@@ -36,21 +37,24 @@ def serve(
     """
     import os
 
+    from distillery.exporting.reader import reader_of, readers_of
     from distillery.shipping.engine import Engine
     from distillery.shipping.serve import Service, run_server, warm_up
     from distillery.teachers.onnx import OnnxTeacher
 
-    named = {"server.host": host, "server.port": port}
+    named = {"serve.host": host, "serve.port": port}
     cfg = load_config(overrides={**flatten(settings(config, None, sets)), **{k: v for k, v in named.items() if v is not None}})
-    out, name, workers = console(), f"student-{variant}", cfg.server.workers
-    folder = variant_folder(finished_run(cfg.workbook.runs_dir, run).path, variant, "genai_config.json")
-    student = OnnxTeacher(folder, max(1, (os.cpu_count() or 1) // workers))
-    engine = Engine(student, workers, cfg.server.queue)
-    service = Service(name, engine, cfg)
+    out, name, workers, results = console(), f"student-{variant}", cfg.serve.workers, finished_run(cfg.workbook.runs_dir, run)
+    threads, place = max(1, (os.cpu_count() or 1) // workers), results.path
+    student = reader_of(place, variant, threads) or OnnxTeacher(
+        variant_folder(place, variant, "genai_config.json", readers_of(place)), threads)
+    engine = Engine(student, workers, cfg.serve.queue)
+    service, drift = Service(name, engine, cfg), drift_of(place, variant)
     warm_up(engine, cfg)
     def ready(url: str) -> None:
         out.print(Text(f"{name} at {url}\nAs a teacher: --teacher {url}#{name}\nCtrl-C finishes what is being answered and leaves."))
-        if service.door.token: out.print(Text(f"Clients send the text in {cfg.server.token_env} as their API key.", style="yellow"))
+        if service.door.token: out.print(Text(f"Clients send the text in {cfg.serve.token_env} as their API key.", style="yellow"))
+        if drift: out.print(Text(f"Not recommended: {drift}", style="yellow"))
     asyncio.run(run_server(service, cfg, ready))
     out.print(facts_table(service.report()))
 
@@ -63,12 +67,13 @@ def publish_settings(
     now: dict[str, Any],  # Dotted name to value, of today
 ) -> Config:  # The run's settings, with today's names and licences
     "A run is described by its own settings; where it goes is said today."
-    return load_config(overrides={**results.json("config.json", {}), **{k: v for k, v in now.items() if k.startswith(PUBLISHED)}})
+    return load_config(overrides={**results.settings(), **{k: v for k, v in now.items() if k.startswith(PUBLISHED)}})
 
 
 def publish(
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files, sizes and cards; send nothing.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also variants that miss their fidelity limits; the card says so.")] = False,
     config: File = None, sets: Set = None,
 ) -> None:
     """Publish dataset, adapter, merged model and ONNX files of a run on the hub, private unless model.private is false.
@@ -82,7 +87,9 @@ def publish(
     today = settings(config, None, sets)
     results = finished_run(today.workbook.runs_dir, run)
     cfg, out = publish_settings(results, flatten(today) | overrides(sets)), console()
-    for part in send(parts_of(results.path, cfg), results.path, cfg, dry_run):
+    worse = {} if anyway else {v: drift for v in results.variants() if (drift := drift_of(results.path, v))}
+    for v, drift in worse.items(): out.print(Text(f"{v} stays here: {drift} With --anyway it goes too.", style="yellow"))
+    for part in send(parts_of(results.path, cfg, worse), results.path, cfg, dry_run):
         went, seen = "would go" if dry_run else "went", "private" if part["private"] else "PUBLIC"
         out.print(Text(f"{part['kind']} {went} to {part['repo']}, {seen}", style="bold"))
         out.print(facts_table({name: f"{size:,} bytes" for name, size in part["files"].items()}))

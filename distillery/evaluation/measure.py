@@ -35,14 +35,18 @@ def memory_mb() -> tuple[float, float]:
     if status.exists():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmRSS"].split()[0]) / 1024, int(lines["VmHWM"].split()[0]) / 1024
-    import resource  # not on Windows
+    try: import resource
+    except ImportError:  # Windows
+        import psutil
+        held = psutil.Process().memory_info()
+        return held.rss / 2**20, held.peak_wset / 2**20
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     return peak, peak
 
 # %% ../../nbs/evaluation/45_measure.ipynb #a87565a2
-KNOBS = ("evaluation.seed", "evaluation.max_new_tokens", "evaluation.refusal_markers", "generation_limits.max_answer_sentences",
-         "generation_limits.max_answer_words")
+KNOBS = ("evaluation.seed", "evaluation.device", "evaluation.max_new_tokens", "evaluation.refusal_markers",
+         "generation_limits.max_answer_sentences", "generation_limits.max_answer_words")
 
 
 def answer_request(
@@ -51,7 +55,7 @@ def answer_request(
     "Evaluate the variant of a request in this process; writes `rows.jsonl` and then `cost.json`."
     request = json.loads(Path(folder, "request.json").read_text())
     examples, cfg = read_jsonl(Path(folder, "examples.jsonl"), EvalCase), from_values(request["knobs"])
-    teacher, before, began = OnnxTeacher(request["onnx"]), memory_mb()[0], time.perf_counter()
+    teacher, before, began = OnnxTeacher(request["onnx"], device=cfg.evaluation.device), memory_mb()[0], time.perf_counter()
     _ = teacher.decoder
     load_s = time.perf_counter() - began
     answered = itertools.count(1)
@@ -64,7 +68,7 @@ def answer_request(
     write_jsonl(Path(folder, "rows.jsonl"), rows)
     peak = memory_mb()[1]
     cost = {"bytes": variant_bytes(Path(request["onnx"])), "peak_rss_mb": round(peak, 1), "model_rss_mb": round(peak - before, 1),
-            "load_s": round(load_s, 3), "threads": teacher.threads or os.cpu_count()}
+            "load_s": round(load_s, 3), "threads": teacher.threads or os.cpu_count(), "device": teacher.decoder.place}
     atomic_write(Path(folder, "cost.json"), json.dumps({"digest": request["digest"], **cost}, indent=2) + "\n")
 
 # %% ../../nbs/evaluation/45_measure.ipynb #92f0d654
@@ -80,7 +84,7 @@ def measure_variant(
     out: Path,  # Gets rows and costs
     cfg: Config,  # Read: `KNOBS`
     progress: Callable[[int, int], object] | None = None,  # Called with answers so far and their number
-) -> tuple[list[EvalRow], dict[str, Any]]:  # Rows, and {bytes, peak_rss_mb, model_rss_mb, load_s, threads}
+) -> tuple[list[EvalRow], dict[str, Any]]:  # Rows, and {bytes, peak_rss_mb, model_rss_mb, load_s, threads, device}
     "Measure one variant in a child process: rows, peak memory, load time, size; a finished measurement is reused."
     knobs = {name: getattr(getattr(cfg, name.split(".")[0]), name.split(".")[1]) for name in KNOBS}
     asked = [e.model_dump() for e in examples]

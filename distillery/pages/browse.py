@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from ..core.config import Config, load_config
 from ..core.errors import DistilleryError
 from ..core.extras import need
-from ..core.files import read_jsonl
+from ..core.files import read_jsonl, read_memory
 from ..core.numbers import count, exact, number
 from ..core.records import Chunk, Document, Evidence, Pair
 from ..core.render import render
@@ -42,7 +42,7 @@ def find_runs(
     found = {}
     for path, name in paths:
         if not (path / "provenance.json").is_file(): continue
-        facts = open_results(path).json("provenance.json")
+        facts = read_memory(path / "provenance.json")
         found[", ".join(filter(None, [str(facts.get("run")), name, str(facts.get("source")), str(facts.get("teacher"))]))] = path
     if not found: raise DistilleryError(f"no finished run in {Path(runs_dir).name}", "make one: distillery run")
     return found
@@ -74,7 +74,7 @@ def read_run_pairs(
     return RunPairs(
         _read(at / "selected.jsonl", Pair), {c.chunk_id: c for c in _read(at / "chunks.jsonl", Chunk)},
         {d.doc_id: d.title for d in _read(at / "documents.jsonl", Document)}, [Dropped(**json.loads(line)) for line in lines if line],
-        load_config(overrides=results.json("config.json", {})))
+        load_config(overrides=results.settings()))
 
 # %% ../../nbs/pages/60_browse.ipynb #30f093c9
 def _passage(before: str, evidence: str = "", after: str = "") -> Html:

@@ -17,6 +17,7 @@ from ..core.errors import DistilleryError
 from ..core.files import digest_json
 from ..core.records import Chunk, Evidence, Slot
 from . import limits
+from .counts import LongPrompts
 from .groups import Items, group_fields, group_tasks, match_items
 from .prompts import Pack, closing, load_pack, prompt_language
 from ..teachers.counters import run_counters
@@ -111,6 +112,7 @@ class TeacherClient:
         self.together = together
         self.counts = Counter[str]()
         self.sent = 0  # requests, known answers included
+        self.long = LongPrompts(config)
         self.prompts = dict[str, str]()  # of the last tasks: kind of prompt
         self.seeds = dict[str, int]()    # and its seed
 
@@ -124,11 +126,16 @@ class TeacherClient:
     def send(self, step: str, requests: Iterable[ChatRequest], total: int) -> dict[str, ChatResult]:
         "Send requests through the journal: each is written when its turn comes, and none is kept."
         results = dict[str, ChatResult]()
-        for request, result in self.journal.stream(self.teacher, requests, max(1, total)):
+        for request, result in self.journal.stream(self.teacher, self._measured(requests), max(1, total)):
             results[request.key] = result
             if self.progress: self.progress(step, len(results), total)
         self.sent += len(results)
         return results
+
+    def _measured(self, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
+        for request in requests:
+            self.long.look(request.key, request.messages[-1].content)
+            yield request
 
     def ask(self, step: str, tasks: Mapping[str, Task], attempt: int = 0) -> dict[str, ChatResult]:
         "Send all tasks, batched where that is asked for; raises `DistilleryError` when not one answer came."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
-from ..core.files import digest_file, digest_text, disk_errors, known_digest
+from ..core.files import digest_bytes, digest_file, digest_text, disk_errors, known_digest
 from ..wire.folder import check_folder
 from ..wire.hub import hub_revision
 from .encoder import OnnxEncoder
@@ -105,13 +106,14 @@ def load_model(
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
 
 # %% ../../nbs/retrieval/10_embed.ipynb #08f8ae62
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def packed_model(
     spec: str,               # See `embedder_dir`
+    half: bool = False,      # Products in bfloat16
 ) -> PackedEncoder | None:   # None where the model is of another kind
     "The encoder without padding, where the model is a plain BERT."
     model = load_model(spec)
-    return PackedEncoder(model) if not isinstance(model, OnnxEncoder) and is_plain_bert(model) else None
+    return PackedEncoder(model, half) if not isinstance(model, OnnxEncoder) and is_plain_bert(model) else None
 
 
 TextRole = Literal["", "query", "document"]
@@ -134,41 +136,75 @@ def compute_vectors(
     texts: Sequence[str],  # Any texts
     side: TextRole = "",       # Which of the model's prompts
     batch_size: int = 64,  # Texts computed together; an ONNX export counts tokens instead
+    half: bool = False,    # Products in bfloat16, where the model is a plain BERT
 ) -> np.ndarray:           # float32 [n, d], as the model made them
     "Compute embeddings with the model's own prompts, pooling and truncation."
     model = load_model(spec)
     if isinstance(model, OnnxEncoder): return model.encode(texts, side)
-    if packed := packed_model(spec): return encode_packed(packed, texts)
+    if packed := packed_model(spec, half): return encode_packed(packed, texts)
     encode = {"": model.encode, "query": model.encode_query, "document": model.encode_document}[side]
     return np.asarray(encode(list(texts), batch_size=batch_size, show_progress_bar=False), np.float32)
 
 
 
 # %% ../../nbs/retrieval/10_embed.ipynb #bbc0370b
+def _sealed(key: str, vector: np.ndarray) -> bytes:
+    "The bytes of a vector and, last, a digest of key and vector."
+    raw = vector.astype(np.float32).tobytes()
+    return raw + bytes.fromhex(digest_bytes(key.encode() + raw))[:8]
+
+
+def _sound(key: str, blob: Any) -> np.ndarray | None:
+    "The vector, if its digest fits and all of it is numbers."
+    if not isinstance(blob, bytes) or bytes.fromhex(digest_bytes(key.encode() + blob[:-8]))[:8] != blob[-8:]: return None
+    vector = np.frombuffer(blob[:-8], np.float32)
+    return vector if np.isfinite(vector).all() else None
+
+# %% ../../nbs/retrieval/10_embed.ipynb #880655eb
 class VectorStore:
-    "Cache of float32 vectors by key, in one SQLite file."
+    "Cache of float32 vectors by key, in one SQLite file: a damaged row is unknown, a damaged file is begun anew."
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(path), closing(self._open()) as db:
-            db.execute("create table if not exists vectors (key text primary key, vector blob not null)")
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try: self._make()
+            except sqlite3.OperationalError: raise
+            except sqlite3.DatabaseError: self._begin_anew()
+
+    def _make(self) -> None:
+        with closing(self._open()) as db: db.execute("create table if not exists sealed (key text primary key, vector blob not null)")
+
+    def _begin_anew(self) -> None:
+        logging.getLogger(__name__).warning("%s is damaged; its vectors are computed again", self.path.name)
+        for tail in ("", "-journal", "-wal", "-shm"): Path(f"{self.path}{tail}").unlink(missing_ok=True)
+        self._make()
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60, isolation_level=None)
 
     def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         "The vectors that are known, each float32 [d]."
+        try:
+            with closing(self._open()) as db:
+                rows = ((key, row[0]) for key in keys for row in db.execute("select vector from sealed where key = ?", (key,)))
+                return {key: vector for key, blob in rows if (vector := _sound(key, blob)) is not None}
+        except sqlite3.OperationalError: raise
+        except sqlite3.DatabaseError:
+            self._begin_anew()
+            return {}
+
+    def damaged(self) -> list[str]:
+        "Keys of rows that are not what was kept."
         with closing(self._open()) as db:
-            rows = (row for key in keys for row in db.execute("select key, vector from vectors where key = ?", (key,)))
-            return {key: np.frombuffer(blob, np.float32) for key, blob in rows}
+            db.text_factory = lambda stored: stored.decode("utf-8", "replace")
+            return [key for key, blob in db.execute("select key, vector from sealed") if _sound(key, blob) is None]
 
     def put(self, vectors: dict[str, np.ndarray]) -> None:
         "Keep vectors, all of them or none."
         with disk_errors(self.path), closing(self._open()) as db:
             db.execute("begin")
-            rows = [(key, vector.astype(np.float32).tobytes()) for key, vector in vectors.items()]
-            db.executemany("insert or replace into vectors values (?, ?)", rows)
+            db.executemany("insert or replace into sealed values (?, ?)", [(k, _sealed(k, v)) for k, v in vectors.items()])
             db.execute("commit")
 
 # %% ../../nbs/retrieval/10_embed.ipynb #4f448244
@@ -181,22 +217,24 @@ class Embedder:
         cache: Path | None = None,      # SQLite file that keeps vectors; None keeps nothing
         batch_size: int = 64,           # Texts computed together
         unit: bool = True,              # Bring vectors to length 1
+        half: bool = False,             # Products in bfloat16, where the model is a plain BERT
     ) -> None:
-        self.spec, self.batch_size, self.unit = spec, batch_size, unit
+        self.spec, self.batch_size, self.unit, self.half = spec, batch_size, unit, half
         self.store = VectorStore(cache) if cache else None
 
     @property
     def identity(self) -> dict[str, str]:
         "What a vector depends on besides its text."
-        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"})}
+        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"}),
+                **({"products": "bf16"} if self.half else {})}
 
     def _keys(self, texts: Sequence[str], side: TextRole) -> dict[str, str]:
-        kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own")
+        kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own") + ("/bf16" if self.half else "")
         head = f"{model_digest(self.spec)}\0" + (f"{kind}\0" if kind else "")
         return {text: digest_text(head + text) for text in texts}
 
     def _compute(self, texts: Sequence[str], side: TextRole) -> np.ndarray:
-        vectors = compute_vectors(self.spec, texts, side, self.batch_size)
+        vectors = compute_vectors(self.spec, texts, side, self.batch_size, self.half)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if self.unit else vectors
 
     def encode(

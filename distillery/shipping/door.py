@@ -35,7 +35,7 @@ def is_number(
 
 def is_own_name(
     host: str,  # The `Host` of a request; empty where there is none
-    names: Iterable[str],  # server.host and server.names
+    names: Iterable[str],  # serve.host and server.names
 ) -> bool:
     "Whether a server was called by a name that is its own."
     called = host_of(host)
@@ -44,7 +44,7 @@ def is_own_name(
 
 
 def reached_by_others(
-    host: str,  # server.host
+    host: str,  # serve.host
 ) -> bool:
     "Whether a server that listens at an address can be reached from other machines."
     return not (host == "localhost" or (is_number(host) and ipaddress.ip_address(host).is_loopback))
@@ -55,7 +55,7 @@ class Door:
 
     def __init__(
         self,
-        config: Config,  # Reads server.host, names, token_env
+        config: Config,  # Reads serve.host, names, token_env
     ) -> None:
         "Remember names and token; a server that others can reach must have one."
         s = config.server
@@ -106,7 +106,7 @@ def limited_to(
 async def show_out(
     server: Any,  # Of aiohttp
     busy: set[Any],  # Connections that are being answered
-    seconds: float,  # server.read_timeout
+    seconds: float,  # serve.read_timeout
 ) -> None:
     "Close connections that have sent no request for a time; runs until it is cancelled."
     since, clock = dict[Any, float](), asyncio.get_running_loop().time

@@ -25,6 +25,7 @@ from ..exporting.export import variant_bytes
 from ..exporting.ollama import folder_template
 from ..teachers.chat import read_json
 from ..evaluation.summary import measured_by
+from ..wire.intact import require_intact
 
 # %% ../../nbs/shipping/62_package.ipynb #736eabae
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Story:
     data: str  # One sentence
     figures: Mapping[str, Any]  # eval/<variant>/metrics.json; may be empty
     made: Mapping[str, str]  # Facts of the run: id, seeds, versions
+    drift: str = ""  # Which fidelity limits it misses; empty where it keeps them
 
 # %% ../../nbs/shipping/62_package.ipynb #d1a1b83b
 def _figure(value: Mapping[str, Any]) -> str:
@@ -161,6 +163,7 @@ def model_card(
     if check:
         alike = (f"It prefers the token that its PyTorch model prefers at {check['same_top1']:.4f} of {check['n_positions']} "
                  "answer positions.")
+    if story.drift: alike += f" It was packed although it misses its limits: {story.drift}"
     file = next(folder.glob("*.onnx")).name
     config = read_json(folder / "genai_config.json").get("model", {})
     made = "\n".join(f"- {k}: {v}" for k, v in story.made.items())
@@ -202,6 +205,7 @@ def package_variant(
 ) -> Path:  # `out`
     "Package a variant: copy its files, write template, licence and model card; the checksums come last."
     if not any(folder.glob("*.onnx")): raise DistilleryError(f"{folder.name} holds no ONNX model", "name a variant of a finished run")
+    for source in (folder, merged): require_intact(source)
     empty_place(out)
     files = {p.name: p for pattern in FROM_VARIANT for p in folder.glob(pattern)}
     files |= {n: merged / n for n in FROM_MERGED if (merged / n).is_file()} | dict(extras or {})

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
 from .hub_card import hub_card, public_name
+from ..wire.intact import require_intact
 
 # %% ../../nbs/shipping/72_publish.ipynb #6b7ebf38
 RepoKind = Literal["dataset", "adapter", "merged", "onnx"]
@@ -68,6 +69,7 @@ def repo_names(
 def parts_of(
     run: Path,  # A finished run
     config: Config,  # Its settings, with today's model.* and dataset.hub_id
+    without: Collection[str] = (),  # Variants that are left out
 ) -> list[HubRepo]:  # Those that have a name and files
     "Hub repositories of a run, with their files and cards."
     parts: list[HubRepo] = []
@@ -75,6 +77,7 @@ def parts_of(
     for kind, repo in names.items():
         place, patterns = REPO_FILES[kind]
         found = sorted({p for pattern in patterns for p in (run / place).glob(pattern) if p.is_file()})
+        if kind == "onnx": found = [p for p in found if p.parent.name not in without]
         measured = sorted(v.name for v in (run / "eval").glob("*") if v.is_dir())
         variants = sorted({p.parent.name for p in found}) if kind == "onnx" else measured
         files = {p.relative_to(run / place).as_posix(): p for p in found}
@@ -144,6 +147,7 @@ def staged(
         out = Path(folder) / "part"
         out.mkdir()
         for name, source in part.files.items():
+            require_intact(source)
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             text = _tidy(source)
             if text is None: shutil.copyfile(source, out / name)

@@ -27,14 +27,16 @@ from .engine import Answer, Engine, QueuedRequest
 from .wire import ApiError, ChatCompletionRequest, last_replies, piece_reply, read_request, to_request, whole_reply
 from ..teachers.onnx import OnnxTeacher
 from ..teachers.protocol import ChatRequest, user_request
+from ..teachers.span import SpanTeacher
 
 # %% ../../nbs/shipping/70_serve.ipynb #73859719
 MAX_BODY = 1_000_000
 
 
-def _fit(student: OnnxTeacher, wanted: ChatCompletionRequest, key: str, max_tokens: int) -> ChatRequest:
+def _fit(student: OnnxTeacher | SpanTeacher, wanted: ChatCompletionRequest, key: str, max_tokens: int) -> ChatRequest:
     try:
         request = to_request(wanted, key, max_tokens)
+        if isinstance(student, SpanTeacher): return request  # it reads any length, in windows
         length = len(student.chat.encode(request.messages))
     except Exception as error: raise ApiError(400, f"the messages do not fit the chat template: {error}", "messages") from error
     if length >= student.context:
@@ -49,16 +51,16 @@ class Service:
         self,
         name: str,  # What clients call it, e.g. student-q4
         engine: Engine,  # Answers
-        config: Config,  # Read: server.timeout, inference.max_new_tokens
+        config: Config,  # Read: serve.timeout, inference.max_new_tokens
     ) -> None:
         "Start with nothing in flight."
         self.name = name
         self.engine = engine
         self.door = Door(config)
-        self.read_timeout, self.most_read = config.server.read_timeout, config.server.queue
+        self.read_timeout, self.most_read = config.serve.read_timeout, config.serve.queue
         self.readers = ThreadPoolExecutor(2, "read")  # tokens are counted here, so that the event loop never waits for them
         self.busy, self.reading = set[Any](), 0
-        self.timeout = config.server.timeout
+        self.timeout = config.serve.timeout
         self.max_tokens = config.inference.max_new_tokens
         self.in_flight = 0
         self.draining = False
@@ -221,12 +223,12 @@ async def _start(runner: web.AppRunner, host: str, port: int, most: int) -> asyn
 # %% ../../nbs/shipping/70_serve.ipynb #e11591d4
 async def run_server(
     service: Service,  # The served student
-    config: Config,  # Read: server.host, port, timeout
+    config: Config,  # Read: serve.host, port, timeout
     ready: Callable[[str], object],  # Called with the URL when requests are taken
     stop: asyncio.Event | None = None,  # Ends it; by default Ctrl-C or SIGTERM does
 ) -> None:
     "Run the server until it is stopped, with a graceful shutdown."
-    s = config.server
+    s = config.serve
     ending = stop or asyncio.Event()
     if stop is None:
         for name in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(name, ending.set)
@@ -250,8 +252,8 @@ async def run_server(
 # %% ../../nbs/shipping/70_serve.ipynb #715bbb8d
 def warm_up(
     engine: Engine,  # Just made
-    config: Config,  # Read: server.health_check_timeout
+    config: Config,  # Read: serve.health_check_timeout
 ) -> None:
     "Warm up the engine: load the graph and answer once, so that a broken student is noticed before the first client."
-    result = engine.ask(user_request("warm", "Hello", max_tokens=1), config.server.health_check_timeout)
+    result = engine.ask(user_request("warm", "Hello", max_tokens=1), config.serve.health_check_timeout)
     if result.error: raise DistilleryError(f"the student cannot answer: {result.error}", "try another variant, or `distillery doctor`")

@@ -21,9 +21,10 @@ from ..core.errors import DistilleryError
 from ..core.extras import need
 from .chat import ChatTokenizer, read_json
 from .local import finish, model_identity
-from .memory import too_long
+from .memory import onnx_providers, too_long
 from .protocol import ChatRequest, ChatResult, failed
 from .sampling import Sampler
+from ..wire.intact import require_intact
 
 # %% ../../nbs/teachers/50_onnx.ipynb #54381bf7
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -31,13 +32,16 @@ NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 class Decoder:
     "Causal language model in ONNX Runtime, with its key-value cache."
 
-    def __init__(self, file: Path, head_size: int, threads: int) -> None:
-        "Load a graph for the CPU; `head_size` counts where the graph leaves it open, 0 threads are the runtime's choice."
+    def __init__(self, file: Path, head_size: int, threads: int, device: str = "cpu") -> None:
+        "Load a graph; `head_size` counts where the graph leaves it open, 0 threads are the runtime's choice."
         self.ort = need("onnxruntime", extra="onnx")
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.session = self.ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        providers = onnx_providers(device, self.ort.get_available_providers())
+        self.session = self.ort.InferenceSession(str(file), options, providers=providers)
+        self.binds = "CUDAExecutionProvider" in self.session.get_providers()  # not where the GPU turned out to be missing
+        self.place = "cuda" if self.binds else "cpu"
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.past = [name for name in self.inputs if name.startswith("past_key_values.")]
@@ -65,9 +69,18 @@ class Decoder:
                  "position_ids": [list(range(read, read + len(tokens)))]}
         values = {name: self.ort.OrtValue.ortvalue_from_numpy(np.array(value, NUMPY_TYPES[self.inputs[name].type]))
                   for name, value in feeds.items() if name in self.inputs}
-        results = dict(zip(self.outputs, self.session.run_with_ort_values(self.outputs, values | cache), strict=True))
+        results = dict(zip(self.outputs, self.run(values | cache), strict=True))
         longer = {name: results[name.replace("past_key_values", "present")] for name in self.past}
         return results["logits"].numpy()[0].astype(np.float32), longer
+
+    def run(self, values: dict[str, Any]) -> list[Any]:
+        "Run the graph; on a GPU what it makes stays there until it is read."
+        if not self.binds: return list(self.session.run_with_ort_values(self.outputs, values))
+        bound = self.session.io_binding()
+        for name, value in values.items(): bound.bind_ortvalue_input(name, value)
+        for name in self.outputs: bound.bind_output(name, self.place)
+        self.session.run_with_iobinding(bound)
+        return list(bound.get_outputs())
 
 # %% ../../nbs/teachers/50_onnx.ipynb #5a33d841
 def write(
@@ -112,9 +125,12 @@ class OnnxTeacher:
         self,
         folder: str | Path,           # What onnxruntime-genai's model builder wrote
         threads: int | None = None,   # Of the runtime; by default OMP_NUM_THREADS, else all cores
+        device: str = "cpu",          # auto | cpu | cuda
     ) -> None:
         "Find the model; the graph is loaded at the first request."
         self.folder = Path(folder).resolve()
+        self.device = device
+        require_intact(self.folder)
         self.threads = int(os.environ.get("OMP_NUM_THREADS", 0)) if threads is None else threads
         config = read_json(self.folder / "genai_config.json").get("model", {})
         self.file = self.folder / config.get("decoder", {}).get("filename", "model.onnx")
@@ -128,7 +144,7 @@ class OnnxTeacher:
     @cached_property
     def decoder(self) -> Decoder:
         "The graph."
-        return Decoder(self.file, self._head_size, self.threads)
+        return Decoder(self.file, self._head_size, self.threads, self.device)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         "Logits [T, V] of a sequence of T tokens read at once."

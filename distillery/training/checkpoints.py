@@ -142,6 +142,7 @@ def resumable(
     "Trainer with resumable checkpoints: no pickles, and the same weights wherever a run was interrupted."
     class Resumable(trainer):  # type: ignore[misc, valid-type]
         step_loss: Any = 0.0
+        step_tokens: int = 0
         order: EpochSampler | None = None
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -177,6 +178,7 @@ def resumable(
 
         def training_step(self, *args: Any, **kwargs: Any) -> "torch.Tensor":
             loss = super().training_step(*args, **kwargs)
+            self.step_tokens += args[1]["input_ids"].numel()
             self.step_loss = self.step_loss + loss.detach()  # read once a step: reading it here would make an accelerator wait
             return loss
 

@@ -28,6 +28,7 @@ from ...core.errors import DistilleryError
 from ...core.files import read_jsonl, write_jsonl
 from ...core.records import Chunk, Slot
 from ...engine.child import child_command
+from ...teachers.budget import open_journal
 from ...teachers.open import Opener
 from ...teachers.protocol import ChatRequest, ChatResult, Teacher
 
@@ -162,7 +163,6 @@ def try_once(
 ) -> Trial:  # What it took
     "Generate in this process, as if it were the first thing it ever did."
     from distillery.pairs.generate import generate_pairs
-    from distillery.teachers.budget import open_journal
 
     local = not config.teacher.model.startswith(("http", "builtin:extractive"))
     if local: __import__("torch"), __import__("transformers")
