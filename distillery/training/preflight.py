@@ -24,15 +24,14 @@ import yaml
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
-from ..teachers.open import builtin_dir
 from ..teachers.checkpoint import with_tokenizer
+from ..teachers.open import builtin_dir
 from .bases import learns_stop_token
 from .exporters import EXPORT_FIX, export_refusal, exporters_of, model_facts
 from .gguf_header import gguf_context
 from .gguf_words import gguf_refusal
-from ..wire.hub import hub_snapshot
 from ..wire.folder import check_folder, loading, read_config
-
+from ..wire.hub import hub_snapshot
 
 # %% ../../nbs/training/07_preflight.ipynb #84a32440
 def local_base(
