@@ -40,7 +40,7 @@ def test_the_device_decides_the_precision_unless_the_settings_do(device, precisi
 
 
 def test_bf16_on_a_gpu_without_it_is_refused_with_a_fix():
-    with pytest.raises(DistilleryError, match=r"set sft.precision"):
+    with pytest.raises(DistilleryError, match=r"set sft\.precision"):
         training_precision(load_config(overrides={"sft.precision": "bf16"}), OLD_GPU)
 
 
