@@ -62,6 +62,16 @@ def test_init_writes_what_it_chose_and_everything_else_as_comments(tmp_path):
     assert whole["lora"]["dropout"] == 0.0
 
 
+def test_init_takes_a_file_of_pairs_for_what_it_is(tmp_path):
+    (tmp_path / "qa.jsonl").write_text('{"question": "Where is it?", "answer": "In room 7"}\n')
+    assert "distillery run --pairs qa.jsonl" in run("init", "qa.jsonl", cwd=tmp_path).stdout
+    said = yaml.safe_load((tmp_path / "distillery.yaml").read_text())
+    assert (said["preset"], said["pairs"], set(said)) == ("qa-import", "qa.jsonl", {"preset", "pairs"})
+    (tmp_path / "a.log").write_text("x")
+    for command in (["init", "a.log", "--force"], ["why", "documents", "qa.jsonl"]):
+        assert "--pairs" in run(*command, cwd=tmp_path, code=2).stderr
+
+
 def test_documents_are_remembered_relative_to_the_file(tmp_path):
     pages(tmp_path / "docs")
     run("init", "docs", cwd=tmp_path)

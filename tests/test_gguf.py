@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from go_template import go
 from hypothesis import given, settings, strategies as st
 
 from distillery.core.config import load_config
@@ -104,14 +105,6 @@ def test_a_broken_file_is_refused(tmp_path, plant):
         safetensors.save_file(weights, bad / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(GgufError, match="is not the student"):
         check_gguf(good, write_gguf(bad, tmp_path / "m.gguf", "q8_0"), "q8_0", toy_examples(36), load_config())
-
-
-def go(template: str, turns: list[Message]) -> str:
-    "Render the part of Go's templates that our Modelfiles use."
-    lead, body, end = re.fullmatch(r"(.*?)\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}(.*)", template, re.S).groups()
-    lead = re.sub(r"\{\{ if not \.System \}\}(.*)\{\{ end \}\}", "" if any(t.role == "system" for t in turns) else r"\1", lead, flags=re.S)
-    branches = dict(re.findall(r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)(?=\{\{ else|\Z)', body, re.S))
-    return lead + "".join(branches[t.role].replace("{{ .Content }}", t.content) for t in turns) + end
 
 
 QWEN = ("{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}{%- else %}"

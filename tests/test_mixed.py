@@ -7,7 +7,8 @@ import pytest
 
 from distillery.core.config import load_config
 from distillery.exporting.check import encode_chats
-from distillery.exporting.export import ExportError, quantize_weights, run_builder, weight_matrices
+from distillery.exporting.export import quantize_weights, weight_matrices
+from distillery.exporting.graph import ExportError, run_builder
 from distillery.exporting.fidelity import compare_text, fidelity_metrics
 from distillery.exporting.mixed import build_mixed, fake_quantize, nodes_of, sensitivities
 from distillery.training.toy import toy_base, toy_examples

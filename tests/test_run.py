@@ -162,7 +162,7 @@ def test_a_worse_small_form_is_reported_gated_and_not_packed(finished, tmp_path)
     "A resume under its preset, with a layer of int8's scales at zero: the run ends, and takeaway 1 is answered."
     cwd, inside = finished[0], ["--set", "workbook.runs_dir=worse"]
     (cwd / "resume.md").write_text(RESUME)
-    done = distillery("run", "resume.md", "--preset", "resume", *inside, cwd=cwd, first=PLANT)
+    done = distillery("run", "resume.md", "--preset", "resume", "--teacher", "builtin:extractive", *inside, cwd=cwd, first=PLANT)
     assert done.returncode == 0, done.stdout + done.stderr
     run = (cwd / "worse/latest").resolve()
     gates = [json.loads(line) for line in (run / "eval/gates.jsonl").read_text().splitlines()]

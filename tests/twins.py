@@ -37,7 +37,8 @@ QWEN3 = """
     {{- '<|im_start|>' + m['role'] + '\\n' }}
     {%- if m['role'] == 'assistant' %}
         {%- set said = m['content'].split('</think>')[-1].lstrip('\\n') %}
-        {%- set thought = m['content'].split('</think>')[0].split('<think>')[-1].strip('\\n') if '</think>' in m['content'] else '' %}
+        {%- set before = m['content'].split('</think>')[0] if '</think>' in m['content'] else '' %}
+        {%- set thought = before.split('<think>')[-1].strip('\\n') %}
         {%- if loop.index0 > ns.asked and (loop.last or thought) %}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}{%- endif %}
         {{- said }}
     {%- else %}
@@ -72,7 +73,8 @@ SMOLLM3 = """
 LLAMA = """
 {{- bos_token }}
 {%- if date_string is not defined %}
-    {%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}
+    {%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}
+    {%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}
 {%- endif %}
 {%- set told = messages[0]['role'] == 'system' %}
 {{- '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\nToday Date: ' + date_string + '\\n\\n' }}
@@ -121,8 +123,8 @@ GEMMA3 = """{{- bos_token }}
 GRANITE = """
 {%- if messages[0]['role'] == 'system' %}{%- set told, rest = messages[0]['content'], messages[1:] %}
 {%- else %}
-    {%- set told = "Knowledge Cutoff Date: April 2024.\\nToday's Date: " + strftime_now('%B %d, %Y') + '.\\nYou are Granite, developed by IBM.' %}
-    {%- set told, rest = told + ' You are a helpful AI assistant.', messages %}
+    {%- set told = "Knowledge Cutoff Date: April 2024.\\nToday's Date: " + strftime_now('%B %d, %Y') %}
+    {%- set told, rest = told + '.\\nYou are Granite, developed by IBM. You are a helpful AI assistant.', messages %}
 {%- endif %}
 {{- '<|start_of_role|>system<|end_of_role|>' + told + '<|end_of_text|>\\n' }}
 {%- for m in rest %}
@@ -166,7 +168,7 @@ def byte_level(pattern: str, marks: Marks, adds_bos: bool = False, ignore_merges
     core.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == DIGITS)])
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(handbook(), trainers.BpeTrainer(
-        vocab_size=512, special_tokens=list(marks.first), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
+        vocab_size=512, special_tokens=list(marks.first), show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
     core.add_special_tokens(list(marks.last))
     core.add_tokens(list(marks.words))
     core.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -183,7 +185,7 @@ def sentence_pieces(marks: Marks, prefix: bool = True, rstrip: bool = False) -> 
     lines = [line for page in handbook() for line in page.split("\n")]
     learner.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=256 + 448, special_tokens=pieces, show_progress=False))
     learnt = json.loads(learner.to_str())["model"]
-    core = Tokenizer(models.BPE(learnt["vocab"], [tuple(m) for m in learnt["merges"]], byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    core = Tokenizer(models.BPE(learnt["vocab"], _every_way(learnt, set(pieces)), byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     spaces = normalizers.Replace(" ", "▁")
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
     if not prefix: core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -193,6 +195,13 @@ def sentence_pieces(marks: Marks, prefix: bool = True, rstrip: bool = False) -> 
     core.add_special_tokens([AddedToken(m, rstrip=rstrip, normalized=False, special=True) for m in marks.last])
     if marks.bos: core.post_processor = _begins(core, marks.bos)
     return core
+
+
+def _every_way(learnt: Mapping[str, Any], marks: set[str]) -> list[tuple[str, str]]:
+    "Merges as a converted SentencePiece model has them: every way in which two pieces give a third, the first learnt first."
+    words = learnt["vocab"].keys() - marks
+    wholes = dict.fromkeys("".join(m) for m in learnt["merges"])
+    return [(w[:i], w[i:]) for w in wholes for i in range(1, len(w)) if w[:i] in words and w[i:] in words]
 
 
 def _begins(core: Any, bos: str) -> Any:
@@ -254,31 +263,37 @@ OLMO_MARKS = Marks(last=("<|endoftext|>", "<|pad|>"), bos="<|endoftext|>", eos="
 
 SLIDES = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}
 TWINS = {
-    "qwen2.5": Twin("Qwen2Config", "Qwen2ForCausalLM", CHATML.replace("DEFAULT", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-                    QWEN_MARKS, lambda m: byte_level(QWEN, m, nfc=True), "Qwen2Tokenizer", {"tie_word_embeddings": True, **_rope(1e6)}),
+    "qwen2.5": Twin("Qwen2Config", "Qwen2ForCausalLM",
+                    CHATML.replace("DEFAULT", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."), QWEN_MARKS,
+                    lambda m: byte_level(QWEN, m, nfc=True), "Qwen2Tokenizer", {"tie_word_embeddings": True, **_rope(1e6)}),
     "qwen3": Twin("Qwen3Config", "Qwen3ForCausalLM", QWEN3, Marks(**{**vars(QWEN_MARKS), "words": ("<think>", "</think>")}),
-                  lambda m: byte_level(QWEN, m, nfc=True), "Qwen2Tokenizer", {"tie_word_embeddings": True, "head_dim": 32, **_rope(1e6)}, heads=(4, 2)),
+                  lambda m: byte_level(QWEN, m, nfc=True), "Qwen2Tokenizer",
+                  {"tie_word_embeddings": True, "head_dim": 32, **_rope(1e6)}, heads=(4, 2)),
     "smollm2": Twin("LlamaConfig", "LlamaForCausalLM",
                     CHATML.replace("DEFAULT", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
                     SMOL_MARKS, lambda m: byte_level(DIGITS, m), "GPT2Tokenizer", {"tie_word_embeddings": True, **_rope(1e5)}),
     "smollm3": Twin("SmolLM3Config", "SmolLM3ForCausalLM", SMOLLM3, SMOL3_MARKS, lambda m: byte_level(LLAMA3, m, ignore_merges=True),
-                    facts={"tie_word_embeddings": True, "no_rope_layers": [1, 0], **_rope(5e6)}, template_file=True),
+                    facts={"tie_word_embeddings": True, "no_rope_layers": [1, 1, 1, 0], **_rope(5e6)}, template_file=True),
     "llama3.2": Twin("LlamaConfig", "LlamaForCausalLM", LLAMA, LLAMA_MARKS, lambda m: byte_level(LLAMA3, m, True, ignore_merges=True),
                      facts={"tie_word_embeddings": True, "head_dim": 32, **_llama3()}),
-    "tinyllama": Twin("LlamaConfig", "LlamaForCausalLM", ZEPHYR, TINY_MARKS, sentence_pieces, "LlamaTokenizer", {"tie_word_embeddings": False},
+    "tinyllama": Twin("LlamaConfig", "LlamaForCausalLM", ZEPHYR, TINY_MARKS, sentence_pieces, "LlamaTokenizer",
+                      {"tie_word_embeddings": False},
                       {"add_bos_token": True, "add_eos_token": False, "legacy": False}),
-    "phi-3": Twin("Phi3Config", "Phi3ForCausalLM", PHI.replace("NL", "\\n"), PHI3_MARKS, lambda m: sentence_pieces(m, rstrip=True), "LlamaTokenizer",
-                  {"tie_word_embeddings": False, "sliding_window": 48}, {"add_bos_token": False, "add_eos_token": False, "legacy": False}, (2, 2)),
+    "phi-3": Twin("Phi3Config", "Phi3ForCausalLM", PHI.replace("NL", "\\n"), PHI3_MARKS, lambda m: sentence_pieces(m, rstrip=True),
+                  "LlamaTokenizer", {"tie_word_embeddings": False, "sliding_window": 48},
+                  {"add_bos_token": False, "add_eos_token": False, "legacy": False}, (2, 2)),
     "phi-4-mini": Twin("Phi3Config", "Phi3ForCausalLM", PHI.replace("NL", ""), PHI4_MARKS, lambda m: byte_level(GPT4O, m), "GPT2Tokenizer",
                        {"tie_word_embeddings": True, "partial_rotary_factor": 0.75, **_longrope(24)}),
     "mistral": Twin("MistralConfig", "MistralForCausalLM", MISTRAL, MISTRAL_MARKS, sentence_pieces, "LlamaTokenizer",
                     {"tie_word_embeddings": False, "sliding_window": 48}, {"add_bos_token": True, "add_eos_token": False, "legacy": False}),
     "gemma2": Twin("Gemma2Config", "Gemma2ForCausalLM", GEMMA2, GEMMA_MARKS, lambda m: sentence_pieces(m, prefix=False), "GemmaTokenizer",
-                   {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32, **SLIDES}, {"add_bos_token": True}, (4, 2), calm=0.2),
-    "gemma3": Twin("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA3, GEMMA_MARKS, lambda m: sentence_pieces(m, prefix=False), "GemmaTokenizer",
-                   {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32, **SLIDES,
+                   {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32, **SLIDES}, {"add_bos_token": True},
+                   (4, 2), calm=0.2),
+    "gemma3": Twin("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA3, GEMMA_MARKS, lambda m: sentence_pieces(m, prefix=False),
+                   "GemmaTokenizer", {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32, **SLIDES,
                     "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-                                        "full_attention": {"rope_type": "default", "rope_theta": 1e6}}}, {"add_bos_token": True}, (4, 1), calm=0.2),
+                                        "full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+                   {"add_bos_token": True}, (4, 1), calm=0.2),
     "granite": Twin("GraniteConfig", "GraniteForCausalLM", GRANITE, GRANITE_MARKS, lambda m: byte_level(DIGITS, m), "GPT2Tokenizer",
                     {"tie_word_embeddings": True, "embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22,
                      "attention_multiplier": 0.03125, **_rope(1e4)}, calm=0.1),
@@ -306,6 +321,7 @@ def write_twin(name: str, folder: Path, hidden: int = 64, layers: int = 2, sprea
     marks, ids = twin.marks, core.token_to_id
     rows = -(-core.get_vocab_size() // 64) * 64  # rows that no token uses, as real ones have them
     named = {f"{k}_token_id": ids(v) if v else None for k, v in {"bos": marks.bos, "pad": marks.pad}.items()}
+    layers = max(layers, len(twin.facts.get("no_rope_layers", ())))  # the one without positions is among them
     kinds = {"layer_types": (twin.facts["layer_types"] * layers)[:layers]} if "layer_types" in twin.facts else {}
     kinds |= {"no_rope_layers": (twin.facts["no_rope_layers"] * layers)[:layers]} if "no_rope_layers" in twin.facts else {}
     size = {"num_attention_heads": twin.heads[0] * hidden // 64, "num_key_value_heads": twin.heads[1] * hidden // 64}
@@ -315,14 +331,12 @@ def write_twin(name: str, folder: Path, hidden: int = 64, layers: int = 2, sprea
     torch.manual_seed(0)
     model = getattr(transformers, twin.model)(config)
     with torch.no_grad(): model.get_input_embeddings().weight.mul_(twin.calm)
-    ends = [ids(e) for e in marks.ends]
-    model.generation_config = transformers.GenerationConfig(eos_token_id=ends if len(ends) > 1 else ends[0], **named)
     model.save_pretrained(folder)
     return write_words(name, folder)
 
 
 def write_words(name: str, folder: Path) -> Path:
-    "Save a twin's tokenizer and chat template, without weights."
+    "Save a twin's tokenizer, chat template and ends of an answer, without weights."
     from tokenizers import Tokenizer
     twin, core = TWINS[name], Tokenizer.from_str(core_of(name))
     core.save(str(folder / "tokenizer.json"))
@@ -333,5 +347,9 @@ def write_words(name: str, folder: Path) -> Path:
              "tokenizer_class": twin.tokenizer_class, **words, **twin.tokenizer_facts}
     if twin.template_file: (folder / "chat_template.jinja").write_text(twin.template, "utf-8")
     else: about["chat_template"] = twin.template
+    ends = [core.token_to_id(e) for e in twin.marks.ends]
+    told = {f"{k}_token_id": core.token_to_id(v) for k, v in (("bos", twin.marks.bos), ("pad", twin.marks.pad)) if v}
+    told |= {"eos_token_id": ends if len(ends) > 1 else ends[0], "do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")  # sampled, as families ship it
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return folder

@@ -26,6 +26,7 @@ COMMANDS = {
         "Make a few pairs and show them with their evidence, what was rejected and why, and what it cost."),
     "why": Listed("why:why", "Name the setting, input or function that would make a stage run again."),
     "report": Listed("ask:report", "Build a report of a finished run again."),
+    "batch": Listed("batch:batch", "Execute a notebook over many parameter sets with papermill, and compare what they found."),
     "runs": Listed("runs:runs_app", "List, show and compare finished runs."),
     "ask": Listed("ask:ask", "Ask a student of a finished run."),
     "evaluate": Listed("evaluate:evaluate",

@@ -42,6 +42,7 @@ class Said:
     layer: str
     value: Any
     note: str = ""  # A preset's reason
+    counts: bool = True  # False for a line of a preset that is for other bases
 
 
 OPTIONS = {"docs": "DOCS", "pairs": "--pairs", "articles.file": "--articles", "teacher.model": "--teacher"}
@@ -70,6 +71,8 @@ def origins(
         knob, inner = find_knob(name)
         found[name] = [Said("default", knob.default if inner is None else knob.default.get(inner))]
         for layer, says in layers:
+            line = read_preset(layer.removeprefix("preset ")).get(name) if layer.startswith("preset ") else None
+            if line and name not in says: found[name].append(Said(layer, line["value"], counts=False))
             for said, value in says.items():
                 if said not in (name, knob.name) and not said.startswith(f"{name}."): continue
                 shown = value.get(inner) if inner and said == knob.name else value
@@ -84,9 +87,11 @@ def told(
     *said: Said,  # Of one setting, the last one counts
 ) -> str:
     "One line: the value, who set it and why, and what it beat."
-    last = said[-1]
-    beaten = ", ".join(f"{s.layer} {_shown(s.value)}" for s in reversed(said[:-1]))
-    return f"{_shown(last.value)}  from {last.layer}" + (f" ({last.note})" if last.note else "") + (f"; over {beaten}" if beaten else "")
+    *less, last = [s for s in said if s.counts]
+    beaten = ", ".join(f"{s.layer} {_shown(s.value)}" for s in reversed(less))
+    apart = ", ".join(f"{s.layer} {_shown(s.value)}" for s in said if not s.counts)
+    return (f"{_shown(last.value)}  from {last.layer}" + (f" ({last.note})" if last.note else "") + (f"; over {beaten}" if beaten else "")
+            + (f"; not {apart}, which is for built-in bases" if apart else ""))
 
 # %% ../../nbs/commands/29_config.ipynb #d28235fb
 config_app = typer.Typer(**PLAIN, help="Show, explain and compare settings; `show --why KEY` says which layer set a value.")

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from .environment import check_weights, describe
-from .options import Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, one_folder, settings
+from .options import Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, next_command, one_folder, settings
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..engine.source import shipped
@@ -72,3 +72,4 @@ def doctor(
         line = f"{'ok ' if c.ok else 'NO '} {c.name:<24}{c.found}" + (f"   fix: {c.fix}" if not c.ok or c.warns else "")
         out.print(Text(line, style="red" if not c.ok else "yellow" if c.warns else ""))
     if not all(c.ok for c in checks): raise typer.Exit(1)
+    out.print(Text(f"Next: {next_command(cfg, config, preset, sets, teacher)}"))

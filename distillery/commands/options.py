@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'Folder', 'Docs', 'Pairs', 'Articles', 'Teacher', 'File', 'Preset', 'Set', 'DATA', 'console', 'overrides',
-           'shown_path', 'sources', 'one_folder', 'laid_over', 'layers_of', 'settings']
+           'shown_path', 'sources', 'one_folder', 'laid_over', 'layers_of', 'next_command', 'settings']
 
 # %% ../../nbs/commands/20_options.ipynb #56ccf653
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
 
-from ..core.config import Config, load_config, preset_names, read_preset, read_settings
+from ..core.address import public_address
+from ..core.config import Config, flatten, load_config, preset_names, read_preset, read_settings
 from ..core.knobs import ConfigError
+from ..engine.source import command_of
 
 # %% ../../nbs/commands/20_options.ipynb #99339de5
 PLAIN: dict[str, Any] = {"no_args_is_help": True, "context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": None}
@@ -111,6 +114,19 @@ def layers_of(
     usual = "technical-docs" if source.get("docs") else "qa-import" if source.get("pairs") else "handbook"
     if file: usual = laid_over(str(said["preset"]), usual) if said.get("preset") else ""
     return file, laid_over(preset, usual) if preset else usual or None, typed
+
+
+def next_command(
+    config: Config,  # Settings, for their sources
+    file: Path | None = None,  # --config
+    preset: str | None = None,  # --preset
+    sets: list[str] | None = None,  # --set
+    teacher: str | None = None,  # --teacher
+) -> str:  # E.g. "distillery run ./manuals --preset resume"
+    "The run with what was typed now."
+    said = [("--config", str(file) if file else None), ("--preset", preset), ("--teacher", teacher and public_address(teacher)),
+            *(("--set", s) for s in sets or [])]
+    return " ".join([command_of(flatten(config)), *(f"{flag} {quote(value)}" for flag, value in said if value)])
 
 
 def settings(

@@ -103,7 +103,7 @@ def package(
     variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run; the latest by default.")] = "latest",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder; by default package-VARIANT.")] = None,
-    gguf: Annotated[list[str] | None, typer.Option("--gguf", help="Add a GGUF file, f16 or q8_0; may be repeated.")] = None,
+    gguf: Annotated[list[str] | None, typer.Option("--gguf", help="Add a GGUF file, f16, q8_0 or q4_k_m; may be repeated.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Add a page that answers in a browser; npm fetches what it needs.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Also a variant that misses its fidelity limits; the card says so.")] = False,
     config: File = None,

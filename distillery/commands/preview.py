@@ -15,17 +15,16 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from ..core.config import Config, flatten
+from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import digest_text
 from ..core.records import Chunk, Pair, Slot
-from ..engine.source import command_of
 from ..pairs.asking import Rejected
 from ..pairs.slots import chance
 from ..teachers.budget import open_journal
 from ..teachers.protocol import Teacher
 from .calls import plain
-from .options import Docs, File, Folder, Preset, Set, console, one_folder, settings
+from .options import Docs, File, Folder, Preset, Set, console, next_command, one_folder, settings
 from .options import Teacher as Spec
 from ..workbook.checks import check_teacher, require_plan
 from ..workbook.estimate import Listening, Request, check_asks, plan_of, sample_slots, shared
@@ -112,4 +111,4 @@ def preview_command(
 
     job = prepare(None, None, settings(config, preset, sets, one_folder(folder, docs), None, teacher))
     console().print(preview_run(job, n))
-    console().print(Text(f"Next: {command_of(flatten(job.config))}"))
+    console().print(Text(f"Next: {next_command(job.config, config, preset, sets, teacher)}"))

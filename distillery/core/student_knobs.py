@@ -101,9 +101,10 @@ class ExportSection(Section):
     "Settings of export: which ONNX variants are made, and how far they may drift."
     variants: list[Literal["fp32", "int8", "uint8", "q4", "mixed"]] = key(
         list(VARIANTS), "result", "variants to export; fp32 is the reference; mixed finds the smallest file under kl_max.mixed")
-    backend: Literal["genai", "optimum"] = key(
-        "genai", "result", "who exports: onnxruntime-genai's model builder, or Optimum in an environment of its own (extra `optimum`)")
-    gguf: list[Literal["f16", "q8_0"]] = key([], "result", "GGUF files to write besides, for llama.cpp and Ollama")
+    backend: Literal["genai", "torch", "optimum"] = key(
+        "genai", "result", "who may export first: onnxruntime-genai's model builder (where that is wrong for a base, PyTorch's exporter), torch, or Optimum")
+    gguf: list[Literal["f16", "q8_0", "q4_k_m"]] = key(
+        [], "result", "GGUF files to write besides, for llama.cpp and Ollama; q4_k_m needs llama.cpp (`make .venv-llama/.installed`)")
     max_logit_difference: float = key(1e-3, "result", "largest allowed difference of fp32 logits to the merged model", gt=0)
     same_top1_min: dict[str, float] = key(
         {"int8": 0.95, "uint8": 0.95, "q4": 0.90, "mixed": 0.90}, "result", "share of positions where the likeliest token stays the same")

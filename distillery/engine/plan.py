@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Watch', 'Job', 'Stage', 'key_parts', 'key_changes', 'Done', 'Event', 'Shelf', 'make_stage', 'above', 'Plan',
-           'run_digest']
+           'run_digest', 'until']
 
 # %% ../../nbs/engine/20_plan.ipynb #18078c56
 import json
@@ -260,3 +260,14 @@ def run_digest(
 ) -> str:  # Ten hexadecimal digits
     "The name of a run: settings, inputs and code, not what became of them."
     return digest_json([[s.name, plan.parts(s)] for s in plan.stages])[:10]
+
+# %% ../../nbs/engine/20_plan.ipynb #df0958e4
+def until(
+    plan: Plan,  # A plan
+    last: str,   # Name of a stage
+) -> Plan:       # That stage, and what it needs
+    "The part of a plan that ends with one stage; raises `DistilleryError` for a name that it does not have."
+    names = [s.name for s in plan.stages]
+    if last not in names: raise DistilleryError(f"this plan has no stage {last!r}", f"one of: {', '.join(names)}")
+    wanted = above(plan.stages, last)
+    return Plan([s for s in plan.stages if s.name in wanted], plan.config, plan.shelf.cache)

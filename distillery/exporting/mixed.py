@@ -20,8 +20,9 @@ from ..core.extras import need
 from ..core.knobs import Config
 from ..core.records import Example
 from .check import EncodedChat, encode_chats
-from .export import ExportError, quantize_weights, run_builder, share_vocabulary, variant_bytes, weight_matrices
+from .export import quantize_weights, share_vocabulary, variant_bytes, weight_matrices
 from .fidelity import Measured, compare_text, fidelity_metrics
+from .graph import ExportError, build_graph
 from ..teachers.local import TransformersTeacher
 from ..teachers.onnx import OnnxTeacher
 
@@ -139,7 +140,7 @@ def build_mixed(
     tried: dict[int, Measured] = {}
     with tempfile.TemporaryDirectory(dir=Path(out).parent) as scratch:
         graph, mix = Path(scratch, "graph"), Path(scratch, "mix")
-        run_builder(merged, graph, "shared_embeddings=false")
+        build_graph(merged, graph, untied=True, backend=cfg.export.backend)
         sizes = weight_matrices(graph / "model.onnx")
         moved = sensitivities(student, truth, chats, [n for n in sizes if "lm_head" not in n], cfg, say)
         order = sorted(moved, key=lambda n: moved[n] / sizes[n])

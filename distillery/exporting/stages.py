@@ -38,9 +38,9 @@ def build_variant(
         texts = evaluation_texts(examples_of(job.needs["dataset"]))
         build_mixed(merged, out, texts, job.config, lambda done, total: job.say("matrices tried", done, total))
         return
-    how = () if variant == "fp32" else (job.config.quantization,)
-    if job.config.export.backend == "optimum": build_optimum(merged, out, variant, *how)
-    else: build_onnx(merged, out, variant, *how)
+    how = None if variant == "fp32" else job.config.quantization
+    if job.config.export.backend == "optimum": build_optimum(merged, out, variant, how)
+    else: build_onnx(merged, out, variant, how, job.config.export.backend)
 
 
 def _export(job: Job, variant: str) -> None:

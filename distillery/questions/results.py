@@ -8,6 +8,7 @@ __all__ = ['TeacherRow', 'Results', 'run_command', 'require_one_metric', 'open_r
 # %% ../../nbs/questions/20_results.ipynb #9fd99c5f
 import json
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,11 @@ def require_one_metric(
 
 
 def open_results(
-    path: Path | str,  # A run folder
+    path: Path | str,  # A run folder, or one relative to the report templates
 ) -> Results:  # Checked to be one
     "Open a run folder for reading."
-    path = Path(path)
+    beside = Path(str(files("distillery") / "templates")).resolve() / path
+    path = beside if (beside / "provenance.json").is_file() and not Path(path).exists() else Path(path)
     if not (path / "provenance.json").is_file():
         raise DistilleryError(f"{path.name} is not a finished run", "give a folder in runs/, or run `distillery run`")
     return Results(path)

@@ -102,13 +102,14 @@ def load_model(
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
 
 # %% ../../nbs/retrieval/10_embed.ipynb #08f8ae62
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def packed_model(
     spec: str,               # See `embedder_dir`
+    half: bool = False,      # Products in bfloat16
 ) -> PackedEncoder | None:   # None where the model is of another kind
     "The encoder without padding, where the model is a plain BERT."
     model = load_model(spec)
-    return PackedEncoder(model) if not isinstance(model, OnnxEncoder) and is_plain_bert(model) else None
+    return PackedEncoder(model, half) if not isinstance(model, OnnxEncoder) and is_plain_bert(model) else None
 
 
 TextRole = Literal["", "query", "document"]
@@ -131,11 +132,12 @@ def compute_vectors(
     texts: Sequence[str],  # Any texts
     side: TextRole = "",       # Which of the model's prompts
     batch_size: int = 64,  # Texts computed together; an ONNX export counts tokens instead
+    half: bool = False,    # Products in bfloat16, where the model is a plain BERT
 ) -> np.ndarray:           # float32 [n, d], as the model made them
     "Compute embeddings with the model's own prompts, pooling and truncation."
     model = load_model(spec)
     if isinstance(model, OnnxEncoder): return model.encode(texts, side)
-    if packed := packed_model(spec): return encode_packed(packed, texts)
+    if packed := packed_model(spec, half): return encode_packed(packed, texts)
     encode = {"": model.encode, "query": model.encode_query, "document": model.encode_document}[side]
     return np.asarray(encode(list(texts), batch_size=batch_size, show_progress_bar=False), np.float32)
 
@@ -178,22 +180,23 @@ class Embedder:
         cache: Path | None = None,      # SQLite file that keeps vectors; None keeps nothing
         batch_size: int = 64,           # Texts computed together
         unit: bool = True,              # Bring vectors to length 1
+        half: bool = False,             # Products in bfloat16, where the model is a plain BERT
     ) -> None:
-        self.spec, self.batch_size, self.unit = spec, batch_size, unit
+        self.spec, self.batch_size, self.unit, self.half = spec, batch_size, unit, half
         self.store = VectorStore(cache) if cache else None
 
     @property
     def identity(self) -> dict[str, str]:
         "What a vector depends on besides its text."
-        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"})}
+        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"}), **({"products": "bf16"} if self.half else {})}
 
     def _keys(self, texts: Sequence[str], side: TextRole) -> dict[str, str]:
-        kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own")
+        kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own") + ("/bf16" if self.half else "")
         head = f"{model_digest(self.spec)}\0" + (f"{kind}\0" if kind else "")
         return {text: digest_text(head + text) for text in texts}
 
     def _compute(self, texts: Sequence[str], side: TextRole) -> np.ndarray:
-        vectors = compute_vectors(self.spec, texts, side, self.batch_size)
+        vectors = compute_vectors(self.spec, texts, side, self.batch_size, self.half)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if self.unit else vectors
 
     def encode(

@@ -56,7 +56,7 @@ def compile_template(
     "Compile a chat template in a sandbox, with the names that templates expect."
     try: return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"the chat template cannot be read: {error}", "save the template of the model's family into the folder") from error
+        raise TemplateError(f"the chat template cannot be read: {error}", "save the template of the family into the folder") from error
 
 # %% ../../nbs/teachers/24_chat.ipynb #530eb8af
 STAMP = date(2024, 7, 26)

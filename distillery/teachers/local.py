@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'model_identity', 'model_folder', 'finish', 'BatchRow', 'common_prefix', 'prefix_groups',
-           'preallocated', 'prefill', 'generate_rows', 'answer_rows', 'LocalModel', 'TransformersTeacher']
+           'preallocated', 'reads_all', 'prefill', 'generate_rows', 'answer_rows', 'LocalModel', 'TransformersTeacher']
 
 # %% ../../nbs/teachers/40_local.ipynb #eba98928
 import asyncio
@@ -136,6 +136,15 @@ def preallocated(
     return new
 
 # %% ../../nbs/teachers/40_local.ipynb #959a53ba
+def reads_all(
+    config: Any,  # Of a causal language model
+    tokens: int,  # Of prompt and answer
+) -> bool:  # A cache of them is complete
+    "Whether every layer attends to all of so many tokens: no sliding window, or one that is never full."
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    return set(kinds) == {"full_attention"} if kinds else not window or tokens < window
+
+
 def prefill(
     model: Any,              # A causal language model of `transformers`
     rows: Sequence[BatchRow],     # The batch
@@ -144,8 +153,8 @@ def prefill(
 ) -> tuple[Any, list[list[int]], list[list[int]]]:  # Cache [B, ...] or None, what each row has in it, what it has still to read
     "Prefill the key-value cache: read each shared prefix once, and copy it to every row."
     import torch
-    kept = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kept != {"full_attention"}: return None, [[]] * len(rows), [row.prompt for row in rows]
+    if not reads_all(model.config, max(len(row.prompt) for row in rows) + answer):
+        return None, [[]] * len(rows), [row.prompt for row in rows]
     groups = prefix_groups(rows)
     place = {id(row): i for i, group in enumerate(groups) for row in group}
     shared = list[list[int]]()

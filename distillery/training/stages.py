@@ -25,11 +25,11 @@ from ..teachers.open import Opener, base_digest, teacher_digest, teacher_opener
 from ..teachers.open import teacher_weights
 
 # %% ../../nbs/training/90_stages.ipynb #fc5152bc
-def _sft(job: Job, builder: bool = True) -> None:
+def _sft(job: Job) -> None:
     from distillery.training.preflight import preflight, require
     from distillery.training.sft import base_folder, train_adapter
 
-    require(preflight(base_folder(job.config.student.base), job.config, builder))
+    require(preflight(base_folder(job.config.student.base), job.config, backend=None))  # `workbook/checks` has asked about exports
     train, validation = (examples_of(job.needs["dataset"], [name]) for name in ("train", "validation"))
     train_adapter(train, validation, job.config.student.base, job.config, job.out, job.scratch,
                   lambda done, total: job.say("steps", done, total))
@@ -175,9 +175,8 @@ def training_stages(
     inputs = {"base": base_digest(config.student.base, cache)}
     logprobs_kept(config)
     if method == "sft":
-        run = partial(_sft, builder=config.export.backend == "genai")
         reads = ("lora", "sft", "student.base", "distill.method")
-        return [Stage("sft", run, reads, ("dataset",), inputs, "training", place="student/adapter")]
+        return [Stage("sft", _sft, reads, ("dataset",), inputs, "training", place="student/adapter")]
     if method == "on_policy": inputs["teacher"] = teacher_digest(teacher_of(config), cache)
     taught = [] if method == "on_policy" else [teach_stage(config, cache)]
     needs = ("documents", "dataset", *(s.name for s in taught))

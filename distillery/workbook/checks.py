@@ -124,12 +124,12 @@ def check_language(
 # %% ../../nbs/workbook/65_checks.ipynb #6c461840
 def check_base(
     base: str,  # builtin:mini | a folder | a hub name
-    config: Config,  # Read: lora.*, sft.*, export.backend
+    config: Config,  # Read: lora.*, sft.*, export.backend, export.gguf
 ) -> Iterator[Check]:  # What stops a training, or one line that all is well
     "Is the base here, and can it be trained and exported?"
     from distillery.training.preflight import LENIENT, preflight
 
-    try: found = preflight(base, config, config.export.backend == "genai")
+    try: found = preflight(base, config, config.export.backend, config.export.gguf)
     except (DistilleryError, OSError, ValueError) as e:
         yield Check(f"base {base}", False, str(getattr(e, "message", e)), getattr(e, "fix", None) or "name another base with student.base")
         return

@@ -86,8 +86,11 @@ def check_request(
 
 # %% ../../nbs/workbook/66_experiment.ipynb #af70d1b8
 def peak_gib() -> float:
-    "The most memory that this process or one of its children held, in GiB."
-    import resource
+    "The most memory that this process or one of its children held, in GiB; of this process alone where the system does not count children."
+    try: import resource
+    except ImportError:  # Windows
+        import psutil
+        return float(psutil.Process().memory_info().peak_wset) / 2**30
 
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return most / (2**30 if sys.platform == "darwin" else 2**20)
