@@ -9,8 +9,9 @@ import time
 import psutil
 import pytest
 
-from distillery.core.config import load_config
+from distillery.core.config import flatten, load_config
 from distillery.core.errors import DistilleryError
+from distillery.core.files import write_jsonl
 from distillery.exporting.extractive import extractive_arguments
 from distillery.teachers import memory, onnx
 from distillery.teachers.memory import Device, onnx_providers
@@ -39,7 +40,7 @@ def test_the_device_decides_the_precision_unless_the_settings_do(device, precisi
 
 
 def test_bf16_on_a_gpu_without_it_is_refused_with_a_fix():
-    with pytest.raises(DistilleryError, match="set sft.precision"):
+    with pytest.raises(DistilleryError, match=r"set sft\.precision"):
         training_precision(load_config(overrides={"sft.precision": "bf16"}), OLD_GPU)
 
 
@@ -99,6 +100,20 @@ def test_a_session_is_opened_with_the_providers_of_its_device(monkeypatch):
     for device in ("auto", "cpu"):
         with pytest.raises(DistilleryError, match="no language model"): onnx.Decoder(os, 64, 1, device)
     assert opened == [["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]]
+
+
+def test_a_variant_is_measured_where_the_settings_say(tmp_path, monkeypatch):
+    from distillery.evaluation import measure
+
+    class Opened(Exception): pass
+
+    def opened(folder, device): raise Opened(device)
+    monkeypatch.setattr(measure, "OnnxTeacher", opened)
+    write_jsonl(tmp_path / "examples.jsonl", toy_examples(1))
+    for device in ("auto", "cpu"):
+        knobs = {name: flatten(load_config(overrides={"evaluation.device": device}))[name] for name in measure.KNOBS}
+        (tmp_path / "request.json").write_text(json.dumps({"onnx": "o", "variant": "q4", "knobs": knobs, "digest": "d"}))
+        with pytest.raises(Opened, match=device): measure.answer_request(tmp_path)
 
 
 def test_this_machine_is_described_by_torch(monkeypatch):
@@ -170,7 +185,7 @@ def test_a_training_that_moved_ends_where_one_that_stayed_does(base, tmp_path, r
     assert not (tmp_path / "b" / sft.MOVES).exists()
 
 
-def test_a_child_is_told_its_environment_and_tells_its_error(base, tmp_path, monkeypatch):
+def test_a_child_is_told_its_environment(base, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(sft, "run_child", lambda work, arguments, environment, tick: (told.append(environment), work(*arguments))[1])
     monkeypatch.setattr(sft, "_may_move", lambda cfg, make: True)

@@ -27,7 +27,7 @@ OTHER = {"lora.r": 8, "lora.alpha": 16.0, "lora.dropout": 0.3, "lora.target_modu
          "sft.seed": 7, "sft.gradient_checkpointing": True, "sft.dataloader_num_workers": 1,
          "sft.save_strategy": "steps", "sft.save_total_limit": 5, "sft.precision": "bf16",
          "sft.logging_steps": 3}
-ELSEWHERE = {"sft.processes", "sft.early_stopping_patience", "sft.wait_policy"}  # no field of SFTConfig: see test_training_sft, test_devices
+ELSEWHERE = {"sft.processes", "sft.early_stopping_patience", "sft.wait_policy"}  # seen in test_training_sft and test_devices
 FIELDS = {"lora.alpha": "lora_alpha", "lora.dropout": "lora_dropout", "sft.epochs": "num_train_epochs",
           "sft.batch_size": "per_device_train_batch_size", "sft.gradient_accumulation": "gradient_accumulation_steps",
           "sft.warmup_ratio": "warmup_steps", "sft.group_by_length": "train_sampling_strategy",
