@@ -17,7 +17,9 @@ from distillery.teachers import memory, onnx
 from distillery.teachers.memory import Device, onnx_providers
 from distillery.training import sft, waiting
 from distillery.training.arguments import sft_arguments, training_precision
-from distillery.training.sft import load_base, make_trainer, open_log, read_log, train_adapter
+from distillery.training.base import load_base
+from distillery.training.sft import make_trainer, train_adapter
+from distillery.training.train_log import LOG, open_log, read_log
 from distillery.training.toy import toy_base, toy_examples
 
 GPU, OLD_GPU, LAPTOP = Device("cuda", bf16=True), Device("cuda"), Device()
@@ -167,7 +169,8 @@ def restless(monkeypatch):
     monkeypatch.setattr(waiting, "WINDOW", 0.0)
     monkeypatch.setattr(waiting, "WORTH", 0.0)
     monkeypatch.setattr(sft, "_may_move", lambda cfg, make: True)
-    monkeypatch.setattr(sft, "SpeedWatch", lambda policy, threads: waiting.SpeedWatch(policy, 2, lambda _: 0.5))
+    real = waiting.SpeedWatch
+    monkeypatch.setattr(waiting, "SpeedWatch", lambda policy, threads: real(policy, 2, lambda _: 0.5))
 
 
 def test_a_training_that_moved_ends_where_one_that_stayed_does(base, tmp_path, restless):
@@ -182,7 +185,7 @@ def test_a_training_that_moved_ends_where_one_that_stayed_does(base, tmp_path, r
     assert json.loads((tmp_path / "moved/training.json").read_text())["resumed_from"] is None
     assert seen == sorted(seen)
     assert seen[0] == (1, whole.steps)
-    assert not (tmp_path / "b" / sft.MOVES).exists()
+    assert not (tmp_path / "b" / waiting.MOVES).exists()
 
 
 def test_a_child_is_told_its_environment(base, tmp_path, monkeypatch):
@@ -192,6 +195,19 @@ def test_a_child_is_told_its_environment(base, tmp_path, monkeypatch):
     cfg = load_config(overrides={**TINY, "sft.epochs": 1, "sft.wait_policy": "passive"})
     train_adapter(toy_examples(8), [], base, cfg, tmp_path / "a", tmp_path / "c")
     assert told == [{"OMP_WAIT_POLICY": "PASSIVE"}]
+
+
+def test_a_long_training_looks_before_its_first_step(base, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sft, "run_child", lambda work, arguments, environment, tick: (told.append(environment), work(*arguments))[1])
+    monkeypatch.setattr(sft, "_may_move", lambda cfg, make: True)
+    monkeypatch.setattr(waiting, "already_chosen", lambda environment: False)
+    cfg = load_config(overrides={**TINY, "sft.epochs": 1})
+    for share, speed in ((0.5, 1.0), (1.0, 1.0), (0.5, 1e15)):
+        monkeypatch.setattr(waiting, "free_share", lambda threads, share=share: share)
+        monkeypatch.setattr(sft, "LAPTOP", speed)
+        train_adapter(toy_examples(8), [], base, cfg, tmp_path / "a", tmp_path / "c")
+    assert told == [{"OMP_WAIT_POLICY": "PASSIVE"}], "busy and long; not when quiet, nor when short"
 
 
 ALONE = """
@@ -229,12 +245,12 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_what_was_saved(bas
 
 
 def test_a_line_torn_by_a_kill_is_not_glued_to_the_next(tmp_path):
-    (tmp_path / sft.LOG).write_text('{"event": "step", "step": 1, "loss": 6.2}\n{"event": "st')
+    (tmp_path / LOG).write_text('{"event": "step", "step": 1, "loss": 6.2}\n{"event": "st')
     with open_log(tmp_path) as file: file.write('{"event": "step", "step": 2, "loss": 6.1}\n')
     assert [r["step"] for r in read_log(tmp_path)] == [1, 2]
-    (tmp_path / sft.LOG).write_text('{"eve')
+    (tmp_path / LOG).write_text('{"eve')
     open_log(tmp_path).close()
-    assert (tmp_path / sft.LOG).read_text() == ""
+    assert (tmp_path / LOG).read_text() == ""
 
 
 def test_the_loss_in_the_log_is_that_of_the_step_that_was_kept(base, tmp_path):

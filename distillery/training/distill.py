@@ -24,7 +24,8 @@ from distillery.training.distill_data import (
     Targets, TeacherAnswers, context_examples, missing_mass, open_book_examples, row_of, row_targets, sequence_examples,
 )
 from .distill_loss import distillation_trainer
-from .sft import TrainLog, base_folder, load_base, make_trainer, train_adapter
+from .base import base_folder, load_base
+from .sft import TrainLog, make_trainer, train_adapter
 from ..teachers.chat import ChatTokenizer
 from ..teachers.local import model_identity
 from ..teachers.logprobs import tokenizer_digest

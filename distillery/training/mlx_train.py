@@ -25,7 +25,9 @@ from ..core.records import Example
 from .arguments import training_rows
 from .checkpoints import STATE
 from .mlx_settings import MlxRow, mlx_batches, mlx_differences, mlx_lora_config, mlx_optimizer, mlx_rows, mlx_steps
-from .sft import LOG, base_folder, claim_checkpoints, read_log, save_words
+from .base import base_folder
+from .sft import claim_checkpoints
+from .train_log import LOG, read_log, save_words
 from ..teachers.local import MODEL_FILES, model_identity
 from ..teachers.mlx import check_mlx, load_mlx
 

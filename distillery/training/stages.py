@@ -27,7 +27,8 @@ from ..teachers.open import teacher_weights
 # %% ../../nbs/training/90_stages.ipynb #fc5152bc
 def _sft(job: Job) -> None:
     from distillery.training.preflight import preflight, require
-    from distillery.training.sft import base_folder, train_adapter
+    from distillery.training.base import base_folder
+    from distillery.training.sft import train_adapter
 
     require(preflight(base_folder(job.config.student.base), job.config, backend=None))  # `workbook/checks` has asked about exports
     train, validation = (examples_of(job.needs["dataset"], [name]) for name in ("train", "validation"))
@@ -71,7 +72,7 @@ def logprobs_kept(
     "How many log-probabilities a token the teacher is asked for; refuses a teacher that has none, or other tokens."
     wanted = {m for m in methods_of(config) & set(LOGPROB_METHODS) if m != "context" or config.distill.top_k}
     if not wanted: return 0
-    from distillery.training.sft import base_folder
+    from distillery.training.base import base_folder
     from distillery.training.vocabulary import FIX, check_numbers, check_shared
 
     teacher = teacher_of(config)

@@ -72,7 +72,7 @@ def _trained_arm(job: Job, arm: str, seed: int) -> tuple[Path, dict[str, Any]]:
     from distillery.training.arguments import chat_lengths
     from distillery.exporting.merge import merge_adapter
     from distillery.teachers.chat import ChatTokenizer
-    from distillery.training.sft import base_folder
+    from distillery.training.base import base_folder
 
     config = altered(job.config, {"sft.seed": seed, "sft.packing": False, "distill.method": arm})
     chat = ChatTokenizer(base_folder(config.student.base))
@@ -91,7 +91,7 @@ def _arm(job: Job, arm: str, seed: int, cache: Path) -> None:
     from distillery.evaluation.measure import measure_variant
     from distillery.teachers.chat import ChatTokenizer
     from distillery.teachers.protocol import Message
-    from distillery.training.sft import base_folder
+    from distillery.training.base import base_folder
 
     e, base, search_ms = job.config.evaluation, base_folder(job.config.student.base), 0.0
     examples = draw_examples(examples_of(job.needs["dataset"], ["recall", "test"]), e.full_samples_per_set, e.seed)
