@@ -15,6 +15,7 @@ from ..core.knobs import Config
 from ..core.store import list_runs, open_run
 from ..engine.plan import Done
 from ..evaluation.summary import gate_figures
+from ..exporting.reader import reader_of, readers_of
 from ..pages.report import template, templates
 from ..pages.terminal import facts_table, times_table
 from ..questions.results import Results
@@ -29,7 +30,6 @@ def ask(
     question: str,  # What to ask
 ) -> str:  # What the student says
     "Ask one variant of a finished run."
-    from distillery.exporting.reader import reader_of, readers_of
     from distillery.teachers.onnx import OnnxTeacher
 
     place = open_run(Path(config.workbook.runs_dir), run).path
