@@ -45,18 +45,18 @@ from distillery.training.sft import train_adapter
 from distillery.training.toy import toy_examples
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = {"sft.epochs": 100, "sft.batch_size": 12, "sft.gradient_accumulation": 1, "sft.learning_rate": 1e-2, "sft.packing": False,
+QUICK = {"sft.batch_size": 12, "sft.gradient_accumulation": 1, "sft.learning_rate": 1e-2, "sft.packing": False,
          "sft.dataloader_num_workers": 0, "sft.save_strategy": "no", "lora.r": 16, "lora.alpha": 32, "export.check_positions": 120}
 JOINED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]  # as the preflight tells people whose base has no q_proj
 ANSWER = 24  # tokens
 WIDE = {"qwen2.5": 256}  # the twin that llama.cpp can store in 4 bits
 
 
-def settings(name: str, base: Path) -> Config:
+def settings(name: str, base: Path, epochs: int) -> Config:
     "Settings of a twin: a short training; what decides over exports is as shipped."
     joined = {"lora.target_modules": JOINED} if TWINS[name].config == "Phi3Config" else {}
     kinds = ["f16", "q8_0"] + ["q4_k_m"] * (name in WIDE and bool(find_spec("llama_cpp") or sibling_python("llama")))
-    return load_config(overrides={**QUICK, **joined, "student.base": str(base), "export.gguf": kinds})
+    return load_config(overrides={**QUICK, **joined, "sft.epochs": epochs, "student.base": str(base), "export.gguf": kinds})
 
 
 @dataclass
@@ -66,12 +66,13 @@ class Way:
     folder: Path
     facts: int = 12
     variants: Sequence[str] = VARIANTS
+    epochs: int = 60
 
     @cached_property
     def base(self) -> Path: return write_twin(self.name, self.folder / "base", hidden=WIDE.get(self.name, 64))
 
     @cached_property
-    def cfg(self) -> Config: return settings(self.name, self.base)
+    def cfg(self) -> Config: return settings(self.name, self.base, self.epochs)
 
     @cached_property
     def examples(self) -> list[Any]: return toy_examples(self.facts)

@@ -178,6 +178,25 @@ def latency(place, config):
     return calls
 
 
+def measured(place, config):
+    "On what the child that measures a variant opens it, and on what its latency is timed."
+    from distillery.evaluation import latency, measure, stages
+    from distillery.teachers import onnx
+    calls = []
+
+    class Stop(Exception): pass
+    def stop(folder, *a, device, **how): calls.append(device); raise Stop
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(onnx, "OnnxTeacher", stop)
+        m.setattr(stages, "examples_of", lambda *a: toy_examples(2, "test"))
+        m.setattr(measure, "measure_variant", lambda *a: ([], {}))
+        m.setattr(latency, "measure_latency", lambda *a: [])
+        needs = dict.fromkeys(("export-q4", "dataset"), place.folder)
+        job = SimpleNamespace(config=config, needs=needs, scratch=place.folder, out=place.folder)
+        with pytest.raises(Stop): stages._measure(job, "q4")
+    return calls
+
+
 def answered(place, config):
     "The request of `distillery ask`."
     from distillery.teachers import onnx
@@ -462,6 +481,7 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (suite, {}, "evaluation.suite evaluation.full_samples_per_set"),
     (suite, {"evaluation.suite": "smoke"}, "evaluation.smoke_samples evaluation.seed"),
     (latency, {}, "evaluation.concurrency evaluation.latency_questions evaluation.max_new_tokens"),
+    (measured, {}, "evaluation.device"),
     (stamped, {}, "evaluation.hub.model_id evaluation.hub.dataset_id"),
     (gates, {}, "thresholds.exact_match_rate_min thresholds.token_f1_min thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
                 "thresholds.response_length_compliance_min thresholds.behavior_accuracy_min thresholds.fp32_alignment_min "

@@ -17,7 +17,7 @@ from distillery.teachers import memory, onnx
 from distillery.teachers.memory import Device, onnx_providers
 from distillery.training import sft, waiting
 from distillery.training.arguments import sft_arguments, training_precision
-from distillery.training.base import load_base
+from distillery.training.bases import load_base
 from distillery.training.sft import make_trainer, train_adapter
 from distillery.training.train_log import LOG, open_log, read_log
 from distillery.training.toy import toy_base, toy_examples

@@ -21,7 +21,8 @@ from distillery.training.distill_data import (
 )
 from distillery.training.distill_loss import dense_kl, sparse_kl
 from distillery.training.vocabulary import check_numbers, check_shared, cut_alike, in_words_of, token_bytes
-from distillery.training.sft import load_base, read_log
+from distillery.training.bases import load_base
+from distillery.training.sft import read_log
 from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.local import TransformersTeacher
 from distillery.teachers.chat import ChatTokenizer, FolderTokens

@@ -61,7 +61,7 @@ def test_either_spelling_gives_the_logits_it_was_saved_with(tmp_path, major):
     respelled(tmp_path / "m", major)
     found = TransformersTeacher(tmp_path / "m", device="cpu").logits(ids)
     assert np.abs(found - truth).max() < 1e-6
-    from distillery.training.sft import load_base
+    from distillery.training.bases import load_base
     model, tokenizer = load_base(tmp_path / "m")
     assert abs(float(model.model.rotary_emb.inv_freq.double()[1] ** -16) / THETA - 1) < 1e-3
     assert tokenizer.eos_token == "<|im_end|>"

@@ -250,7 +250,7 @@ def test_a_thousand_requests_of_eight_clients_and_none_is_lost(exported, record_
 
 @pytest.mark.slow
 def test_a_full_queue_says_come_again_and_the_client_does(exported):
-    with serving(exported / "q4", workers=1, server__queue=1) as (url, service):
+    with serving(exported / "q4", workers=1, serve__queue=1) as (url, service):
         teacher = OpenAITeacher(url, NAME, concurrency=8, max_retries=40)
         assert all(r.ok for r in ask_all(teacher, questions(40)))
         assert service.report()["answered"] == 40
@@ -282,7 +282,7 @@ def _seconds(work):
 
 
 def test_an_answer_that_takes_too_long_is_given_up(exported):
-    with serving(exported / "q4", server__timeout=0.001) as (url, _): assert post(url, hello(max_tokens=200, temperature=1.9))[0] == 504
+    with serving(exported / "q4", serve__timeout=0.001) as (url, _): assert post(url, hello(max_tokens=200, temperature=1.9))[0] == 504
 
 
 def test_a_port_that_is_taken_is_named(server):
@@ -357,3 +357,16 @@ def test_only_variants_that_are_there_are_served(tmp_path, exported):
     (tmp_path / "genai_config.json").write_text("{}")
     for strange in ("..", ".", "../onnx/q4", "/etc", "q4/../fp32"):
         with pytest.raises(DistilleryError, match="no variant"): served_folder(Results(tmp_path), strange)
+
+
+def test_a_thought_is_not_streamed(tmp_path):
+    from twins import write_words
+
+    from distillery.teachers.chat import ChatTokenizer
+
+    chat = ChatTokenizer(write_words("qwen3", tmp_path))
+    for wrote, said in (("<think>\n\n</think>\n\nHall 3.", "Hall 3."), ("<thinking>Raven?</thinking>Hall 3.", "Hall 3."),
+                        ("Hall < 3 and [4]", "Hall < 3 and [4]"), ("<5 mm", "<5 mm")):
+        tokens, stream = chat.tokens(wrote), TextStream(chat)
+        pieces = [stream.feed(tokens[: i + 1]) for i in range(len(tokens))]
+        assert "".join(pieces) + stream.rest(chat.said(tokens)[0].strip()) == said

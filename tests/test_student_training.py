@@ -14,7 +14,8 @@ from distillery.core.errors import DistilleryError
 from distillery.core.knobs import knobs
 from distillery.training.arguments import lora_arguments, sft_arguments, training_rows
 from distillery.training.checkpoints import EpochSampler, last_checkpoint
-from distillery.training.sft import load_base, make_trainer, read_log, train_adapter
+from distillery.training.bases import load_base
+from distillery.training.sft import make_trainer, read_log, train_adapter
 from distillery.training.toy import toy_base, toy_examples
 
 pytest.importorskip("trl")

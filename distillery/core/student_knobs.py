@@ -102,7 +102,7 @@ class ExportSection(Section):
     variants: list[Literal["fp32", "int8", "uint8", "q4", "mixed"]] = key(
         list(VARIANTS), "result", "variants to export; fp32 is the reference; mixed finds the smallest file under kl_max.mixed")
     backend: Literal["genai", "torch", "optimum"] = key(
-        "genai", "result", "who may export first: onnxruntime-genai's model builder (where that is wrong for a base, PyTorch's exporter), torch, or Optimum")
+        "genai", "result", "who exports: genai is the model builder, or PyTorch where that is wrong for a base; torch; optimum")
     gguf: list[Literal["f16", "q8_0", "q4_k_m"]] = key(
         [], "result", "GGUF files to write besides, for llama.cpp and Ollama; q4_k_m needs llama.cpp (`make .venv-llama/.installed`)")
     max_logit_difference: float = key(1e-3, "result", "largest allowed difference of fp32 logits to the merged model", gt=0)
@@ -173,6 +173,7 @@ class ModelSection(Section):
 class ThresholdsSection(Section):
     "Thresholds of the gates, compared with bounds of intervals, not with point estimates."
     exact_match_rate_min: float = key(0.35, "result", "least share of right answers", ge=0, le=1)
+    recall_match_min: float = key(0.80, "result", "least share of taught facts that are answered right, of the set recall", ge=0, le=1)
     token_f1_min: float = key(0.55, "result", "least mean token F1", ge=0, le=1)
     keyword_coverage_min: float = key(0.75, "result", "least mean share of the answer's key words", ge=0, le=1)
     refusal_accuracy_min: float = key(0.90, "result", "least share of unanswerable questions refused", ge=0, le=1)

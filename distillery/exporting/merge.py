@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
-from ..training.base import base_folder, load_base, save_words
+from ..training.bases import base_folder, load_base, save_words
 
 # %% ../../nbs/exporting/20_merge.ipynb #42e11eab
 def probe_logits(

@@ -24,10 +24,10 @@ from ..teachers.protocol import ChatRequest, ChatResult, failed
 from ..teachers.sampling import Sampler, cut_at_stop
 from ..teachers.span import SpanTeacher
 
-# %% ../../nbs/shipping/66_engine.ipynb #394c23c3
+# %% ../../nbs/shipping/66_engine.ipynb #decd89b8
 HALF_MARK = re.compile(r"\s*(?:<[^<>]{0,40}|\[[A-Za-z]{0,12}|◁[^▷]{0,12})")  # may become the mark of a thought
 
-
+# %% ../../nbs/shipping/66_engine.ipynb #394c23c3
 class TextStream:
     "Incremental decoding: the text of an answer while its tokens are generated."
 
@@ -61,8 +61,7 @@ class TextStream:
     ) -> str:  # What of it was not sent yet
         "Return the part of the answer that was not sent yet."
         if not text.startswith(self.sent): return ""
-        new = text[len(self.sent):]
-        self.sent = text
+        new, self.sent = text[len(self.sent):], text
         return new
 
 # %% ../../nbs/shipping/66_engine.ipynb #e515f824

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'model_identity', 'model_folder', 'finish', 'BatchRow', 'common_prefix', 'prefix_groups',
-           'preallocated', 'reads_all', 'prefill', 'generate_rows', 'answer_rows', 'LocalModel', 'TransformersTeacher']
+           'preallocated', 'prefill', 'generate_rows', 'answer_rows', 'LocalModel', 'TransformersTeacher']
 
 # %% ../../nbs/teachers/40_local.ipynb #eba98928
 import asyncio
@@ -26,7 +26,7 @@ from ..core.extras import need
 from ..wire.hub import hub_revision
 from ..core.store import digest_file, digest_json
 from .chat import ChatTokenizer, read_json
-from .memory import BatchSize, load_causal_lm, out_of_memory, too_long
+from .memory import BatchSize, load_causal_lm, out_of_memory, reads_all, too_long
 from .protocol import ChatRequest, ChatResult, FinishReason, TopLogprobs, failed
 from .sampling import Sampler, cut_at_stop
 
@@ -49,7 +49,8 @@ def model_folder(
     "Resolve a model folder or hub name, downloading from the hub when that is allowed."
     if Path(spec).is_dir(): return Path(spec).resolve()
     hub = need("huggingface_hub", extra="train")
-    name, kinds = str(spec), ["*.safetensors", "*.json", "*.jinja", "README.md", "LICEN[CS]E*"]  # a student comes under the base's licence
+    name, words = str(spec), ["*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+    kinds = ["*.safetensors", *words, "README.md", "LICEN[CS]E*"]  # a student comes under the base's licence
     try: return Path(hub.snapshot_download(name, revision=hub_revision(name) or None, allow_patterns=kinds))
     except Exception as error:
         fix = "check the spelling; with HF_HUB_OFFLINE=1 the model must be in the cache already"
@@ -136,15 +137,6 @@ def preallocated(
     return new
 
 # %% ../../nbs/teachers/40_local.ipynb #959a53ba
-def reads_all(
-    config: Any,  # Of a causal language model
-    tokens: int,  # Of prompt and answer
-) -> bool:  # A cache of them is complete
-    "Whether every layer attends to all of so many tokens: no sliding window, or one that is never full."
-    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    return set(kinds) == {"full_attention"} if kinds else not window or tokens < window
-
-
 def prefill(
     model: Any,              # A causal language model of `transformers`
     rows: Sequence[BatchRow],     # The batch

@@ -24,7 +24,7 @@ from distillery.training.distill_data import (
     Targets, TeacherAnswers, context_examples, missing_mass, open_book_examples, row_of, row_targets, sequence_examples,
 )
 from .distill_loss import distillation_trainer
-from .base import base_folder, load_base
+from .bases import base_folder, load_base
 from .sft import TrainLog, make_trainer, train_adapter
 from ..teachers.chat import ChatTokenizer
 from ..teachers.local import model_identity

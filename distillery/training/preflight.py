@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['TIERS', 'APACHE', 'REACHED', 'LENIENT', 'local_base', 'tensor_shapes', 'Base', 'size_tier', 'Licence', 'front_matter',
-           'licence_of', 'learns_stop_token', 'adapter_size', 'memory_gib', 'machine_speed', 'training_hours',
-           'Finding', 'preflight', 'require']
+           'licence_of', 'adapter_size', 'memory_gib', 'machine_speed', 'training_hours', 'Finding', 'preflight',
+           'require']
 
 # %% ../../nbs/training/07_preflight.ipynb #af0b4f24
 import importlib.metadata
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +24,12 @@ import yaml
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
-from ..teachers.chat import ChatTokenizer, folder_source
-from ..teachers.checkpoint import with_tokenizer
-from ..teachers.protocol import Message
 from ..teachers.open import builtin_dir
-from .exporters import EXPORT_FIX, export_refusal, exporters_of, model_facts, sibling_python
-from .gguf_header import GgufError, gguf_header
-from .gguf_words import gguf_words
+from ..teachers.checkpoint import with_tokenizer
+from .bases import learns_stop_token
+from .exporters import EXPORT_FIX, export_refusal, exporters_of, model_facts
+from .gguf_header import gguf_context
+from .gguf_words import gguf_refusal
 from ..wire.hub import hub_snapshot
 
 # %% ../../nbs/training/07_preflight.ipynb #84a32440
@@ -130,16 +128,6 @@ def licence_of(
     name = head.get("license_name") or head.get("license")
     return Licence(str(name) if name else None, files[0].read_text("utf-8", "replace") if files else None)
 
-# %% ../../nbs/training/07_preflight.ipynb #817a55ce
-def learns_stop_token(
-    folder: Path,  # A base
-) -> bool | None:  # None where there is no chat template
-    "Whether the stop token is part of what training learns of an answer."
-    if folder_source(folder) is None: return None
-    chat = ChatTokenizer(with_tokenizer(folder))
-    row, first = chat.row([Message("user", "Who?"), Message("assistant", "Nora")])
-    return bool(chat.stop_ids & set(row[first:]))
-
 # %% ../../nbs/training/07_preflight.ipynb #1da9e1d0
 def adapter_size(
     base: Base,  # Which base
@@ -207,22 +195,15 @@ class Finding:
     fix: str = ""
 
 # %% ../../nbs/training/07_preflight.ipynb #782b88ce
-def _gguf_finding(folder: Path, facts: Mapping[str, Any], kinds: Sequence[str]) -> Finding:
-    try: context = gguf_header(facts)["context_length"], gguf_words(with_tokenizer(folder), facts["vocab_size"])
-    except GgufError as e: return Finding("GGUF", False, e.message, e.fix or "")
-    if "q4_k_m" in kinds and find_spec("llama_cpp") is None and sibling_python("llama") is None:
-        return Finding("GGUF", False, "q4_k_m is made by llama.cpp, which is not here", "run `make .venv-llama/.installed`, or leave q4_k_m out")
-    return Finding("GGUF", True, f"{', '.join(kinds)} of {context[0]} tokens")
-
-
 def _export_findings(folder: Path, backend: str | None, gguf: Sequence[str]) -> list[Finding]:
     if backend is None: return []
     facts = model_facts(folder)
     architecture = (facts.get("architectures") or ["unknown"])[0]
     refusal = export_refusal(facts, backend)
-    by = next(exporters_of(facts, backend), "")
-    onnx = Finding("export", not refusal, refusal or f"{architecture}, by {by}", EXPORT_FIX)
-    return [onnx, *([_gguf_finding(folder, facts, gguf)] if gguf else [])]
+    onnx = Finding("export", not refusal, refusal or f"{architecture}, by {next(exporters_of(facts, backend))}", EXPORT_FIX)
+    if not gguf: return [onnx]
+    why, fix = gguf_refusal(with_tokenizer(folder), facts, gguf)
+    return [onnx, Finding("GGUF", not why, why or f"{', '.join(gguf)} of {gguf_context(facts)} tokens", fix)]
 
 # %% ../../nbs/training/07_preflight.ipynb #3ff945db
 def _adapter_finding(base: Base, cfg: Config) -> Finding:

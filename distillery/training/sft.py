@@ -25,7 +25,7 @@ from ..core.files import digest_json
 from distillery.training.arguments import (
     arguments_for_version, chat_lengths, count_truncated, lora_arguments, sft_arguments, token_rows, training_precision, training_rows,
 )
-from .base import base_folder, load_base
+from .bases import base_folder, load_base
 from .checkpoints import last_checkpoint, resumable, stops_cleanly
 from .processes import run_child, run_processes
 from .train_log import LOG, log_callback, read_log

@@ -27,7 +27,7 @@ from ..teachers.open import teacher_weights
 # %% ../../nbs/training/90_stages.ipynb #fc5152bc
 def _sft(job: Job) -> None:
     from distillery.training.preflight import preflight, require
-    from distillery.training.base import base_folder
+    from distillery.training.bases import base_folder
     from distillery.training.sft import train_adapter
 
     require(preflight(base_folder(job.config.student.base), job.config, backend=None))  # `workbook/checks` has asked about exports
@@ -72,7 +72,7 @@ def logprobs_kept(
     "How many log-probabilities a token the teacher is asked for; refuses a teacher that has none, or other tokens."
     wanted = {m for m in methods_of(config) & set(LOGPROB_METHODS) if m != "context" or config.distill.top_k}
     if not wanted: return 0
-    from distillery.training.base import base_folder
+    from distillery.training.bases import base_folder
     from distillery.training.vocabulary import FIX, check_numbers, check_shared
 
     teacher = teacher_of(config)

@@ -27,6 +27,7 @@ from ...pairs.set_notes import examples_of
 from ...retrieval.embed import Embedder
 from ...retrieval.search import Bm25Searcher, DenseSearcher, HybridSearcher
 from ...teachers.open import base_digest
+from ...teachers.protocol import Message
 from ...training.stages import TRAINING, UNTRAINED, lessons_for, teach_stage, train_on
 
 # %% ../../../nbs/questions/distillation/10_stages.ipynb #56fa2568
@@ -72,7 +73,7 @@ def _trained_arm(job: Job, arm: str, seed: int) -> tuple[Path, dict[str, Any]]:
     from distillery.training.arguments import chat_lengths
     from distillery.exporting.merge import merge_adapter
     from distillery.teachers.chat import ChatTokenizer
-    from distillery.training.base import base_folder
+    from distillery.training.bases import base_folder
 
     config = altered(job.config, {"sft.seed": seed, "sft.packing": False, "distill.method": arm})
     chat = ChatTokenizer(base_folder(config.student.base))
@@ -90,8 +91,7 @@ def _arm(job: Job, arm: str, seed: int, cache: Path) -> None:
     from distillery.exporting.export import build_onnx
     from distillery.evaluation.measure import measure_variant
     from distillery.teachers.chat import ChatTokenizer
-    from distillery.teachers.protocol import Message
-    from distillery.training.base import base_folder
+    from distillery.training.bases import base_folder
 
     e, base, search_ms = job.config.evaluation, base_folder(job.config.student.base), 0.0
     examples = draw_examples(examples_of(job.needs["dataset"], ["recall", "test"]), e.full_samples_per_set, e.seed)
@@ -117,7 +117,7 @@ def arm_stages(
 ) -> list[Stage]:    # Empty where fewer than two arms are to be compared; arms without a training have one seed
     "One stage for each arm and seed."
     arms, seeds = list(dict.fromkeys(config.decisions.distill_arms)), list(dict.fromkeys(config.decisions.train_seeds))
-    if len(arms) < 2 or source.kind == "articles": return []
+    if len(arms) < 2: return []
     inputs = {"base": base_digest(config.student.base, cache)}
     needs = lambda arm: ("documents", "dataset", *(("teach",) if arm not in ("base", "rag", "sft") else ()))
     about = "one way to make it answer"
