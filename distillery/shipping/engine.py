@@ -127,13 +127,8 @@ def answer_span(
 class Engine:
     "Inference engine: answers queued requests in a few worker threads."
 
-    def __init__(
-        self,
-        student: OnnxTeacher | SpanTeacher,  # Answers
-        workers: int = 2,  # `serve.workers`
-        places: int = 64,  # `serve.queue`
-    ) -> None:
-        "Start the threads; the graph is loaded by the first answer."
+    def __init__(self, student: OnnxTeacher | SpanTeacher, workers: int = 2, places: int = 64) -> None:
+        "Start the threads (serve.workers, serve.queue); the graph is loaded by the first answer."
         self.student = student
         self._answer = partial(answer_span, student) if isinstance(student, SpanTeacher) else partial(answer_request, student)
         self._waiting = queue.Queue[QueuedRequest | None](places)

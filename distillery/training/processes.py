@@ -45,7 +45,8 @@ def _default_sigint() -> Iterator[None]:
 @contextmanager
 def _without_main() -> Iterator[None]:
     main = sys.modules["__main__"]
-    kept = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}
+    names = [name for name in ("__file__", "__spec__") if name in main.__dict__]
+    kept: dict[str, Any] = {name: main.__dict__[name] for name in names}
     main.__dict__.pop("__file__", None)
     main.__spec__ = None
     try: yield

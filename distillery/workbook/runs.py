@@ -16,6 +16,7 @@ from ..core.files import read_memory
 from ..core.store import RunFolder, list_runs, open_run
 from ..engine.plan import Done
 from ..evaluation.summary import gate_figures
+from ..exporting.reader import reader_of, readers_of
 from ..pages.report import template, templates
 from ..pages.terminal import facts_table, times_table
 from ..questions.results import open_results, variant_folder
@@ -31,7 +32,6 @@ def ask(
     question: str,  # What to ask
 ) -> str:  # What the student says
     "Ask one variant of a finished run."
-    from distillery.exporting.reader import reader_of, readers_of
     from distillery.teachers.onnx import OnnxTeacher
 
     place = open_run(Path(config.workbook.runs_dir), run).path
