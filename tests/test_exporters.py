@@ -28,8 +28,7 @@ from distillery.training.toy import toy_base, toy_examples, toy_tokenizer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime_genai")
-BY = {"qwen2.5": "genai", "qwen3": "genai", "smollm2": "genai", "smollm3": "torch", "llama3.2": "genai", "tinyllama": "genai", "phi-3": "torch",
-      "phi-4-mini": "torch", "mistral": "torch", "gemma2": "torch", "gemma3": "torch", "granite": "genai", "stablelm2": "torch", "olmo2": "torch"}
+BUILT = ("qwen2.5", "qwen3", "smollm2", "llama3.2", "tinyllama", "granite")  # all others PyTorch's exporter traces
 QUICK = ("gemma2", "mistral")
 
 
@@ -41,17 +40,17 @@ def toy(tmp_path_factory): return toy_base(tmp_path_factory.mktemp("toy") / "toy
 def test_every_family_is_exported_as_pytorch_computes_it(tmp_path, name):
     "Beyond its sliding window, with and without a cache; and greedy text is PyTorch's to the last character."
     base = write_twin(name, tmp_path / "base")
-    assert next(exporters_of(model_facts(base))) == BY[name]
+    by = "genai" if name in BUILT else "torch"
+    assert next(exporters_of(model_facts(base))) == by
     folder = build_onnx(base, tmp_path / "fp32", "fp32")
-    assert json.loads((folder / "export.json").read_text())["backend"] == BY[name]
+    assert json.loads((folder / "export.json").read_text())["backend"] == by
     assert torch_difference(base, folder) < 1e-4
     asked = [user_request(e.id, e.question, max_tokens=16) for e in toy_examples(4)]
     said, truth = ([r.text for r in ask_all(t, asked)] for t in (OnnxTeacher(folder), TransformersTeacher(base, device="cpu")))
     assert said == truth
     small = build_onnx(base, tmp_path / "int8", "int8", QuantizationSection(block_size=16))
     tensors = onnx.load(small / "model.onnx").graph
-    left = [t.name for t in tensors.initializer if len(t.dims) == 2 and t.data_type == 1 and "MatMul" in t.name and "scale" not in t.name]
-    assert left == []
+    assert [t.name for t in tensors.initializer if len(t.dims) == 2 and t.data_type == 1 and t.name.endswith("MatMul.weight")] == []
     assert sum(n.op_type == "GatherBlockQuantized" for n in tensors.node) == bool(model_facts(base)["tie_word_embeddings"])
     loose = load_config(overrides={"export.check_positions": 60, "export.same_top1_min": {"int8": 0.3}})
     assert check_variants(base, {"int8": small}, toy_examples(6), loose)["int8"].max_abs_diff < 5
@@ -65,8 +64,10 @@ SHAPES = {  # what sets an architecture's configuration apart, and further ones 
 MORE = [("Llama", {"attention_bias": True, "mlp_bias": True}), ("Llama", {"rope_parameters": {"rope_type": "linear", **ROPE}}),
         ("Mistral", {"sliding_window": 24}), ("Qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
         ("Gemma2", {"head_dim": 32, **SLIDES, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
-        ("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}), ("Phi3", {"original_max_position_embeddings": 64, "rope_parameters": {
-            "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, "short_factor": [1.1] * 8, "long_factor": [4.0] * 8}})]
+        ("StableLm", {"qk_layernorm": True, "use_parallel_residual": True}),
+        ("Phi3", {"original_max_position_embeddings": 64, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64,
+            "short_factor": [1.1] * 8, "long_factor": [4.0] * 8}})]
 
 
 def bare(folder: Path, family: str, **more) -> Path:
@@ -74,11 +75,12 @@ def bare(folder: Path, family: str, **more) -> Path:
     import torch
     import transformers
 
-    name = {"Gemma3": "Gemma3Text", "Phi": "Phi"}.get(family, family)
+    name = {"Gemma3": "Gemma3Text"}.get(family, family)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**{
-        "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
-        "max_position_embeddings": 256, "initializer_range": 0.08, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, **more}))
+        "vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 128, "max_position_embeddings": 256, "initializer_range": 0.08,
+        "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, **more}))
     with torch.no_grad():
         for key, weights in model.named_parameters():
             if key.endswith("bias"): weights.normal_(0, 0.1)
@@ -105,7 +107,9 @@ def test_the_tables_hold_what_was_verified(tmp_path, architecture):
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "more"), MORE)
 def test_a_configuration_may_move_a_base_to_another_exporter(tmp_path, family, more):
-    assert torch_difference(base := bare(tmp_path / "base", family, **more), tmp_path / "out") < 1e-4 if build_graph(base, tmp_path / "out") else None
+    base = bare(tmp_path / "base", family, **more)
+    build_graph(base, tmp_path / "out")
+    assert torch_difference(base, tmp_path / "out") < 1e-4
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_paid(tmp_path, toy):
@@ -126,11 +130,15 @@ def test_a_plan_asks_about_exports_before_it_is_run(tmp_path, toy):
     base = Path(shutil.copytree(toy, tmp_path / "base"))
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "hidden_act": "relu", "architectures": ["Qwen2MoeForCausalLM"]}))
-    said = {c.name.split(": ")[-1]: c.ok for c in check_base(str(base), load_config(overrides={"export.gguf": ["f16"], "sft.max_length": 256}))}
+    cfg = load_config(overrides={"export.gguf": ["f16"], "sft.max_length": 256})
+    said = {c.name.split(": ")[-1]: c.ok for c in check_base(str(base), cfg)}
     assert said == {"export": False, "GGUF": False}
 
 
-@pytest.mark.parametrize("error", [StopIteration(), KeyError("rope_type"), ValueError("conv"), AttributeError("rotary"), RuntimeError("shape")])
+ERRORS = (StopIteration(), KeyError("rope_type"), ValueError("conv"), AttributeError("rotary"), RuntimeError("shape"))
+
+
+@pytest.mark.parametrize("error", ERRORS)
 def test_a_builder_may_fail_in_any_way(toy, tmp_path, monkeypatch, error):
     builder = pytest.importorskip("onnxruntime_genai.models.builder")
 
@@ -156,7 +164,7 @@ def test_optimum_is_asked_in_its_own_environment(toy, tmp_path, monkeypatch):
     python = tmp_path / "envs/.venv-optimum/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\n[ $# = 3 ] && { [ "$3" = bloom ] && echo True || echo False; exit; }\n'
-                      'echo "$5" > "$4/asked"; [ -f "$3/graph.onnx" ] && cp "$3/graph.onnx" "$4/model.onnx" || { echo no such model >&2; exit 1; }\n')
+                      '[ -f "$3/graph.onnx" ] && cp "$3/graph.onnx" "$4/model.onnx" || { echo no such model >&2; exit 1; }\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("DISTILLERY_ENVIRONMENTS", str(tmp_path / "envs"))
     exporters.optimum_exports.cache_clear()

@@ -102,7 +102,7 @@ class ExportSection(Section):
     variants: list[Literal["fp32", "int8", "uint8", "q4", "mixed"]] = key(
         list(VARIANTS), "result", "variants to export; fp32 is the reference; mixed finds the smallest file under kl_max.mixed")
     backend: Literal["genai", "torch", "optimum"] = key(
-        "genai", "result", "who may export first: onnxruntime-genai's model builder (where that is wrong for a base, PyTorch's exporter), torch, or Optimum")
+        "genai", "result", "who exports: genai is the model builder, or PyTorch where that is wrong for a base; torch; optimum")
     gguf: list[Literal["f16", "q8_0", "q4_k_m"]] = key(
         [], "result", "GGUF files to write besides, for llama.cpp and Ollama; q4_k_m needs llama.cpp (`make .venv-llama/.installed`)")
     max_logit_difference: float = key(1e-3, "result", "largest allowed difference of fp32 logits to the merged model", gt=0)

@@ -50,7 +50,8 @@ def split_gemm(
         graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(matrix.T if how.get("transB") else matrix), weight))
         product = f"{node.output[0]}_product" if len(node.input) > 2 else node.output[0]
         parts = [onnx.helper.make_node("MatMul", [node.input[0], weight], [product], name=node.name)]
-        if len(node.input) > 2: parts.append(onnx.helper.make_node("Add", [product, node.input[2]], list(node.output), name=f"{node.name}/Add"))
+        more = len(node.input) > 2
+        if more: parts.append(onnx.helper.make_node("Add", [product, node.input[2]], list(node.output), name=f"{node.name}/Add"))
         place = list(graph.node).index(node)
         graph.node.remove(node)
         for part in reversed(parts): graph.node.insert(place, part)

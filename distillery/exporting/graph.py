@@ -122,4 +122,5 @@ def build_graph(
                 made |= {name: Path(merged, name) for name in WORDS if Path(merged, name).is_file()}
                 for file, source in sorted(made.items()): shutil.copyfile(source, Path(out, file))
                 return name
-    raise ExportError(f"no exporter writes {Path(merged).name} as PyTorch computes it: {'; '.join(said) or 'none knows its architecture'}", fix=EXPORT_FIX)
+    why = "; ".join(said) or "none knows its architecture"
+    raise ExportError(f"no exporter writes {Path(merged).name} as PyTorch computes it: {why}", fix=EXPORT_FIX)

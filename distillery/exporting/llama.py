@@ -46,7 +46,7 @@ def read(file, texts, rows, ends, asked, most):
     return told
 
 request = json.load(sys.stdin)
-print(json.dumps({"quantize": quantize, "read": read}[sys.argv[1]](**request)))
+sys.stdout.write(json.dumps({"quantize": quantize, "read": read}[sys.argv[1]](**request)))
 """
 
 # %% ../../nbs/exporting/57_llama.ipynb #99b312e5
@@ -76,8 +76,8 @@ def quantize_gguf(
 ) -> Path:  # `target`
     "Quantize a GGUF file with llama.cpp."
     failed = ask_llama("quantize", {"source": str(Path(source).resolve()), "target": str(Path(target).resolve()), "kind": kind})
-    if failed or not Path(target).is_file(): raise GgufError(f"llama.cpp did not quantize {Path(source).name}", fix="leave this kind out of export.gguf")
-    return target
+    if not failed and Path(target).is_file(): return target
+    raise GgufError(f"llama.cpp did not quantize {Path(source).name}", fix="leave this kind out of export.gguf")
 
 
 def read_gguf(

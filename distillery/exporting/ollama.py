@@ -111,7 +111,7 @@ def modelfile(
 ) -> str:  # For `ollama create NAME -f Modelfile`
     "Ollama Modelfile of a student, with template, context length and stop tokens."
     try: template = f'TEMPLATE """{_go_template(turn_frames(folder))}"""'
-    except ExportError: template = "# Go's templates cannot say what this chat template does: Ollama takes what it knows of the one in the file"
+    except ExportError: template = "# Go's templates cannot say what this chat template does: Ollama goes by the one in the file"
     chat = ChatTokenizer(folder)
     stops = [f'PARAMETER stop "{chat.decode([i], special=True)}"' for i in sorted(chat.stop_ids)]
     return "\n".join([f"FROM ./{file}", template, "PARAMETER temperature 0", "PARAMETER repeat_penalty 1",

@@ -8,10 +8,8 @@ __all__ = ['attention_masks', 'both_angles', 'static_model', 'trace_torch', 'tra
 # %% ../../nbs/exporting/25_trace.ipynb #dffb7e46
 import json
 import subprocess
-import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ def both_angles(
     rotary: Any,  # Rotary embedding of transformers, of kind longrope
 ) -> Any:  # A module with the same signature that can be traced
     "Long RoPE with both sets of angles, chosen while the graph runs."
-    torch = need("torch", extra="train")
+    import torch
     rope = need("transformers.modeling_rope_utils", extra="train")
     limit = int(rotary.config.rope_parameters["original_max_position_embeddings"])
     short, long = (rope.ROPE_INIT_FUNCTIONS["longrope"](rotary.config, "cpu", seq_len=n)[0] for n in (limit, limit + 1))
@@ -61,7 +59,7 @@ def static_model(
     folder: Path,  # A model folder
 ) -> Any:  # A `torch.nn.Module`
     "A causal language model with a static signature: ids, mask, positions, cache to logits, longer cache."
-    torch = need("torch", extra="train")
+    import torch
     transformers = need("transformers", extra="train")
     auto = transformers.AutoModelForCausalLM
     with silenced():  # a bar for loading
@@ -171,7 +169,7 @@ def _ask_sibling(python: Path, merged: Path, out: Path, untied: bool) -> Path:
         capture_output=True, text=True, errors="replace", cwd=Path(__file__).parents[2])
     if done.returncode == 0 and Path(out, "model.onnx").is_file(): return Path(out, "model.onnx")
     said = (done.stderr.strip().splitlines() or ["no word"])[-1][:300]
-    raise DistilleryError(f"Optimum's environment did not export {Path(merged).name}: {said}", fix="run `make test-optimum` to see whether it works")
+    raise DistilleryError(f"Optimum's environment did not export {Path(merged).name}: {said}", "see `make test-optimum`")
 
 # %% ../../nbs/exporting/25_trace.ipynb #208e21e2
 def describe_graph(
@@ -182,11 +180,11 @@ def describe_graph(
     facts = model_facts(merged)
     stops = read_json(Path(merged, "generation_config.json")).get("eos_token_id", facts.get("eos_token_id"))
     heads = facts["num_attention_heads"]
-    decoder = {"filename": "model.onnx", "head_size": facts.get("head_dim") or facts["hidden_size"] // heads, "hidden_size": facts["hidden_size"],
-               "num_attention_heads": heads, "num_hidden_layers": facts["num_hidden_layers"],
-               "num_key_value_heads": facts.get("num_key_value_heads") or heads}
-    model: Mapping[str, Any] = {"context_length": facts.get("max_position_embeddings", 2048), "eos_token_id": stops, "type": facts["model_type"],
-                                "vocab_size": facts["vocab_size"], "decoder": decoder}
+    width = facts.get("head_dim") or facts["hidden_size"] // heads
+    decoder = {"filename": "model.onnx", "head_size": width, "hidden_size": facts["hidden_size"], "num_attention_heads": heads,
+               "num_hidden_layers": facts["num_hidden_layers"], "num_key_value_heads": facts.get("num_key_value_heads") or heads}
+    model = {"context_length": facts.get("max_position_embeddings", 2048), "eos_token_id": stops, "type": facts["model_type"],
+             "vocab_size": facts["vocab_size"], "decoder": decoder}
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):  # as the student has them
         if Path(merged, name).is_file(): Path(out, name).write_bytes(Path(merged, name).read_bytes())
     Path(out, "genai_config.json").write_text(json.dumps({"model": model}, indent=2) + "\n")

@@ -51,8 +51,9 @@ def _causal(*names: str) -> frozenset[str]: return frozenset(f"{name}ForCausalLM
 
 GENAI = _causal("Ernie4_5", "Gemma", "Granite", "HunYuanDenseV1", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
 GENAI_ROPE = frozenset({"default", "llama3"})
-TRACED = (GENAI - _causal("Ernie4_5")) | _causal("Arcee", "Exaone4", "Gemma2", "Gemma3", "Ministral3", "Nemotron", "Olmo", "Olmo2", "Olmo3", "Phi",
-                                                 "SeedOss", "SmolLM3", "StableLm", "Starcoder2")
+TRACED = (GENAI - _causal("Ernie4_5")) | _causal(
+    "Arcee", "Exaone4", "Gemma2", "Gemma3", "Ministral3", "Nemotron", "Olmo", "Olmo2", "Olmo3", "Phi", "SeedOss", "SmolLM3", "StableLm",
+    "Starcoder2")
 
 # %% ../../nbs/training/03_exporters.ipynb #b90c2861
 def sibling_python(
@@ -63,8 +64,9 @@ def sibling_python(
     return next((p for p in (place / "bin/python", place / "Scripts/python.exe") if p.exists()), None)
 
 # %% ../../nbs/training/03_exporters.ipynb #8b6b7767
-ASKED = ("import sys; from optimum.exporters.tasks import TasksManager; import optimum.exporters.onnx.model_configs; print('text-generation-with-past' in "
-         "TasksManager.get_supported_tasks_for_model_type(sys.argv[1], exporter='onnx', library_name='transformers'))")
+ASKED = ("import sys; from optimum.exporters.tasks import TasksManager; import optimum.exporters.onnx.model_configs; "
+         "known = TasksManager.get_supported_tasks_for_model_type(sys.argv[1], exporter='onnx', library_name='transformers'); "
+         "print('text-generation-with-past' in known)")
 
 
 @cache

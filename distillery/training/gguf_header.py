@@ -79,7 +79,8 @@ def gguf_reasons(
     activation = facts.get("hidden_activation") or facts.get("hidden_act") or family.activation
     if activation != family.activation: said.append(f"the activation {activation}")
     if not family.biased and (facts.get("attention_bias") or facts.get("mlp_bias")): said.append("biases of attention or MLP")
-    if family.square and head_width(facts) * facts["num_attention_heads"] != facts["hidden_size"]: said.append("heads that do not fill the width")
+    if family.square and head_width(facts) * facts["num_attention_heads"] != facts["hidden_size"]:
+        said.append("heads that do not fill the width")
     turned = facts.get("no_rope_layers")
     if family.name == "smollm3" and turned and any(bool(t) != ((i + 1) % 4 != 0) for i, t in enumerate(turned)):
         said.append("layers without positions elsewhere than at every fourth")
@@ -135,7 +136,8 @@ def _scale_keys(facts: Mapping[str, Any], family: GgufFamily) -> dict[str, Any]:
                 "residual_scale": facts["residual_multiplier"], "logit_scale": facts["logits_scaling"]}
     caps = {key: facts.get(key) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
     found = {key: value for key, value in caps.items() if value} if family.name in ("gemma2", "gemma3") else {}
-    return {**found, **({"use_parallel_residual": bool(facts.get("use_parallel_residual"))} if family.name == "stablelm" else {})}
+    if family.name == "stablelm": found["use_parallel_residual"] = bool(facts.get("use_parallel_residual"))
+    return found
 
 # %% ../../nbs/training/04_gguf_header.ipynb #9a8e301c
 def gguf_header(
@@ -149,7 +151,8 @@ def gguf_header(
     norm = "attention.layer_norm_epsilon" if family.name == "stablelm" else "attention.layer_norm_rms_epsilon"
     keys = {"vocab_size": facts["vocab_size"], "context_length": gguf_context(facts), "embedding_length": facts["hidden_size"],
             "block_count": facts["num_hidden_layers"], "feed_forward_length": facts["intermediate_size"], "attention.head_count": heads,
-            "attention.head_count_kv": facts.get("num_key_value_heads") or heads, "attention.key_length": width, "attention.value_length": width,
+            "attention.head_count_kv": facts.get("num_key_value_heads") or heads,
+            "attention.key_length": width, "attention.value_length": width,
             norm: float(facts.get("rms_norm_eps") or facts["layer_norm_eps"])}
     if family.name == "phi3":
         first = main_rope(facts).get("original_max_position_embeddings") or facts["max_position_embeddings"]

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['GPT2', 'PRE_TOKENIZERS', 'WHOLE_WORDS', 'NORMAL', 'UNKNOWN', 'CONTROL', 'USER', 'UNUSED', 'BYTE',
-           'pre_tokenizer_name', 'is_sentencepiece', 'space_prefix', 'piece_scores', 'gguf_words', 'drops_spaces']
+           'pre_tokenizer_name', 'is_sentencepiece', 'space_prefix', 'piece_scores', 'gguf_words', 'drops_spaces',
+           'gguf_refusal']
 
 # %% ../../nbs/training/06_gguf_words.ipynb #7a833dbe
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..teachers.chat import read_json, token_text
-from .gguf_header import CONVERTER, GgufError
+from .exporters import sibling_python
+from .gguf_header import CONVERTER, GgufError, gguf_header
 
 # %% ../../nbs/training/06_gguf_words.ipynb #23c34129
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -72,7 +75,8 @@ def space_prefix(
     scheme = before.get("prepend_scheme") if before.get("type") == "Metaspace" else None
     known = steps in (["Prepend", "Replace"], ["Replace"], []) and before.get("type") in (None, "Metaspace", "Split")
     if known and (steps or scheme): return "Prepend" in steps or scheme == "always"
-    raise GgufError(f"llama.cpp does not write spaces as this tokenizer does: {', '.join(map(str, steps)) or before.get('type')}", fix=CONVERTER)
+    way = ", ".join(map(str, steps)) or before.get("type")
+    raise GgufError(f"llama.cpp does not write spaces as this tokenizer does: {way}", fix=CONVERTER)
 
 # %% ../../nbs/training/06_gguf_words.ipynb #407987f8
 def piece_scores(
@@ -84,15 +88,17 @@ def piece_scores(
     last = ""
     for place, (left, right) in enumerate(merges):
         whole = left + right
-        if whole != last and whole in scores: raise GgufError(f"the ways to {whole!r} do not stand together, as scores would have them", fix=CONVERTER)
+        if whole != last and whole in scores:
+            raise GgufError(f"the ways to {whole!r} do not stand together, as scores would have them", fix=CONVERTER)
         scores.setdefault(whole, -float(place))
         last = whole
     marks = {t["content"] for t in tokenizer["added_tokens"]}
-    words, listed = tokenizer["model"]["vocab"].keys() - marks, set(merges)
-    for word in words:
-        gap = next(((word[:i], word[i:]) for i in range(1, len(word)) if word[:i] in words and word[i:] in words and (word[:i], word[i:]) not in listed), None)
-        if gap and not word.startswith("<0x"): raise GgufError(f"llama.cpp would join {gap[0]!r} and {gap[1]!r}, and this tokenizer does not", fix=CONVERTER)
-    return scores
+    listed = set(merges)
+    words = {w for w in tokenizer["model"]["vocab"].keys() - marks if not w.startswith("<0x")}
+    ways = ((word[:i], word[i:]) for word in sorted(words) for i in range(1, len(word)) if word[:i] in words and word[i:] in words)
+    gap = next((way for way in ways if way not in listed), None)
+    if gap is None: return scores
+    raise GgufError(f"llama.cpp would join {gap[0]!r} and {gap[1]!r}, and this tokenizer does not", fix=CONVERTER)
 
 # %% ../../nbs/training/06_gguf_words.ipynb #1583ccdf
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # Types of tokens in GGUF
@@ -122,13 +128,14 @@ def gguf_words(
 ) -> dict[str, Any]:  # Key behind `tokenizer.ggml.` to its value
     "Vocabulary of a GGUF file; an error where llama.cpp would cut text otherwise than this tokenizer."
     file = read_json(Path(folder, "tokenizer.json"))
-    if not file: raise GgufError(f"{Path(folder).name} has no tokenizer.json", fix="save the tokenizer into the folder with save_pretrained")
+    if not file: raise GgufError(f"{Path(folder).name} has no tokenizer.json", fix="save the tokenizer into it with save_pretrained")
     config = read_json(Path(folder, "tokenizer_config.json"))
     rows = _token_rows(file, size)
     keys: dict[str, Any] = {"tokens": [text for text, _ in rows], "token_type": [kind for _, kind in rows], "add_bos_token": False}
     if is_sentencepiece(file):
         scores = piece_scores(file)
-        keys |= {"model": "llama", "pre": "default", "add_space_prefix": space_prefix(file), "scores": [scores.get(text, 0.0) for text, _ in rows]}
+        keys |= {"model": "llama", "pre": "default", "add_space_prefix": space_prefix(file)}
+        keys["scores"] = [scores.get(text, 0.0) for text, _ in rows]
     else:
         keys |= {"model": "gpt2", "pre": pre_tokenizer_name(file),
                  "merges": [m if isinstance(m, str) else " ".join(m) for m in file["model"]["merges"]]}
@@ -144,3 +151,17 @@ def drops_spaces(
 ) -> bool:
     "Whether spaces after a mark are dropped, as Phi-3's tokenizer does."
     return any(t.get("rstrip") for t in read_json(Path(folder, "tokenizer.json")).get("added_tokens", []))
+
+# %% ../../nbs/training/06_gguf_words.ipynb #fd74f971
+def gguf_refusal(
+    folder: Path,  # A base with tokenizer.json
+    facts: Mapping[str, Any],  # From `model_facts`
+    kinds: Sequence[str] = (),  # f16 | q8_0 | q4_k_m
+) -> tuple[str, str]:  # Why no GGUF is written of it, and what to do; empty where it is
+    "Why a model cannot become GGUF, before it is trained."
+    try:
+        gguf_header(facts)
+        gguf_words(folder, facts["vocab_size"])
+    except GgufError as e: return e.message, e.fix or ""
+    if "q4_k_m" not in kinds or find_spec("llama_cpp") or sibling_python("llama"): return "", ""
+    return "q4_k_m is made by llama.cpp, which is not here", "run `make .venv-llama/.installed`, or leave q4_k_m out of export.gguf"

@@ -12,10 +12,9 @@ import importlib.metadata
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +27,9 @@ from ..core.knobs import Config
 from ..teachers.open import builtin_dir
 from ..teachers.checkpoint import with_tokenizer
 from .bases import learns_stop_token
-from .exporters import EXPORT_FIX, export_refusal, exporters_of, model_facts, sibling_python
-from .gguf_header import GgufError, gguf_header
-from .gguf_words import gguf_words
+from .exporters import EXPORT_FIX, export_refusal, exporters_of, model_facts
+from .gguf_header import gguf_context
+from .gguf_words import gguf_refusal
 from ..wire.hub import hub_snapshot
 
 # %% ../../nbs/training/07_preflight.ipynb #84a32440
@@ -196,22 +195,15 @@ class Finding:
     fix: str = ""
 
 # %% ../../nbs/training/07_preflight.ipynb #782b88ce
-def _gguf_finding(folder: Path, facts: Mapping[str, Any], kinds: Sequence[str]) -> Finding:
-    try: context = gguf_header(facts)["context_length"], gguf_words(with_tokenizer(folder), facts["vocab_size"])
-    except GgufError as e: return Finding("GGUF", False, e.message, e.fix or "")
-    if "q4_k_m" in kinds and find_spec("llama_cpp") is None and sibling_python("llama") is None:
-        return Finding("GGUF", False, "q4_k_m is made by llama.cpp, which is not here", "run `make .venv-llama/.installed`, or leave q4_k_m out")
-    return Finding("GGUF", True, f"{', '.join(kinds)} of {context[0]} tokens")
-
-
 def _export_findings(folder: Path, backend: str | None, gguf: Sequence[str]) -> list[Finding]:
     if backend is None: return []
     facts = model_facts(folder)
     architecture = (facts.get("architectures") or ["unknown"])[0]
     refusal = export_refusal(facts, backend)
-    by = next(exporters_of(facts, backend), "")
-    onnx = Finding("export", not refusal, refusal or f"{architecture}, by {by}", EXPORT_FIX)
-    return [onnx, *([_gguf_finding(folder, facts, gguf)] if gguf else [])]
+    onnx = Finding("export", not refusal, refusal or f"{architecture}, by {next(exporters_of(facts, backend))}", EXPORT_FIX)
+    if not gguf: return [onnx]
+    why, fix = gguf_refusal(with_tokenizer(folder), facts, gguf)
+    return [onnx, Finding("GGUF", not why, why or f"{', '.join(gguf)} of {gguf_context(facts)} tokens", fix)]
 
 # %% ../../nbs/training/07_preflight.ipynb #3ff945db
 def _adapter_finding(base: Base, cfg: Config) -> Finding:
