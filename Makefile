@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test notebooks pytest lint types sync test-slow test-optimum test-llama bases bench lab readme export tiny reports clean
+.PHONY: run test notebooks pytest lint types sync test-slow attack test-optimum test-llama bases bench lab readme export tiny reports clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -50,6 +50,10 @@ readme: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 python -m pytest -q -m slow
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES) --flags slow
+
+# Attacks on documents, servers, neighbours and the disk, counted by row of findings; weekly.
+attack: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -q -m attack
 
 # Optimum as the exporter, in a second environment: it holds transformers at another major.
 $(VENV)-optimum/.installed: pyproject.toml constraints-optimum.txt

@@ -1,5 +1,6 @@
-"""What twice the text costs: fragments drawn at random, repeated or nested, as Markdown, HTML, Word, plain text and files of pairs, until a
-megabyte or a few seconds are reached. CPU time, the best of three. Run: OMP_NUM_THREADS=1 python benchmarks/doublings.py [--shapes 60] [--seed N]"""
+"""What twice the text costs: fragments drawn at random, repeated or nested, as Markdown, HTML, Word, plain text and files of pairs,
+until a megabyte or a few seconds are reached. CPU time, the best of three.
+Run: OMP_NUM_THREADS=1 python benchmarks/doublings.py [--shapes 60] [--seed N]"""
 import argparse
 import csv
 import gc
@@ -16,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from odd_documents import BOMBS, SENTENCES, cell, para, table, word
 
 LIMIT, LEAST, MOST, TOP = 2.3, 0.1, 1.5, 1_000_000  # ratio; seconds of a doubling that counts, and of the last one; characters
-MARKDOWN = ["**a** ", "# a\n", "- a\n", "  - a\n", "> a\n", "a\n: b\n", "| a | b |\n", "```\na\n```\n", "[a](b) ", "[^1] ", "![", "](", "[[", "`` ` ",
-            "a*b_c", "<kbd>a</kbd>", "::: tip\na\n:::\n", "~~a~~ ", "<b>a</b> ", "a\\\n", "&amp; ", "<!-- a -->", "ab-\n"]
-TAGS = ("p div table tr td th ul li dl dt dd pre sup sub h2 nav main article aside header form select option a b span details math msup x-y "
-        "svg button font code ruby rt label center").split()
+MARKDOWN = ["**a** ", "# a\n", "- a\n", "  - a\n", "> a\n", "a\n: b\n", "| a | b |\n", "```\na\n```\n", "[a](b) ", "[^1] ", "![", "](",
+            "[[", "`` ` ", "a*b_c", "<kbd>a</kbd>", "::: tip\na\n:::\n", "~~a~~ ", "<b>a</b> ", "a\\\n", "&amp; ", "<!-- a -->", "ab-\n"]
+TAGS = ("p div table tr td th ul li dl dt dd pre sup sub h2 nav main article aside header form select option a b span details math "
+        "msup x-y svg button font code ruby rt label center").split()
 LOOKS = ["", ' class="menu"', ' id="nav"', ' class="cookie"', ' href="#a"', ' rowspan="9"', " colspan=9", ' style="vertical-align:super"']
-PLAIN = ["ab-\n", "a\n", "a\n\n", "A. ", "a. ", "# a\n\n", "a\n===\n\n", "1) a\n", "温度。", "กขค ", "a...", '"a" ', "9", "e.g. ", "=\n", "---\n", "\u00ad", "ﬁ"]
+PLAIN = ["ab-\n", "a\n", "a\n\n", "A. ", "a. ", "# a\n\n", "a\n===\n\n", "1) a\n", "温度。", "กขค ", "a...", '"a" ', "9", "e.g. ",
+         "=\n", "---\n", "\u00ad", "ﬁ"]
 CELLS = ["a", "", '"', '""', "a,b", "a;b", "a\nb", "[1, 2]", "{'a': 1}", "array([1])", "=SUM(A1)", "\ufeff", "What is it?", " " * 9]
 Shape = Callable[[int], bytes]
 
@@ -32,7 +34,8 @@ def drawn_tag(rng: random.Random) -> str: return f"<{rng.choice(TAGS)}{rng.choic
 def drawn_text(kind: str, rng: random.Random) -> Shape:
     "One to three fragments repeated, with words behind them that make half of the text or none."
     tags = lambda: rng.choice([drawn_tag(rng), drawn_tag(rng), f"</{rng.choice(TAGS)}>", "The lid. ", "<table><tr><td>"])
-    known = {"md": lambda: rng.choice([*MARKDOWN, *BOMBS, *(s + "\n" for s in SENTENCES), tags()]), "html": tags, "txt": lambda: rng.choice(PLAIN)}
+    marked = lambda: rng.choice([*MARKDOWN, *BOMBS, *(s + "\n" for s in SENTENCES), tags()])
+    known = {"md": marked, "html": tags, "txt": lambda: rng.choice(PLAIN)}
     unit, words = "".join(known[kind]() for _ in range(rng.randint(1, 3))), rng.random() < 0.3
     begin = "<!doctype html><html><body>" if kind == "html" else ""
 
@@ -44,9 +47,11 @@ def drawn_text(kind: str, rng: random.Random) -> Shape:
 
 
 def drawn_word(rng: random.Random) -> Shape:
-    parts = [para("The lid."), table(["a", "b"]), table([cell(table(["in", "ner"])), "x"]), "<w:p/>", f"<w:sdt><w:sdtContent>{para('x')}</w:sdtContent></w:sdt>",
+    parts = [para("The lid."), table(["a", "b"]), table([cell(table(["in", "ner"])), "x"]), "<w:p/>",
+             f"<w:sdt><w:sdtContent>{para('x')}</w:sdtContent></w:sdt>",
              '<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>x</w:t></w:r></w:p>',
-             para('<w:r><w:rPr><w:vertAlign w:val="superscript"/></w:rPr><w:t>6</w:t></w:r>'), "<w:p><m:oMath><m:r><m:t>x</m:t></m:r></m:oMath></w:p>"]
+             para('<w:r><w:rPr><w:vertAlign w:val="superscript"/></w:rPr><w:t>6</w:t></w:r>'),
+             "<w:p><m:oMath><m:r><m:t>x</m:t></m:r></m:oMath></w:p>"]
     unit = "".join(rng.choice(parts) for _ in range(rng.randint(1, 2)))
 
     def make(size: int) -> bytes: return word(para("x") + unit * max(1, size // len(unit)))
@@ -131,7 +136,8 @@ def main() -> None:
             rows.sort(reverse=True, key=lambda r: r[0])
             met &= rows[0][0] <= LIMIT
             print(f"{kind}: {len(rows)} shapes, doublings cost at most")
-            for ratio, size, took, shape in rows[:3]: print(f"  {ratio:5.2f} at {size:,} characters ({took:.2f} s)  {shape[:120]}", flush=True)
+            for ratio, size, took, shape in rows[:3]:
+                print(f"  {ratio:5.2f} at {size:,} characters ({took:.2f} s)  {shape[:120]}", flush=True)
     print(f"goal: at most {LIMIT:g}: {'met' if met else 'MISSED'}")
 
 

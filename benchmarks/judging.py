@@ -1,6 +1,7 @@
 """Judging pairs beside SentenceTransformer.encode on the same distinct texts, in one process: paired repeats, the order changing each time.
-Judging as it ships (half precision where the CPU has matrix tiles) and in full precision; what half precision changes of scores and verdicts;
-and the wall of full precision: the matrix products alone. Run: OMP_NUM_THREADS=1 python benchmarks/judging.py [--pages 48] [--repeats 10]"""
+Judging as it ships (half precision where the CPU has matrix tiles) and in full precision; what half precision changes of scores and
+verdicts; and the wall of full precision: the matrix products alone.
+Run: OMP_NUM_THREADS=1 python benchmarks/judging.py [--pages 48] [--repeats 10]"""
 import argparse
 import math
 import tempfile
@@ -88,10 +89,13 @@ def compare(sides: list[tuple[str, str]], floor: float) -> bool:
         vectors = Embedder(half=half).encode(texts)
         right[half], wrong[half] = ((vectors[asked] * vectors[t]).sum(1) for t in (told, np.roll(told, len(told) // 2)))
     far = max(np.abs(some[True] - some[False]).max() for some in (right, wrong))
-    turned = [float(np.mean(np.concatenate([(s[True] < limit) != (s[False] < limit) for s in (right, wrong)]))) for limit in (floor, 0.3, 0.5)]
-    print(f"half precision: cosines differ by at most {far:.4f}, correlation {np.corrcoef(right[True], right[False])[0, 1]:.6f}; right before wrong answers "
-          f"{auc(right[True], wrong[True]):.4f} (full {auc(right[False], wrong[False]):.4f})")
-    print(f"verdicts turned, of {2 * len(sides):,} right and wrong ones: {turned[0]:.2%} at the floor of {floor:g}, {turned[1]:.2%} at 0.3, {turned[2]:.2%} at 0.5")
+    turns = lambda limit: np.mean(np.concatenate([(some[True] < limit) != (some[False] < limit) for some in (right, wrong)]))
+    turned = [float(turns(limit)) for limit in (floor, 0.3, 0.5)]
+    alike = np.corrcoef(right[True], right[False])[0, 1]
+    print(f"half precision: cosines differ by at most {far:.4f}, correlation {alike:.6f}; "
+          f"right before wrong answers {auc(right[True], wrong[True]):.4f} (full {auc(right[False], wrong[False]):.4f})")
+    print(f"verdicts turned, of {2 * len(sides):,} right and wrong ones: {turned[0]:.2%} at the floor of {floor:g}, "
+          f"{turned[1]:.2%} at 0.3, {turned[2]:.2%} at 0.5")
     return far <= APART
 
 
@@ -120,11 +124,13 @@ def main() -> None:
     near = np.abs(Embedder().encode(texts) - np.asarray(works["encode"]())).max()
     score_pairs(pairs[:50], chunks, Embedder(half=True))  # loads
     took = paired(works, args.repeats)
-    print(f"{len(pairs):,} pairs, {len(texts):,} distinct texts, {torch.get_num_threads()} threads; vectors in full precision differ by at most {near:.1e}")
+    print(f"{len(pairs):,} pairs, {len(texts):,} distinct texts, {torch.get_num_threads()} threads; "
+          f"vectors in full precision differ by at most {near:.1e}")
     said = {name: ratio(took["encode"], took[name]) for name in works if name != "encode"}
     for name, (mean, low, high) in said.items():
         words = {"full": "judging in full precision", "products": "the bare products in full precision"}.get(name, name)
-        print(f"{words}: {mean:.2f} times SentenceTransformer.encode (95 % interval {low:.2f} to {high:.2f}, {args.repeats} paired repeats)")
+        interval = f"95 % interval {low:.2f} to {high:.2f}, {args.repeats} paired repeats"
+        print(f"{words}: {mean:.2f} times SentenceTransformer.encode ({interval})")
     print(f"the bare products: {operations / np.median(took['products']) / 1e9:.0f} GFLOP/s")
     close = compare(sides, load_config().selection.min_relevance)
     met = said["judging"][1] >= GOAL and close

@@ -95,11 +95,13 @@ def trained(place, config):
 def logit_distillation(place, config):
     "What the distiller is made with."
     from distillery.training import distill
-    taught, loads = SimpleNamespace(logprobs=SimpleNamespace(tokenizer="t")), SimpleNamespace(from_pretrained=lambda *a, **k: None)
+    taught = SimpleNamespace(logprobs=SimpleNamespace(tokenizer="t"))
     with pytest.MonkeyPatch.context() as m:
         m.setattr(distill, "row_targets", lambda *a: {})
         m.setattr(distill, "missing_mass", lambda *a: {})
-        m.setattr(distill, "need", lambda *a, **k: SimpleNamespace(AutoTokenizer=loads))
+        m.setattr(distill, "ChatTokenizer", lambda folder: None)
+        m.setattr(distill, "tokenizer_digest", lambda folder: "t")
+        m.setattr(distill, "cut_alike", lambda *a: 1)
         made, _, _ = distill._logit_distillation("logits", [], taught, Path("base"), config)
     return made.keywords["weight"], made.keywords["temperature"]
 
@@ -173,6 +175,25 @@ def latency(place, config):
         m.setattr(timing, "time_concurrency", timed)
         m.setattr(timing, "latency_summary", lambda *a, **k: {})
         timing.measure_latency(None, toy_examples(200, "test"), config)
+    return calls
+
+
+def measured(place, config):
+    "On what the child that measures a variant opens it, and on what its latency is timed."
+    from distillery.evaluation import latency, measure, stages
+    from distillery.teachers import onnx
+    calls = []
+
+    class Stop(Exception): pass
+    def stop(folder, *a, device, **how): calls.append(device); raise Stop
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(onnx, "OnnxTeacher", stop)
+        m.setattr(stages, "examples_of", lambda *a: toy_examples(2, "test"))
+        m.setattr(measure, "measure_variant", lambda *a: ([], {}))
+        m.setattr(latency, "measure_latency", lambda *a: [])
+        needs = dict.fromkeys(("export-q4", "dataset"), place.folder)
+        job = SimpleNamespace(config=config, needs=needs, scratch=place.folder, out=place.folder)
+        with pytest.raises(Stop): stages._measure(job, "q4")
     return calls
 
 
@@ -459,6 +480,7 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (suite, {}, "evaluation.suite evaluation.full_samples_per_set"),
     (suite, {"evaluation.suite": "smoke"}, "evaluation.smoke_samples evaluation.seed"),
     (latency, {}, "evaluation.concurrency evaluation.latency_questions evaluation.max_new_tokens"),
+    (measured, {}, "evaluation.device"),
     (stamped, {}, "evaluation.hub.model_id evaluation.hub.dataset_id"),
     (gates, {}, "thresholds.exact_match_rate_min thresholds.token_f1_min thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
                 "thresholds.response_length_compliance_min thresholds.behavior_accuracy_min thresholds.fp32_alignment_min "
@@ -516,6 +538,8 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "student.base": "test_checks::test_what_is_missing_is_named_before_the_first_request",
     "sft.early_stopping_patience": "test_training_sft::test_training_stops_early_and_keeps_the_best",
     "sft.processes": "test_training_sft::test_two_processes_train_as_one",
+    "sft.precision": "test_devices::test_the_device_decides_the_precision_unless_the_settings_do",
+    "sft.wait_policy": "test_devices::test_a_child_is_told_its_environment_and_tells_its_error",
     "distill.teacher": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "distill.top_k": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "evaluation.refusal_markers": "test_evaluation::test_markers_of_a_refusal_come_from_the_settings",

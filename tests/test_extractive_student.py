@@ -186,6 +186,24 @@ def test_a_broken_export_is_refused(trained, tmp_path, monkeypatch):
         export_extractive(trained[0] / "model", tmp_path, toy_items())
 
 
+def test_eight_bits_that_read_otherwise_are_told_and_stop_nothing(trained, tmp_path, monkeypatch):
+    from distillery.exporting import extractive
+
+    whole = extractive.quantize_extractive
+
+    def worse(graph, out):
+        import onnx
+        whole(graph, out)
+        model = onnx.load(out)
+        for t in model.graph.initializer:
+            if "scale" in t.name: t.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(t), t.name))
+        onnx.save(model, out)
+
+    monkeypatch.setattr(extractive, "quantize_extractive", worse)
+    made = export_extractive(trained[0] / "model", tmp_path, toy_items())
+    assert {v: made[v]["check"]["ok"] for v in made} == {"fp32": True, "int8": False}
+
+
 def test_it_is_measured_like_any_student(exported):
     examples = []
     for e, i in zip([*toy_examples(24, "test")] * 2, toy_items(), strict=True):

@@ -219,7 +219,8 @@ def test_the_judge_takes_half_precision_where_the_cpu_has_tiles_and_its_key_says
     monkeypatch.setattr(stages, "Embedder", lambda spec, cache, half: asked.append(half) or Fixed())
     monkeypatch.setattr(stages, "stream_scores", lambda pairs, *_, **__: pairs)
     config = load_config(preset="technical-docs", overrides={"workbook.cache_dir": str(tmp_path / "cache")})
-    plan = lambda: Plan(stages.pairs_stages(open_source(tmp_path / "docs", None, None), config, tmp_path / "cache")[:3], config, tmp_path / "cache")
+    source, cache = open_source(tmp_path / "docs", None, None), tmp_path / "cache"
+    plan = lambda: Plan(stages.pairs_stages(source, config, cache)[:3], config, cache)
     plan().run()
     assert asked == [tiles]
     monkeypatch.setattr(stages, "has_bf16_tiles", lambda: not tiles)

@@ -1,4 +1,4 @@
-"Reading grows with the text and no faster, however it is nested or repeated: steps and copied characters are counted (benchmarks/doublings.py takes times)."
+"Reading grows with the text and no faster, however it is nested: steps and copied characters are counted (benchmarks/doublings.py: times)."
 import cProfile
 import pstats
 import sys
@@ -34,7 +34,8 @@ def steps(text: str, kind: str) -> int:
 
 
 TAG = st.builds(lambda tag, look: f"<{tag}{look}>", st.sampled_from(TAGS), st.sampled_from(LOOKS))
-UNITS = {"md": st.sampled_from(MARKDOWN), "txt": st.sampled_from(PLAIN), "html": st.one_of(TAG, TAG, st.sampled_from([WORDS, "</p>", "</x>", "<table><tr><td>"]))}
+REST = st.sampled_from([WORDS, "</p>", "</x>", "<table><tr><td>"])
+UNITS = {"md": st.sampled_from(MARKDOWN), "txt": st.sampled_from(PLAIN), "html": st.one_of(TAG, TAG, REST)}
 
 
 @pytest.mark.parametrize("kind", UNITS)
@@ -48,7 +49,10 @@ def test_four_times_the_text_takes_four_times_the_steps(kind):
     check()
 
 
-@pytest.mark.parametrize("pair", [("<table><tr><td>", "</table>"), ("<table><tr><th>", "</table>"), ("<sup>", "</sup>"), ("<pre>", "</pre>")])
+PAIRS = [("<table><tr><td>", "</table>"), ("<table><tr><th>", "</table>"), ("<sup>", "</sup>"), ("<pre>", "</pre>")]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("read", [fragment_to_text, html_to_text])
 def test_a_text_is_copied_a_bounded_number_of_times_however_deep_it_stands(pair, read, monkeypatch):
     copied, held = [], html.TextOf._held
@@ -77,12 +81,13 @@ def test_tags_that_are_ignored_do_not_make_one_text_of_all():
     assert html_to_text("<body><pre>" + "x &lt; y</b>\n" * 900).count("x < y") == 900, "and nothing else changes"
 
 
-@pytest.mark.parametrize("markup", ["<details>" * 3000, "<svg>a</x>" * 3000, "<pre>" * 3000, "<ul><li>" * 3000, "<x-y>" * 3000, "<span>" * 20_000])
-def test_what_is_nested_too_deep_is_refused_before_it_is_parsed(markup):
-    with pytest.raises(Unreadable, match="nested in one another"): fragment_to_text(markup + "x")
+@pytest.mark.parametrize("unit", ["<details>", "<svg>a</x>", "<pre>", "<ul><li>", "<x-y><a@b.c><k><l>", "<span><i><b><u>"])
+def test_what_is_nested_too_deep_is_refused_before_it_is_parsed(unit):
+    with pytest.raises(Unreadable, match="nested in one another"): fragment_to_text(unit * 3000 + "x")
 
 
 @pytest.mark.parametrize("markup", ["<p>a" * 9000, "<table>" + "<tr><td>a" * 9000, "<li>a" * 9000, "<p><br>a" * 9000, "<b>a</b>" * 9000,
+                                    "<svg>" + "<path d='M0 0'/><g/>" * 9000 + "</svg><p>a", "Mail <ann@example.org> a " * 5000,
                                     "<script>" + "if (a<b && c<d) x<y;" * 3000 + "</script><p>a", "<!--" + "<div>" * 3000 + "--><p>a"])
 def test_what_only_looks_nested_is_read(markup): assert "a" in fragment_to_text(markup)
 
@@ -92,7 +97,7 @@ def test_hyphens_at_every_line_end_join_in_one_pass(monkeypatch):
     monkeypatch.setattr(plain, "_seam", lambda before, after: ends.append(len(before)) or seam(before, after))
     assert reflow("ab-\n" * 2000) == "ab" * 1999 + "ab-"
     assert max(ends) <= 6
-    assert joined(["the ser-", "vice of self-", "made A-", "4 lids, 3-", "x"]) == "the service of self-made A-4 lids, 3- x".replace("3- x", "3-x")
+    assert joined(["the ser-", "vice of self-", "made A-", "4 lids, 3-", "x"]) == "the service of self-made A-4 lids, 3-x"
 
 
 def test_the_same_passage_a_thousand_times_has_a_short_name_each_time():

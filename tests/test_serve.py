@@ -250,7 +250,7 @@ def test_a_thousand_requests_of_eight_clients_and_none_is_lost(exported, record_
 
 @pytest.mark.slow
 def test_a_full_queue_says_come_again_and_the_client_does(exported):
-    with serving(exported / "q4", workers=1, server__queue=1) as (url, service):
+    with serving(exported / "q4", workers=1, serve__queue=1) as (url, service):
         teacher = OpenAITeacher(url, NAME, concurrency=8, max_retries=40)
         assert all(r.ok for r in ask_all(teacher, questions(40)))
         assert service.report()["answered"] == 40
@@ -282,7 +282,7 @@ def _seconds(work):
 
 
 def test_an_answer_that_takes_too_long_is_given_up(exported):
-    with serving(exported / "q4", server__timeout=0.001) as (url, _): assert post(url, hello(max_tokens=200, temperature=1.9))[0] == 504
+    with serving(exported / "q4", serve__timeout=0.001) as (url, _): assert post(url, hello(max_tokens=200, temperature=1.9))[0] == 504
 
 
 def test_a_port_that_is_taken_is_named(server):

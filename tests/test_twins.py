@@ -12,10 +12,11 @@ from tokenizers import Tokenizer
 from twins import TWINS, write_twin, write_words
 
 from distillery.core.errors import DistilleryError
-from distillery.exporting.ollama import folder_template, modelfile
+from distillery.exporting.ollama import _go_template, folder_template, turn_frames
 from distillery.teachers.chat import STAMP, ChatTokenizer, compile_template
-from distillery.teachers.local import TransformersTeacher
+from distillery.teachers.local import TransformersTeacher, finish
 from distillery.teachers.protocol import Message, ask_all, user_request
+from distillery.teachers.sampling import Sampler
 
 KEPT = yaml.safe_load(Path(__file__).parent.joinpath("data/chats.yaml").read_text("utf-8"))
 CHATS = {name: [Message(role, text) for role, text in turns] for name, turns in KEPT.pop("chats").items()}
@@ -31,7 +32,10 @@ def test_every_family_is_in_the_table():
     assert set(KEPT) == set(TWINS)
 
 
-@pytest.mark.parametrize(("family", "chat", "text"), [r for r in ROWS if r[1] != "folded"], ids="-".join)
+DOCUMENTED = [pytest.param(*r, id=f"{r[0]}-{r[1]}") for r in ROWS if r[1] != "folded"]
+
+
+@pytest.mark.parametrize(("family", "chat", "text"), DOCUMENTED)
 def test_a_twins_template_writes_what_its_family_documents(family, chat, text):
     marks = TWINS[family].marks
     turns = [{"role": m.role, "content": m.content} for m in CHATS[chat]]
@@ -45,10 +49,10 @@ def test_a_twins_template_writes_what_its_family_documents(family, chat, text):
         with pytest.raises(DistilleryError, match=re.escape(text.removeprefix("refused: "))): written()
 
 
-ASKED = [r for r in ROWS if r[1] != "thinking" and not r[2].startswith("refused")]
+ASKED = [pytest.param(*r, id=f"{r[0]}-{r[1]}") for r in ROWS if r[1] != "thinking" and not r[2].startswith("refused")]
 
 
-@pytest.mark.parametrize(("family", "chat", "text"), ASKED, ids="-".join)
+@pytest.mark.parametrize(("family", "chat", "text"), ASKED)
 def test_a_student_is_asked_without_thinking_on_one_date_and_told_by_the_user(folders, family, chat, text):
     turns = CHATS["system" if chat == "folded" else chat]
     assert ChatTokenizer(folders[family]).render(turns, turns[-1].role != "assistant") == text
@@ -56,10 +60,9 @@ def test_a_student_is_asked_without_thinking_on_one_date_and_told_by_the_user(fo
 
 @pytest.mark.parametrize("family", TWINS)
 def test_ollama_reads_the_prompt_that_the_student_learnt(folders, family):
-    chat, text = ChatTokenizer(folders[family]), modelfile(folders[family], "student-q8_0.gguf")
-    written = re.search('TEMPLATE """(.*?)"""', text, re.S)[1]
+    chat, written = ChatTokenizer(folders[family]), _go_template(turn_frames(folders[family]))
     for name in ("plain", "turns", "system"): assert go(written, CHATS[name]) == chat.render(CHATS[name])
-    assert set(re.findall('PARAMETER stop "(.*)"', text)) == {*TWINS[family].marks.ends, TWINS[family].marks.eos}
+    assert {chat.decode([i], special=True) for i in chat.stop_ids} == {*TWINS[family].marks.ends, TWINS[family].marks.eos}
 
 
 @pytest.mark.parametrize("family", TWINS)
@@ -107,6 +110,7 @@ def test_a_template_that_opens_a_thought_is_taught_to_close_it(tmp_path):
     chat = ChatTokenizer(folder)
     row, first = chat.row(CHATS["answered"])
     assert chat.decode(row[first:], special=True) == "\n</think>\n\nNora.<|im_end|>"
+    assert chat.lesson([CHATS["plain"][0], Message("assistant", "e")])[1] == "\n</think>\n\ne<|im_end|>"
     assert chat.said(chat.tokens("Let me see.\n</think>\n\nNora.")) == ("Nora.", "Let me see.")
     assert chat.said(chat.tokens("Let me see, and see")) == ("", "Let me see, and see")
 
@@ -140,7 +144,7 @@ def test_a_broken_template_is_refused_and_ends_nothing(tmp_path, template):
 LONG = "Raven 74, Mordal 12 and Kebek 15 stand in the halls of the old mill, beside the stairs. " * 3  # longer than a twin's window
 
 
-@pytest.mark.parametrize("family", ["mistral", "phi-3", "gemma3", "smollm3", "llama3.2"])
+@pytest.mark.parametrize("family", ["mistral", "phi-3", "gemma3"])
 def test_answers_of_a_batch_are_those_of_one_prompt_alone(family, tmp_path):
     torch = pytest.importorskip("torch")
     teacher = TransformersTeacher(write_twin(family, tmp_path), device="cpu")
@@ -154,3 +158,12 @@ def test_answers_of_a_batch_are_those_of_one_prompt_alone(family, tmp_path):
             new = teacher.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=ends, temperature=None,
                                          repetition_penalty=1.0)[0, len(ids):].tolist()
         assert result.text == teacher.chat.said([i for i in new if i not in teacher.chat.stop_ids])[0].strip()
+
+
+@pytest.mark.parametrize("thought", ["<think>\n\n</think>\n\n", "<think>\nThe halls...\n</think>\n\n", ""])
+def test_a_block_of_thought_is_taken_off_an_answer_and_its_mark_kept_apart(folders, thought):
+    chat = ChatTokenizer(folders["qwen3"])
+    request = user_request("q", "Where?")
+    tokens = [*chat.tokens(f"{thought}Hall 3.<|im_end|>"), 7]
+    result = finish(request, chat, Sampler(request, []), tokens, 5, 1.0)
+    assert (result.text, result.finish_reason, result.reasoning) == ("Hall 3.", "stop", "The halls..." if "halls" in thought else "")

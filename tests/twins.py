@@ -312,26 +312,30 @@ def core_of(name: str) -> str:
     return str(twin.tokenizer(twin.marks).to_str())
 
 
-def write_twin(name: str, folder: Path, hidden: int = 64, layers: int = 2, spread: float = 0.2) -> Path:
-    "Save a twin as its family stands on the hub; `hidden` is its width, `spread` how far its random weights reach."
-    import torch
+def twin_config(name: str, hidden: int = 64, layers: int = 2, spread: float = 0.2) -> Any:
+    "A twin's configuration; `hidden` is its width, `spread` how far its random weights reach."
     import transformers
     from tokenizers import Tokenizer
-    transformers.utils.logging.disable_progress_bar()
     twin, core = TWINS[name], Tokenizer.from_str(core_of(name))
     marks, ids = twin.marks, core.token_to_id
     rows = -(-core.get_vocab_size() // 64) * 64  # rows that no token uses, as real ones have them
     named = {f"{k}_token_id": ids(v) if v else None for k, v in {"bos": marks.bos, "pad": marks.pad}.items()}
     layers = max(layers, len(twin.facts.get("no_rope_layers", ())))  # the one without positions is among them
-    kinds = {"layer_types": (twin.facts["layer_types"] * layers)[:layers]} if "layer_types" in twin.facts else {}
-    kinds |= {"no_rope_layers": (twin.facts["no_rope_layers"] * layers)[:layers]} if "no_rope_layers" in twin.facts else {}
+    kinds = {k: (twin.facts[k] * layers)[:layers] for k in ("layer_types", "no_rope_layers") if k in twin.facts}
     size = {"num_attention_heads": twin.heads[0] * hidden // 64, "num_key_value_heads": twin.heads[1] * hidden // 64}
-    config = getattr(transformers, twin.config)(**{
+    return getattr(transformers, twin.config)(**{
         "vocab_size": rows, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers, **size,
         "max_position_embeddings": 1024, "initializer_range": spread, "eos_token_id": ids(marks.ends[0]), **named, **twin.facts, **kinds})
+
+
+def write_twin(name: str, folder: Path, hidden: int = 64, layers: int = 2, spread: float = 0.2) -> Path:
+    "Save a twin as its family stands on the hub."
+    import torch
+    import transformers
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
-    model = getattr(transformers, twin.model)(config)
-    with torch.no_grad(): model.get_input_embeddings().weight.mul_(twin.calm)
+    model = getattr(transformers, TWINS[name].model)(twin_config(name, hidden, layers, spread))
+    with torch.no_grad(): model.get_input_embeddings().weight.mul_(TWINS[name].calm)
     model.save_pretrained(folder)
     return write_words(name, folder)
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "why": Listed("why:why", "Name the setting, input or function that would make a stage run again."),
     "report": Listed("ask:report", "Build a report of a finished run again."),
     "batch": Listed("batch:batch", "Execute a notebook over many parameter sets with papermill, and compare what they found."),
-    "runs": Listed("runs:runs_app", "List, show and compare finished runs."),
+    "runs": Listed("runs:runs_app", "List, show and compare finished runs; free what none of them needs."),
     "ask": Listed("ask:ask", "Ask a student of a finished run."),
     "evaluate": Listed("evaluate:evaluate",
         "Ask the variants of a finished run again and hold them against thresholds, fp32 and the run in use."),

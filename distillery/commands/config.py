@@ -16,7 +16,7 @@ import yaml
 from rich.text import Text
 
 from distillery.commands.options import (
-    PLAIN, Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, layers_of, one_folder, overrides, settings,
+    PLAIN, Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, layers_of, one_folder, overrides,
 )
 from ..core.config import config_diff, config_layers, explain, find_knob, flatten, knobs, load_config, read_preset
 from ..pages.terminal import facts_table
@@ -103,7 +103,7 @@ def config_show(
     preset: Preset = None, sets: Set = None,
     why: Annotated[str | None, typer.Option("--why", metavar="KEY", help="A setting or a section: what set it, and what it beat.")] = None,
 ) -> None:
-    """Every setting and its value, or where one of them comes from.
+    """The presets and every setting, or where one of them comes from.
 
     \b
     Examples:
@@ -111,9 +111,9 @@ def config_show(
       distillery config show --why lora.r
       distillery config show ./manuals --preset tinyllama-1.1b --why sft
     """
-    typed = (config, preset, sets, one_folder(folder, docs), pairs, teacher, articles)
-    if why: found = {k: told(*v) for k, v in origins(why, *layers_of(*typed), overrides(sets)).items()}
-    else: found = {name: _shown(v) for name, v in flatten(settings(*typed)).items()}
+    layers = layers_of(config, preset, sets, one_folder(folder, docs), pairs, teacher, articles)
+    if why: found = {k: told(*v) for k, v in origins(why, *layers, overrides(sets)).items()}
+    else: found = {"presets": layers[1] or "none", **{name: _shown(v) for name, v in flatten(load_config(*layers)).items()}}
     console().print(facts_table(found))
 
 

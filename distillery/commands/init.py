@@ -64,7 +64,7 @@ def init(
     servers = find_servers()
     spec = f"{servers[0].url}#{servers[0].models[0]}" if servers and servers[0].models else "builtin:extractive"
     chosen = choices(docs, spec)
-    open_source(*(Path(chosen[what]) if what in chosen else None for what in ("docs", "pairs")), None)
+    if "docs" in chosen: open_source(docs, None, None)
     target.write_text(chosen_yaml("technical-docs" if "docs" in chosen else "qa-import", chosen), encoding="utf-8")
     told = {f"documents in {p.name or p}": n for p, n in found[:5]} if "docs" in chosen else {}
     out.print(facts_table(describe() | told | {f"{s.kind} at {s.url}": ", ".join(s.models) or "no model" for s in servers}))

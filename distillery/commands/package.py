@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
+from ..core.numbers import number
 from ..core.store import open_run
 from ..exporting.reader import READER
 from ..training.preflight import licence_of
@@ -58,6 +59,10 @@ def story_of(
     return Story(shown, licence_of(base).name or "other", data, figures, made, "" if reader else drift_of(run, variant))
 
 # %% ../../nbs/commands/60_package.ipynb #548c0096
+def _refuse_worse(said: str, anyway: bool) -> None:
+    if said and not anyway: raise DistilleryError(said, "pack another form, or this one with --anyway")
+
+
 def package_run(
     run: Path,  # A run folder
     variant: str,  # One of its variants
@@ -79,17 +84,16 @@ def package_run(
         return package_reader(readers_of(run)[variant], out, story_of(run, variant), licence_file(base))
     folder, merged = run / "onnx" / variant, run / "student" / "merged"
     if not any(folder.glob("*.onnx")) or not (merged / "config.json").is_file():
-        known = sorted(p.name for p in folder.parent.glob("*") if any(p.glob("*.onnx")))
-        raise DistilleryError(f"run {run.name} has no variant {variant!r} to pack",
-                              f"one of: {', '.join(known) or 'none; run `distillery run` first'}")
+        known = sorted(p.name for p in folder.parent.glob("*") if any(p.glob("*.onnx"))) or ["none; run `distillery run` first"]
+        raise DistilleryError(f"run {run.name} has no variant {variant!r} to pack", f"one of: {', '.join(known)}")
     story, base = story_of(run, variant), str(_read(run / "config.json").get("student.base", ""))
-    if story.drift and not anyway:
-        raise DistilleryError(f"{variant} is not recommended: {story.drift}",
-                              "pack another variant; --anyway packs this one, and its card says so")
+    _refuse_worse(f"{variant} is not recommended: {story.drift}" if story.drift else "", anyway)
     with tempfile.TemporaryDirectory() as scratch:
         extras, made = dict[str, Path](), Path(scratch)
         if gguf:
-            export_gguf(merged, made / "gguf", gguf, evaluation_texts(examples_of(run / "dataset")), config)
+            checks = export_gguf(merged, made / "gguf", gguf, evaluation_texts(examples_of(run / "dataset")), config)
+            worse = [f"{c.variant}: same likeliest token at {number(c.same_top1)} ({c.limit})" for c in checks if not c.ok]
+            _refuse_worse(f"not recommended: {'; '.join(worse)}" if worse else "", anyway)
             extras |= {f"gguf/{p.name}": p for p in sorted((made / "gguf").iterdir())}
         if demo:
             asked = [e.question for e in examples_of(run / "dataset", ["recall"]) if e.kind == "answer" and e.passage is None][:5]

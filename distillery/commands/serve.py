@@ -58,10 +58,8 @@ def serve(
     out, name, workers, results = console(), f"student-{variant}", cfg.serve.workers, finished_run(cfg.workbook.runs_dir, run)
     threads = max(1, (os.cpu_count() or 1) // workers)
     student = reader_of(results.path, variant, threads) or OnnxTeacher(served_folder(results, variant), threads)
-    engine = Engine(student, workers, cfg.serve.queue)
-    warm_up(engine, cfg)
-    service = Service(name, engine, cfg)
-    drift = drift_of(results.path, variant)
+    warm_up(engine := Engine(student, workers, cfg.serve.queue), cfg)
+    service, drift = Service(name, engine, cfg), drift_of(results.path, variant)
     def ready(url: str) -> None:
         out.print(Text(f"{name} at {url}\nAs a teacher: --teacher {url}#{name}\nCtrl-C finishes what is being answered and leaves."))
         if cfg.serve.host not in ("127.0.0.1", "localhost", "::1"):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IN_THIS_PROCESS', 'M', 'NOTHING', 'StoreError', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file',
            'files_below', 'file_entries', 'digest_tree', 'disk_errors', 'sync_dir', 'replacing', 'atomic_write',
-           'read_memory', 'FileDigests', 'known_digest', 'read_text', 'stream_jsonl', 'read_jsonl', 'json_line',
-           'write_jsonl', 'write_json', 'cell_text']
+           'link_file', 'read_memory', 'FileDigests', 'known_digest', 'read_text', 'stream_jsonl', 'read_jsonl',
+           'json_line', 'write_jsonl', 'write_json', 'cell_text']
 
 # %% ../../nbs/core/25_files.ipynb #50c6025d
 import errno
@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -90,9 +91,12 @@ def disk_errors(
     except Exception as e:
         code, told = getattr(e, "errno", None), getattr(e, "sqlite_errorname", "")  # of SQLite, which raises an error of its own
         full = code in (errno.ENOSPC, errno.EDQUOT) or told == "SQLITE_FULL"
-        if not full and code not in (errno.EACCES, errno.EPERM, errno.EROFS) and not told.startswith("SQLITE_READONLY"): raise
+        in_the_way = code in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+        closed = code in (errno.EACCES, errno.EPERM, errno.EROFS) or told.startswith("SQLITE_READONLY")
+        if not full and not closed and not in_the_way: raise
         fix = "free some disk space and run again; nothing that was finished is lost" if full else "choose a folder you may write to"
-        raise StoreError(f"cannot write {path}: {getattr(e, 'strerror', e)}", fix=fix) from e
+        if in_the_way: fix = "move away what stands there: a file where a folder should be, or a folder where a file should be"
+        raise StoreError(f"cannot write {getattr(e, 'filename', None) or path}: {getattr(e, 'strerror', e)}", fix=fix) from e
 
 
 def sync_dir(path: Path) -> None:
@@ -130,13 +134,25 @@ def atomic_write(
     with replacing(path) as f: f.write(data.encode("utf-8") if isinstance(data, str) else data)
     return Path(path)
 
+# %% ../../nbs/core/25_files.ipynb #80922502
+def link_file(source: Path, target: Path) -> None:
+    "Hard-link a file, or copy it where the file system has no hard links."
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            try: os.link(source, temporary)
+            except OSError: shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        finally: temporary.unlink(missing_ok=True)
+
 # %% ../../nbs/core/25_files.ipynb #a1c30f53
 def read_memory(
     path: Path | None,  # A JSON object that an earlier process left; None: there is no memory
 ) -> dict[str, Any]:  # Empty where the file is missing or torn: what it remembered is found out again
     "Read a cache of digests, if there is one."
     try: known = json.loads(path.read_text("utf-8")) if path else {}
-    except (OSError, ValueError): return {}
+    except (OSError, ValueError, RecursionError): return {}
     return known if isinstance(known, dict) else {}
 
 # %% ../../nbs/core/25_files.ipynb #a1c30f55

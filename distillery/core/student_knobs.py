@@ -173,6 +173,7 @@ class ModelSection(Section):
 class ThresholdsSection(Section):
     "Thresholds of the gates, compared with bounds of intervals, not with point estimates."
     exact_match_rate_min: float = key(0.35, "result", "least share of right answers", ge=0, le=1)
+    recall_match_min: float = key(0.80, "result", "least share of taught facts that are answered right, of the set recall", ge=0, le=1)
     token_f1_min: float = key(0.55, "result", "least mean token F1", ge=0, le=1)
     keyword_coverage_min: float = key(0.75, "result", "least mean share of the answer's key words", ge=0, le=1)
     refusal_accuracy_min: float = key(0.90, "result", "least share of unanswerable questions refused", ge=0, le=1)

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -200,13 +200,14 @@ class Series:
         self.path = folder / "kpis.jsonl"
         self.log = folder / "kpis.log"
         self.log_every_s = log_every_s
-        self.session = len({s["session"] for s in read_series(folder)})
+        self.folder, self.session = folder, -1  # Counted when the first sample comes: another process may be writing until then
         self.written = 0
         self._logged = -log_every_s  # Time of the last line of the log
 
     def __call__(self, sample: Sample) -> None:
         "Append one sample."
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.session < 0: self.session = len({s["session"] for s in read_series(self.folder)})
         with self.path.open("a", encoding="utf-8") as out: out.write(json.dumps({"session": self.session, **asdict(sample)}) + "\n")
         self.written += 1
         if sample.t - self._logged < self.log_every_s: return
@@ -220,9 +221,10 @@ def read_series(
     "Read the time series of a run."
     path = folder / "kpis.jsonl"
     found = list[dict[str, Any]]()
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-        try: found.append(json.loads(line))
-        except ValueError: continue
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError, RecursionError):
+            sample = json.loads(line)
+            if isinstance(sample, dict) and sample.keys() >= {"session", *Sample.__dataclass_fields__}: found.append(sample)
     return found
 
 # %% ../../nbs/engine/40_monitor.ipynb #adac1dfb

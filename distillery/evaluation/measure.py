@@ -34,7 +34,11 @@ def memory_mb() -> tuple[float, float]:
     if status.exists():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmRSS"].split()[0]) / 1024, int(lines["VmHWM"].split()[0]) / 1024
-    import resource  # not on Windows
+    try: import resource
+    except ImportError:  # Windows
+        import psutil
+        held = psutil.Process().memory_info()
+        return held.rss / 2**20, held.peak_wset / 2**20
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     return peak, peak

@@ -208,7 +208,7 @@ def check_gguf(
     variant: str,  # f16 | q8_0 | q4_k_m
     examples: Iterable[Example],  # Chats of the run
     cfg: Config,  # Read: export.*
-) -> ExportCheck:  # How it compares; an `ExportError` if it is outside its limit
+) -> ExportCheck:  # How it compares; an `ExportError` if f16, of which the others are made, is outside its limit
     "Check a GGUF file against the merged model: the same header and tokens, and top-1 agreement."
     need("gguf", extra="gguf")
     chats = encode_chats(examples, merged, cfg.export.check_positions)
@@ -221,7 +221,7 @@ def check_gguf(
     ok = bool(np.isfinite(largest) and answers.mean() >= least)
     check = ExportCheck(f"gguf-{variant}", largest, float(answers.mean()), float(everywhere.mean()), len(answers), len(everywhere),
                         f"limit: at least {least:g}", ok)
-    if ok: return check
+    if ok or variant != "f16": return check
     raise GgufError(f"{file.name} is not the student: same likeliest token at {check.same_top1:.3f} of {check.n_positions} answer "
                     f"positions ({check.limit})", fix="leave this kind out of export.gguf, or move its limit in export.same_top1_min")
 

@@ -6,10 +6,12 @@
 __all__ = ['CHECKED', 'build_variant', 'variant_reads', 'exporting_stages']
 
 # %% ../../nbs/exporting/90_stages.ipynb #79a84ce5
+import logging
 from functools import partial
 from pathlib import Path
 
 from ..core.knobs import Config
+from ..core.numbers import number
 from ..engine.plan import Job, Stage
 from ..pairs.set_notes import examples_of
 from ..teachers.open import base_digest
@@ -58,7 +60,10 @@ def _gguf(job: Job) -> None:
     from distillery.exporting.check import evaluation_texts
     from distillery.exporting.gguf import export_gguf
 
-    export_gguf(job.needs["merge"], job.out, job.config.export.gguf, evaluation_texts(examples_of(job.needs["dataset"])), job.config)
+    texts = evaluation_texts(examples_of(job.needs["dataset"]))
+    for c in export_gguf(job.needs["merge"], job.out, job.config.export.gguf, texts, job.config):
+        said = f"{c.variant} is not recommended: same likeliest token at {number(c.same_top1)} ({c.limit})"
+        if not c.ok: logging.getLogger(__name__).warning(said)
 
 # %% ../../nbs/exporting/90_stages.ipynb #3c23a4d3
 CHECKED = ("export.backend", "export.check_positions", "export.kl_everywhere_max", "export.kl_max", "export.max_logit_difference",

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from ..core.config import Config, load_config
 from ..core.errors import DistilleryError
 from ..core.extras import need
-from ..core.files import read_jsonl
+from ..core.files import read_jsonl, read_memory
 from ..core.numbers import count, exact, number
 from ..core.records import Chunk, Document, Evidence, Pair
 from ..core.render import render
@@ -42,7 +42,7 @@ def find_runs(
     found = {}
     for path, name in paths:
         if not (path / "provenance.json").is_file(): continue
-        facts = open_results(path).json("provenance.json")
+        facts = read_memory(path / "provenance.json")
         found[", ".join(filter(None, [str(facts.get("run")), name, str(facts.get("source")), str(facts.get("teacher"))]))] = path
     if not found: raise DistilleryError(f"no finished run in {Path(runs_dir).name}", "make one: distillery run")
     return found

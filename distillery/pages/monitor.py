@@ -7,13 +7,13 @@ __all__ = ['TARGETS', 'WRITING', 'DRAWN', 'Target', 'target_rows', 'summary', 't
            'LiveTable']
 
 # %% ../../nbs/pages/40_monitor.ipynb #fc7d2c79
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.extras import MissingExtra, need
+from ..core.files import read_memory
 from ..core.figures import PALETTE, STYLE, WIDTH, png_bytes
 from ..core.numbers import count, number
 from ..engine.monitor import Sample, read_series
@@ -119,7 +119,7 @@ def kpi_page(
     more: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,  # Heading to the rows of a further table, e.g. costs
 ) -> Path:  # reports/kpis.html
     "Write the monitoring report of a run."
-    read = lambda name: json.loads((run / name).read_text("utf-8")) if (run / name).is_file() else {}
+    read = lambda name: read_memory(run / name)
     series, currency = read_series(run), read("config.json").get("budget.currency", "money")
     took = {k: s["seconds"] for k, s in read("manifest.json").get("stages", {}).items()} if seconds is None else seconds
     now = summary(series, read("counts.json").get("documents", 0), sum(s for k, s in took.items() if k in WRITING))

@@ -76,7 +76,8 @@ class Watcher:
             bars.update(task, total=1, completed=1,
                         words=f"already there ({event.seconds:.1f} s when made)" if event.kind == "cached" else "")
             bars.stop_task(task)
-        else: bars.update(task, words=event.kind)
+        elif event.kind == "waiting": bars.update(task, completed=event.done or 0, total=event.total, words=f"waiting {event.text}")
+        else: bars.update(task, words=f"{event.kind} {event.text}".strip())
 
     def _write(self, event: Event) -> None:
         if event.kind == "start" or (event.kind == "progress" and time.monotonic() - self._spoke < self.every_s): return

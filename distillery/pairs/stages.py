@@ -154,7 +154,8 @@ def pairs_stages(
     measured = student | ({"gold": content_digest(source.gold, cache)} if source.gold else {})
     return [
         *read,
-        Stage("judge", partial(_judge, cache=cache, half=has_bf16_tiles()), ("judge", "validation.min_support"), before, about="scoring pairs"),
+        Stage("judge", partial(_judge, cache=cache, half=has_bf16_tiles()),
+              ("judge", "validation.min_support"), before, about="scoring pairs"),
         Stage("select", _select, ("selection", "dataset.seed"), ("judge",), about="choosing pairs", place=""),
         Stage("dataset", partial(_dataset, source=source), ("dataset", "student.base", "sft.max_length"), ("documents", "select"), measured,
               "splitting by document", place="dataset"),

@@ -72,7 +72,7 @@ MAYBE = re.compile(r"(?:^|[\s_-])(?:navbar|navigation|nav|menu|share|social|pagi
 BOXES = frozenset("div ul ol section p table span a".split())
 SMALL = 0.3  # share of the page's characters
 SENTENCE = 40  # characters outside of links: a part with so many may be text
-NESTED = 16  # named elements inside of one another: what is deeper is not looked at, so that no text is counted more often
+NESTED = 16  # named boxes inside of one another; deeper ones are not looked at, so that no text is counted more often
 
 # %% ../../nbs/reading/30_furniture.ipynb #063fceda
 def _own_words(node: Any, most: int) -> int:
@@ -98,7 +98,8 @@ def _named(node: Any) -> bool:
     if name and (NAMED.search(name) or MAYBE.search(name)): first = node.css_first("h1, h2, h3, h4, h5, h6")
     if first is not None and re.sub(r"\W+", "-", first.text().strip().lower()).strip("-").startswith(name.lower()): name = ""
     said = f"{kind} {name}"
-    return bool(NAMED.search(said)) or (node.tag not in ("a", "span") and bool(MAYBE.search(said)) and _own_words(node, SENTENCE) < SENTENCE)
+    if NAMED.search(said): return True
+    return node.tag not in ("a", "span") and bool(MAYBE.search(said)) and _own_words(node, SENTENCE) < SENTENCE
 
 
 def _headed(node: Any) -> bool:

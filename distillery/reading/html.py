@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDINAL', 'POINTER', 'SHORT', 'ARROWS', 'HEADINGS', 'BLOCKS', 'APART', 'HELD', 'DEEP', 'RAISED', 'POWERS', 'FORMULAS',
-           'RAW', 'TAGS', 'LOOSE', 'PHRASES', 'CLOSED', 'FRACTION', 'SEAM', 'DEEPEST', 'DEEPEST_PHRASE', 'RIGHTS',
+           'RAW', 'TAGS', 'LOOSE', 'LOOKED', 'DEEPEST', 'DEEPEST_PHRASE', 'SEAM', 'CLOSED', 'FRACTION', 'RIGHTS',
            'raised', 'is_pointer', 'TextOf', 'tree_text', 'fragment_to_text', 'read_html', 'html_to_text']
 
 # %% ../../nbs/reading/40_html.ipynb #073f38df
@@ -85,6 +85,9 @@ def _span(node: Any, name: str) -> int:
     found = re.match(r"\s*(\d{1,5})", node.attributes.get(name) or "1")
     return int(found[1]) if found and int(found[1]) else 1 if found is None else 65_534
 
+
+def _cell(node: Any, text: str) -> Cell: return Cell(text, _span(node, "rowspan"), _span(node, "colspan"), node.tag == "th")
+
 # %% ../../nbs/reading/40_html.ipynb #feab0fa9
 class TextOf:
     "The text of a tree, put together while it is walked."
@@ -113,11 +116,10 @@ class TextOf:
         "An element ends."
         if tag in HELD and self.deep: self.deep, tag = self.deep - 1, "div"
         self.headings, self.code = self.headings - (tag in HEADINGS), self.code - (tag == "pre")
-        if "-" in tag: self.add(" ")
         if tag in HELD:
             self.add(self._held(tag, held := "".join(self.parts.pop()), node))
             self.number = tag in ("sup", "sub") and held.rstrip()[-1:].isdigit()
-        elif tag in BLOCKS: self.add(" " if self.headings else GAP)
+        elif tag in BLOCKS or "-" in tag: self.add(" " if self.headings or "-" in tag else GAP)
         self.closed = tag
 
     def _held(self, tag: str, text: str, node: Any) -> str:
@@ -125,8 +127,7 @@ class TextOf:
         if tag == "sub": return f"_{text.strip()}" if text.strip() and "".join(self.parts[-1][-1:])[-1:].isdigit() else text
         if tag == "table": return text + table_text(self.tables.pop())
         if tag == "pre": return text if self.code else GAP + code_lines(text) + GAP
-        if self.tables and self.tables[-1]:
-            self.tables[-1][-1].append(Cell(text, _span(node, "rowspan"), _span(node, "colspan"), tag == "th"))
+        if self.tables and self.tables[-1]: self.tables[-1][-1].append(_cell(node, text))
         return ""
 
     def add(self, text: str) -> None:
@@ -150,16 +151,13 @@ def tree_text(
         else: text.close(_role(node), node)
     return "".join(text.parts[0])
 
-# %% ../../nbs/reading/40_html.ipynb #78e8c85f
+# %% ../../nbs/reading/40_html.ipynb #e17a9c36
 RAW = "script|style|textarea|title|xmp|iframe|noembed|noframes"  # what stands in them is no markup
-TAGS = re.compile(rf"<!--(?:(?!-->).)*+|<plaintext\b.*+|<({RAW})\b(?:(?!</\1).)*+|<(/?)([a-z][\w:-]*+)", re.I | re.S)
-LOOSE = frozenset("p li dt dd tr td th tbody thead tfoot caption colgroup option optgroup rt rp html head body area base br col embed hr img "
-                  "input link meta param source track wbr".split())  # need no end
-PHRASES = frozenset("b i u a em strong small big code tt font span sup sub nobr s strike label".split())  # the parser never looks for a place for them
-CLOSED = re.compile(r"<((script|style|title|div|span|p|a|iframe|textarea)(?:\s[^<>]*)?)/>", re.I)  # XML ends them so, HTML does not
-FRACTION = re.compile(r"<sup>(\d{1,4})</sup>(?:/|&frasl;|&#8260;|⁄)<sub>(\d{1,4})</sub>", re.I)
-SEAM = 4096  # characters
-DEEPEST, DEEPEST_PHRASE = 2_000, 10_000  # elements inside of one another; a browser gives up at 512
+TAGS = re.compile(rf"<!--(?:(?!-->).)*+|<plaintext\b.*+|<({RAW})\b(?:(?!</\1).)*+|<(/?)([a-z][\w:-]*+)([^<>]*+)", re.I | re.S)
+LOOSE = frozenset("p li dt dd tr td th tbody thead tfoot caption colgroup option optgroup rt rp html head body area base br col embed "
+                  "hr img input link meta param source track wbr".split())  # need no end
+LOOKED = BLOCKS | frozenset("table pre nav svg math button select menu object marquee template listing".split())  # a place is looked for
+DEEPEST, DEEPEST_PHRASE = 2_000, 10_000  # blocks, and others, inside of one another; a browser gives up at 512
 
 
 def _deepest(tags: Iterable[tuple[str, bool]]) -> int:
@@ -174,10 +172,14 @@ def _deepest(tags: Iterable[tuple[str, bool]]) -> int:
 
 def _check_depth(markup: str) -> None:
     "Refuse what takes a parser, which looks up all that is open for each block, the square of its length."
-    tags = [(m[3].lower(), bool(m[2])) for m in TAGS.finditer(markup) if m[3]]
-    blocks = _deepest(tag for tag in tags if tag[0] not in LOOSE and tag[0] not in PHRASES)
-    phrases = _deepest(tag for tag in tags if tag[0] in PHRASES)
+    found = [(m[3].lower(), bool(m[2]), m[4][-1:] == "/") for m in TAGS.finditer(markup) if m[3]]
+    tags = [(name, ends) for name, ends, whole in found if name not in LOOSE and not (whole and name not in LOOKED)]  # <path … /> is whole
+    blocks = _deepest(tag for tag in tags if tag[0] in LOOKED)
+    phrases = _deepest(tag for tag in tags if tag[0] not in LOOKED)
     if blocks > DEEPEST or phrases > DEEPEST_PHRASE: raise Unreadable(f"{max(blocks, phrases):,} elements nested in one another")
+
+# %% ../../nbs/reading/40_html.ipynb #1f5c70ab
+SEAM = 4096  # characters
 
 
 def _with_seams(markup: str) -> str:
@@ -187,12 +189,16 @@ def _with_seams(markup: str) -> str:
         if m[3] and m.start() - cuts[-1] >= SEAM: cuts.append(m.start())
     return "<!---->".join(markup[a:b] for a, b in pairwise([*cuts, len(markup)]))
 
+# %% ../../nbs/reading/40_html.ipynb #78e8c85f
+CLOSED = re.compile(r"<((script|style|title|div|span|p|a|iframe|textarea)(?:\s[^<>]*)?)/>", re.I)  # XML ends them so, HTML does not
+FRACTION = re.compile(r"<sup>(\d{1,4})</sup>(?:/|&frasl;|&#8260;|⁄)<sub>(\d{1,4})</sub>", re.I)
+
 
 def _parse(markup: str) -> Any:
     from selectolax.lexbor import LexborHTMLParser
 
-    _check_depth(markup)
     if markup[:200].lstrip().startswith("<?xml"): markup = CLOSED.sub(r"<\1></\2>", markup)
+    _check_depth(markup)
     markup = FRACTION.sub(r" \1/\2", markup)
     return LexborHTMLParser(_with_seams(clean(markup)) or " ")
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
-from ..core.files import digest_file, digest_text, disk_errors, known_digest
+from ..core.files import digest_bytes, digest_file, digest_text, disk_errors, known_digest
 from ..wire.hub import hub_revision
 from .encoder import OnnxEncoder
 from .packed import PackedEncoder, encode_packed, is_plain_bert
@@ -144,30 +145,63 @@ def compute_vectors(
 
 
 # %% ../../nbs/retrieval/10_embed.ipynb #bbc0370b
+def _sealed(key: str, vector: np.ndarray) -> bytes:
+    "The bytes of a vector and, last, a digest of key and vector."
+    raw = vector.astype(np.float32).tobytes()
+    return raw + bytes.fromhex(digest_bytes(key.encode() + raw))[:8]
+
+
+def _sound(key: str, blob: Any) -> np.ndarray | None:
+    "The vector, if its digest fits and all of it is numbers."
+    if not isinstance(blob, bytes) or bytes.fromhex(digest_bytes(key.encode() + blob[:-8]))[:8] != blob[-8:]: return None
+    vector = np.frombuffer(blob[:-8], np.float32)
+    return vector if np.isfinite(vector).all() else None
+
+# %% ../../nbs/retrieval/10_embed.ipynb #880655eb
 class VectorStore:
-    "Cache of float32 vectors by key, in one SQLite file."
+    "Cache of float32 vectors by key, in one SQLite file: a damaged row is unknown, a damaged file is begun anew."
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(path), closing(self._open()) as db:
-            db.execute("create table if not exists vectors (key text primary key, vector blob not null)")
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try: self._make()
+            except sqlite3.OperationalError: raise
+            except sqlite3.DatabaseError: self._begin_anew()
+
+    def _make(self) -> None:
+        with closing(self._open()) as db: db.execute("create table if not exists sealed (key text primary key, vector blob not null)")
+
+    def _begin_anew(self) -> None:
+        logging.getLogger(__name__).warning("%s is damaged; its vectors are computed again", self.path.name)
+        for tail in ("", "-journal", "-wal", "-shm"): Path(f"{self.path}{tail}").unlink(missing_ok=True)
+        self._make()
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60, isolation_level=None)
 
     def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         "The vectors that are known, each float32 [d]."
+        try:
+            with closing(self._open()) as db:
+                rows = ((key, row[0]) for key in keys for row in db.execute("select vector from sealed where key = ?", (key,)))
+                return {key: vector for key, blob in rows if (vector := _sound(key, blob)) is not None}
+        except sqlite3.OperationalError: raise
+        except sqlite3.DatabaseError:
+            self._begin_anew()
+            return {}
+
+    def damaged(self) -> list[str]:
+        "Keys of rows that are not what was kept."
         with closing(self._open()) as db:
-            rows = (row for key in keys for row in db.execute("select key, vector from vectors where key = ?", (key,)))
-            return {key: np.frombuffer(blob, np.float32) for key, blob in rows}
+            db.text_factory = lambda stored: stored.decode("utf-8", "replace")
+            return [key for key, blob in db.execute("select key, vector from sealed") if _sound(key, blob) is None]
 
     def put(self, vectors: dict[str, np.ndarray]) -> None:
         "Keep vectors, all of them or none."
         with disk_errors(self.path), closing(self._open()) as db:
             db.execute("begin")
-            rows = [(key, vector.astype(np.float32).tobytes()) for key, vector in vectors.items()]
-            db.executemany("insert or replace into vectors values (?, ?)", rows)
+            db.executemany("insert or replace into sealed values (?, ?)", [(k, _sealed(k, v)) for k, v in vectors.items()])
             db.execute("commit")
 
 # %% ../../nbs/retrieval/10_embed.ipynb #4f448244
@@ -188,7 +222,8 @@ class Embedder:
     @property
     def identity(self) -> dict[str, str]:
         "What a vector depends on besides its text."
-        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"}), **({"products": "bf16"} if self.half else {})}
+        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"}),
+                **({"products": "bf16"} if self.half else {})}
 
     def _keys(self, texts: Sequence[str], side: TextRole) -> dict[str, str]:
         kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own") + ("/bf16" if self.half else "")

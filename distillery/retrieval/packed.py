@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['TOKENS', 'is_plain_bert', 'has_bf16_tiles', 'attend', 'PackedEncoder', 'one_thread_each', 'encode_packed']
+__all__ = ['TOKENS', 'is_plain_bert', 'has_bf16_tiles', 'joined', 'layer_parts', 'attend', 'PackedEncoder', 'one_thread_each',
+           'encode_packed']
 
 # %% ../../nbs/retrieval/07_packed.ipynb #2a738639
 def is_plain_bert(
@@ -48,6 +49,26 @@ def has_bf16_tiles(
 TOKENS = 512  # of a batch: its matrices stay in the cache of a core
 
 
+def joined(
+    kind: Any,    # Type of number
+    *parts: Any,  # Linear layers with the same input
+) -> tuple[Any, Any]:  # Weight and bias of one layer that does what they do
+    "Linear layers as one."
+    cat = need("torch", extra="retrieval").cat
+    weight, bias = (cat([getattr(p, name).detach() for p in parts]) for name in ("weight", "bias"))
+    return weight.to(kind), bias.to(kind)
+
+
+def layer_parts(
+    block: Any,  # A layer of the model
+    kind: Any,   # Type of number of its products
+) -> tuple[Any, ...]:  # Queries, keys and values; what follows attention, and its norm; there and back, and their norm
+    "Matrices and norms of a layer, in the order of their use."
+    own, after = block.attention.self, block.attention.output
+    return (joined(kind, own.query, own.key, own.value), joined(kind, after.dense), after.LayerNorm,
+            joined(kind, block.intermediate.dense), joined(kind, block.output.dense), block.output.LayerNorm)
+
+
 def attend(
     qkv: Any,  # [texts, tokens, 3, heads, size], a tensor
 ) -> Any:      # [texts * tokens, width]
@@ -69,13 +90,7 @@ class PackedEncoder:
         self.unit, self.embeddings, self.heads = len(model) == 3, bert.embeddings, bert.config.num_attention_heads
         self.tokenizer, self.most = model.tokenizer.backend_tokenizer, model.get_max_seq_length() or 512
         self.kind = self.torch.bfloat16 if half else self.torch.float32
-        self.layers = [(self._joined(b.attention.self.query, b.attention.self.key, b.attention.self.value),
-                        self._joined(b.attention.output.dense), b.attention.output.LayerNorm,
-                        self._joined(b.intermediate.dense), self._joined(b.output.dense), b.output.LayerNorm) for b in bert.encoder.layer]
-
-    def _joined(self, *parts: Any) -> tuple[Any, Any]:
-        weight, bias = (self.torch.cat([getattr(p, name).detach() for p in parts]) for name in ("weight", "bias"))
-        return weight.to(self.kind), bias.to(self.kind)
+        self.layers = [layer_parts(block, self.kind) for block in bert.encoder.layer]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         "Token ids of texts, cut at the model's length."

@@ -26,11 +26,13 @@ def split_queries(
     queries: QuerySet,         # All questions
     train_share: float = 0.5,  # Share of the documents that train
     salt: str = "tune",        # Change it for another draw
+    single: bool = False,      # Questions one by one, where nothing is said of other documents
 ) -> tuple[QuerySet, QuerySet]:  # To train on and to measure on; both search all passages
     "Grouped split of questions by document, decided by a digest of the documents' names."
-    trains = first_part((q.cluster for q in queries.queries), train_share, salt)
-    train = tuple(q for q in queries.queries if q.cluster in trains)
-    test = tuple(q for q in queries.queries if q.cluster not in trains)
+    part = lambda q: q.query_id if single else q.cluster
+    trains = first_part(map(part, queries.queries), train_share, salt)
+    train = tuple(q for q in queries.queries if part(q) in trains)
+    test = tuple(q for q in queries.queries if part(q) not in trains)
     return replace(queries, queries=train), replace(queries, queries=test)
 
 # %% ../../nbs/retrieval/60_tune.ipynb #6be4efdf

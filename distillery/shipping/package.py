@@ -25,6 +25,7 @@ from ..exporting.export import variant_bytes
 from ..exporting.ollama import folder_template
 from ..teachers.chat import read_json
 from ..evaluation.summary import measured_by
+from ..wire.intact import require_intact
 
 # %% ../../nbs/shipping/62_package.ipynb #736eabae
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ def package_variant(
 ) -> Path:  # `out`
     "Package a variant: copy its files, write template, licence and model card; the checksums come last."
     if not any(folder.glob("*.onnx")): raise DistilleryError(f"{folder.name} holds no ONNX model", "name a variant of a finished run")
+    for source in (folder, merged): require_intact(source)
     empty_place(out)
     files = {p.name: p for pattern in FROM_VARIANT for p in folder.glob(pattern)}
     files |= {n: merged / n for n in FROM_MERGED if (merged / n).is_file()} | dict(extras or {})

@@ -22,6 +22,7 @@ from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
 from .hub_card import hub_card, public_name
+from ..wire.intact import require_intact
 
 # %% ../../nbs/shipping/72_publish.ipynb #6b7ebf38
 RepoKind = Literal["dataset", "adapter", "merged", "onnx"]
@@ -142,6 +143,7 @@ def staged(
         out = Path(folder) / "part"
         out.mkdir()
         for name, source in part.files.items():
+            require_intact(source)
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             text = _tidy(source)
             if text is None: shutil.copyfile(source, out / name)

@@ -130,11 +130,12 @@ class ChatTemplate:
 
     def lesson(self, messages: Sequence[Message]) -> tuple[str, str]:
         "The prompt of a chat, and what the model learns to write after it: the last message and its end."
-        prompt, whole, answer = self.render(messages[:-1]), self.render(messages, unanswered=False), messages[-1].content.strip()
+        prompt, whole = self.render(messages[:-1]), self.render(messages, unanswered=False)
         if whole.startswith(prompt): return prompt, whole.removeprefix(prompt)
-        if answer not in whole: raise TemplateError("the chat template leaves the answer out", "choose another base")
+        _, found, end = self.render([*messages[:-1], Message("assistant", "@answer@")], unanswered=False).rpartition("@answer@")
+        if not found: raise TemplateError("the chat template leaves the answer out", "choose another base")
         closing = "\n</think>\n\n" if OPEN_THOUGHT.search(prompt) else ""
-        return prompt, closing + answer + whole.rpartition(answer)[2]
+        return prompt, closing + messages[-1].content.strip() + end
 
 # %% ../../nbs/teachers/24_chat.ipynb #ed9d65ca
 CHANNELS = r"<\|(?:channel|message)\|>"
@@ -188,7 +189,7 @@ class ChatTokenizer(ChatTemplate, FolderTokens):
         "Read a model folder that has a `tokenizer.json` and a chat template."
         FolderTokens.__init__(self, folder)
         ChatTemplate.__init__(self, folder)
-        self._named = named_ends(folder) | ({self._tokens.token_to_id(self.special["eos_token"])} - {None})
+        self._named = (*named_ends(folder), self._tokens.token_to_id(self.special["eos_token"]))
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         "The prompt as token ids."
@@ -217,7 +218,7 @@ class ChatTokenizer(ChatTemplate, FolderTokens):
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         "Tokens that end an answer."
-        return frozenset(self._named | ({self.end_id} - {None}))
+        return frozenset(i for i in (*self._named, self.end_id) if i is not None)
 
     def said(self, ids: Sequence[int]) -> tuple[str, str]:
         "Answer and reasoning of what a model wrote behind a prompt."

@@ -49,7 +49,8 @@ def model_folder(
     "Resolve a model folder or hub name, downloading from the hub when that is allowed."
     if Path(spec).is_dir(): return Path(spec).resolve()
     hub = need("huggingface_hub", extra="train")
-    name, kinds = str(spec), ["*.safetensors", "*.json", "*.jinja", "README.md", "LICEN[CS]E*"]  # a student comes under the base's licence
+    name, words = str(spec), ["*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+    kinds = ["*.safetensors", *words, "README.md", "LICEN[CS]E*"]  # a student comes under the base's licence
     try: return Path(hub.snapshot_download(name, revision=hub_revision(name) or None, allow_patterns=kinds))
     except Exception as error:
         fix = "check the spelling; with HF_HUB_OFFLINE=1 the model must be in the cache already"

@@ -24,6 +24,7 @@ from .local import finish, model_identity
 from .memory import onnx_providers, too_long
 from .protocol import ChatRequest, ChatResult, failed
 from .sampling import Sampler
+from ..wire.intact import require_intact
 
 # %% ../../nbs/teachers/50_onnx.ipynb #54381bf7
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -129,6 +130,7 @@ class OnnxTeacher:
         "Find the model; the graph is loaded at the first request."
         self.folder = Path(folder).resolve()
         self.device = device
+        require_intact(self.folder)
         self.threads = int(os.environ.get("OMP_NUM_THREADS", 0)) if threads is None else threads
         config = read_json(self.folder / "genai_config.json").get("model", {})
         self.file = self.folder / config.get("decoder", {}).get("filename", "model.onnx")

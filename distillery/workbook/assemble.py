@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'count_records', 'versions', 'hub_stamp', 'provenance', 'link_outputs', 'write_decisions', 'write_pages',
-           'write_manifest']
+           'write_manifest', 'keep_pages']
 
 # %% ../../nbs/workbook/64_assemble.ipynb #0645486f
 import importlib.metadata
@@ -27,6 +27,7 @@ from ..pages.story import tell_story, warnings_of
 from ..reading.listing import by_reason
 from ..questions.all import QUESTIONS, answers, question_metrics, reasons
 from ..questions.results import Results
+from ..wire.intact import read_kept
 from .costs import ledger_rows
 from ..wire.hub import hub_revision
 
@@ -164,3 +165,12 @@ def write_manifest(
     entries = {k: v for k, v in file_entries(run.path).items() if k != "manifest.json"}
     stages = {n: {"digest": d.digest, "seconds": d.seconds, "cached": d.cached} for n, d in done.items()}
     run.write_json("manifest.json", {"files": entries, "stages": stages, **clock})
+
+
+def keep_pages(
+    run: RunFolder,  # A finished run whose pages were written again
+) -> None:
+    "Put digests of the pages of today into the manifest."
+    now = {f"reports/{name}": entry for name, entry in file_entries(run.path / "reports").items()}
+    kept = {name: entry for name, entry in read_kept(run.path / "manifest.json").items() if not name.startswith("reports/")}
+    if kept: run.write_json("manifest.json", {**run.manifest, "files": kept | now})

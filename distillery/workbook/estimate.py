@@ -7,7 +7,6 @@ __all__ = ['SAMPLE', 'FIGURES', 'CONFIDENCE', 'NOISE', 'count_requests', 'sample
            'take_sample', 'extend', 'duration', 'forecast', 'plan_of', 'check_asks', 'in_words', 'estimate']
 
 # %% ../../nbs/workbook/68_estimate.ipynb #d2efd7a3
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from ..core.files import digest_text, read_jsonl
 from ..core.records import Chunk, Estimate, Slot
 from ..core.stats import spread
 from ..engine.plan import Plan
+from ..engine.shelf import read_seconds
 from ..pairs.slots import chance, plan_slots
 from ..questions.all import QUESTIONS
 from ..teachers.budget import open_journal, price_of, call_tokens
@@ -217,7 +217,7 @@ def estimate(
     if not sample: return {"chunks": len(chunks), "questions planned": 0} | _later(request)
     taken = take_sample(sample, chunks, config)
     told, priced = forecast(taken, answers), price_of(config.teacher.model, config.budget.prices) is not None
-    asked = {q.asks: q.requests(request.source, config) for q in QUESTIONS}
+    asked = {q.asks: q.sends(request.source, config) for q in QUESTIONS}
     return {
         "chunks": len(chunks), "questions planned": len(slots), "requests, if none is rejected": count_requests(slots, config),
         "requests": f"{in_words(told['requests'])}, from {sum(taken.slots)} questions about {len(taken.chunks)} passages",
@@ -233,5 +233,5 @@ def _later(request: Request) -> dict[str, Any]:
     for stage in request.plan.stages[1:]:
         times = sorted((request.plan.shelf.cache / "times" / stage.name).glob("*.json"), key=lambda p: p.stat().st_mtime)
         if stage.name in ("sft", "evaluate") or stage.name.startswith(("export", "measure")):
-            found[stage.name] = f"{json.loads(times[-1].read_text()):.0f} s the last time here" if times else "not run here yet"
+            found[stage.name] = f"{read_seconds(times[-1]) or 0:.0f} s the last time here" if times else "not run here yet"
     return found

@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.config import Config
@@ -27,7 +27,7 @@ class Check:
     found: str
     fix: str = ""
     warns: bool = False  # Worth saying, and no reason to stop
-    free: float = 0.0  # GiB, of a disk
+    free: float = field(default=0.0, repr=False)  # GiB, of a disk
 
 
 def outcome(
@@ -93,7 +93,7 @@ def check_room(
     each = 4.0 + sum(BYTES[v] for v in config.export.variants) + 2.0 * len(config.export.gguf)
     wanted, cache = Base(folder).parameters * each / 2**30, check_space(Path(config.workbook.cache_dir), free_gib)
     if wanted <= cache.free: return
-    yield Check(f"base {base}: disk", False, f"its student and variants take {wanted:.1f} GiB, and {cache.found}",
+    yield Check(f"base {base}: disk", False, f"its student and variants take {wanted:.2g} GiB, and {cache.found}",
                 "free as much, set workbook.cache_dir to a larger disk, or shorten export.variants")
 
 # %% ../../nbs/workbook/61_needs.ipynb #e95b624a

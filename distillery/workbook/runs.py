@@ -12,14 +12,16 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 from ..core.knobs import Config
-from ..core.store import list_runs, open_run
+from ..core.files import read_memory
+from ..core.store import RunFolder, list_runs, open_run
 from ..engine.plan import Done
 from ..evaluation.summary import gate_figures
 from ..pages.report import template, templates
 from ..pages.terminal import facts_table, times_table
-from ..questions.results import Results
+from ..questions.results import open_results
 from ..teachers.protocol import ask_all, user_request
-from .assemble import write_pages
+from .assemble import keep_pages, write_pages
+from .sharing import locked
 
 # %% ../../nbs/workbook/74_runs.ipynb #c66944e5
 def ask(
@@ -50,13 +52,17 @@ def list_finished(
     config: Config,  # For workbook.runs_dir
 ) -> list[dict[str, Any]]:  # One a run, newest first
     "What runs there are."
-    rows = []
-    for run in reversed(list_runs(Path(config.workbook.runs_dir))):
-        facts, m = Results(run.path).json("provenance.json", {}), run.manifest
-        rows.append({"run": run.path.name, "name": m.get("name") or "–",
-                     "source": facts.get("source"), "teacher": facts.get("teacher"),
-                     "ended": time.strftime("%Y-%m-%d %H:%M", time.localtime(m.get("ended", 0)))})
-    return rows
+    return [_listed(run) for run in reversed(list_runs(Path(config.workbook.runs_dir)))]
+
+
+def _listed(run: RunFolder) -> dict[str, Any]:
+    facts, m = read_memory(run.path / "provenance.json"), run.manifest
+    row = {"run": run.path.name, "name": str(m.get("name") or "–"), "source": facts.get("source"), "teacher": facts.get("teacher")}
+    ended = m.get("ended", 0)
+    try: row["ended"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(ended))
+    except (TypeError, ValueError, OverflowError, OSError): row["ended"] = "unknown"
+    torn = [name for name, said in (("manifest.json", m), ("provenance.json", facts)) if not said]
+    return row | ({"damaged": f"{', '.join(torn)}; the same `distillery run` writes it again"} if torn else {})
 
 # %% ../../nbs/workbook/74_runs.ipynb #40315325
 def show(
@@ -65,8 +71,9 @@ def show(
 ) -> list[Any]:  # Blocks for a rich console
     "One run: stages, gates, decisions."
     found = open_run(Path(config.workbook.runs_dir), run)
-    results, stages = Results(found.path), found.manifest.get("stages", {})
-    done = {n: Done(n, found.path, s["digest"], s["cached"], s["seconds"]) for n, s in stages.items()}
+    results, stages = open_results(found.path), found.manifest.get("stages", {})
+    try: done = {n: Done(n, found.path, s["digest"], bool(s["cached"]), float(s["seconds"])) for n, s in stages.items()}
+    except (AttributeError, LookupError, TypeError, ValueError): done = {}  # torn: its times are lost, its results are not
     gates = {f"{g.variant} {g.name}": f"{g.state}  {gate_figures(g)}" for g in results.gates()}
     return [facts_table(results.json("provenance.json", {})), times_table(done), facts_table(gates),
             facts_table({d.name: d.sentence for d in results.decisions()})]
@@ -82,5 +89,8 @@ def rebuild(
     found = open_run(Path(config.workbook.runs_dir), run)
     names = list(templates()) if name == "all" else [name]
     for n in names: template(n)
-    index = write_pages(found, dict.fromkeys(names, asked))
+    open_results(found.path)  # pages are made of what the run wrote, or not at all
+    with locked(Path(config.workbook.cache_dir), "pages", found.path.name):
+        index = write_pages(found, dict.fromkeys(names, asked))
+        keep_pages(found)
     return [*(found.path / "reports" / f"{n}.html" for n in names), index]

@@ -17,6 +17,7 @@ from ..core.errors import DistilleryError
 from ..core.files import read_jsonl
 from ..evaluation.evaluate import EvalRow, deciding_metric
 from ..training.sft import read_log
+from ..core.sections import can_compare
 from ..questions.decide import compare, level_verdicts
 from .experiment import prepare
 from ..engine.plan import Event, until
@@ -100,7 +101,7 @@ def judge(
     where = primary_set(same)
     metric = deciding_metric(same)
     scores, pages = scores_of(same, metric, where)
-    if len(set(pages.values())) < 2:
+    if not can_compare(pages.values(), config.decisions.population):
         raise DistilleryError("the candidates share no questions about two documents",
                               fix="give reference questions with dataset.gold, or tune another step")
     estimates, contrasts = compare(scores, pages, "as it is", config, metric)

@@ -117,7 +117,7 @@ def arm_stages(
 ) -> list[Stage]:    # Empty where fewer than two arms are to be compared; arms without a training have one seed
     "One stage for each arm and seed."
     arms, seeds = list(dict.fromkeys(config.decisions.distill_arms)), list(dict.fromkeys(config.decisions.train_seeds))
-    if len(arms) < 2 or source.kind == "articles": return []
+    if len(arms) < 2: return []
     inputs = {"base": base_digest(config.student.base, cache)}
     needs = lambda arm: ("documents", "dataset", *(("teach",) if arm not in ("base", "rag", "sft") else ()))
     about = "one way to make it answer"

@@ -17,6 +17,7 @@ from ...engine.source import Source
 from ...pairs.prompts import asked_kinds, prompts_digest
 from ...pairs.slots import chance, plan_slots
 from ...pairs.stages import ASKING
+from ...teachers.budget import open_journal
 from ...teachers.open import Opener, teacher_digest, teacher_opener
 
 # %% ../../../nbs/questions/grouping/10_stages.ipynb #e9cdfa28
@@ -25,7 +26,6 @@ READS = (*ASKING, "decisions.seed", "decisions.prompt_slots", "decisions.questio
 
 def _ask_levels(job: Job, cache: Path, opener: Opener) -> None:
     from distillery.pairs.account import grouping_rows
-    from distillery.teachers.budget import open_journal
 
     chunks, d = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk), job.config.decisions
     whole = sorted(chunks, key=lambda c: chance(d.seed, "grouping", c.chunk_id))
@@ -40,7 +40,7 @@ def grouping_stages(
     cache: Path,  # The store's folder
 ) -> list[Stage]:  # Empty where fewer than two numbers are to be compared
     "The stage that asks the same slots at every number of questions per call."
-    if len(set(config.decisions.questions_per_call)) < 2 or source.kind in ("pairs", "articles"): return []
+    if len(set(config.decisions.questions_per_call)) < 2: return []
     kinds = asked_kinds(max(config.decisions.questions_per_call))
     inputs = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack, kinds)}
     run = partial(_ask_levels, cache=cache, opener=teacher_opener(config.teacher.model, config))
@@ -53,5 +53,5 @@ def grouping_requests(
 ) -> int:  # At most; question and answer, in groups
     "Requests of the comparison of group sizes."
     asked = set(config.decisions.questions_per_call)
-    if len(asked) < 2 or source.kind in ("pairs", "articles"): return 0
+    if len(asked) < 2: return 0
     return sum(2 * -(-config.decisions.prompt_slots // n) for n in asked)

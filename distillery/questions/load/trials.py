@@ -27,6 +27,7 @@ from ...core.config import Config, from_values
 from ...core.errors import DistilleryError
 from ...core.files import read_jsonl, write_jsonl
 from ...core.records import Chunk, Slot
+from ...teachers.budget import open_journal
 from ...teachers.open import Opener
 from ...teachers.protocol import ChatRequest, ChatResult, Teacher
 
@@ -161,7 +162,6 @@ def try_once(
 ) -> Trial:  # What it took
     "Generate in this process, as if it were the first thing it ever did."
     from distillery.pairs.generate import generate_pairs
-    from distillery.teachers.budget import open_journal
 
     local = not config.teacher.model.startswith(("http", "builtin:extractive"))
     if local: __import__("torch"), __import__("transformers")

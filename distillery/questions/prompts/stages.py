@@ -30,6 +30,7 @@ from ...pairs.prompts import Pack, asked_kinds, load_pack, prompts_digest
 from ...pairs.stages import ASKING
 from ..slots import AskedSlot, prompt_slots
 from ...retrieval.embed import Embedder, embedder_dir
+from ...teachers.budget import open_journal
 from ...teachers.open import Opener, teacher_digest, teacher_opener
 from ...teachers.protocol import ChatRequest, ChatResult, Task
 
@@ -162,7 +163,6 @@ READS = (*ASKING, "judge", "decisions.seed", "decisions.prompt_slots")
 
 
 def _level(job: Job, spec: str, reworded: bool, source: Source, cache: Path, opener: Opener) -> None:
-    from distillery.teachers.budget import open_journal
 
     chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
     slots = prompt_slots(chunks, read_gold(source.gold) if source.gold else None, job.config, job.config.decisions.prompt_slots)
@@ -183,7 +183,7 @@ def prompts_stages(
 ) -> list[Stage]:  # Empty where fewer than two packs are to be compared
     "Two stages per pack: as it is, and reworded."
     levels = pack_levels(config.decisions.prompt_packs)
-    if len(levels) < 2 or source.kind in ("pairs", "articles"): return []
+    if len(levels) < 2: return []
     inputs = {"teacher": teacher_digest(config.teacher.model, cache)}
     if source.gold: inputs["gold"] = content_digest(source.gold, cache)
     for spec in levels.values(): load_pack(spec)
@@ -201,4 +201,4 @@ def prompts_requests(
 ) -> int:  # At most; question, answer and reference question of every slot
     "Requests of the comparison of prompt packs."
     levels = pack_levels(config.decisions.prompt_packs)
-    return 0 if len(levels) < 2 or source.kind in ("pairs", "articles") else 2 * len(levels) * 3 * config.decisions.prompt_slots
+    return 0 if len(levels) < 2 else 2 * len(levels) * 3 * config.decisions.prompt_slots

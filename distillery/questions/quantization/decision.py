@@ -20,11 +20,12 @@ from ...core.verdicts import noninferiority_gate
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, ladder_sentence, read_ladders, variants_at_chance, variants_beyond
 from ...evaluation.summary import gate_figures
-from ..decide import decide, level_verdicts
+from ..decide import decide, level_verdicts, why_alone
 from .stages import teacher_requests, teacher_stages, why_no_levels
 from ..question import Question
 from ..results import Results, TeacherRow
 from ..tables import primary_set, scores_of
+from ...core.sections import can_compare
 from ...core.words import metric_name
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #09bbe307
@@ -114,8 +115,8 @@ def asked_levels(
 ) -> list[str]:  # The reference first; empty where there is nothing to compare
     "Levels that a run asked for and has, in the order it named them."
     named: list[str] = list(config.decisions.teacher_levels)
-    found, documents = [level for level in named if level in rows], {r.doc_id for some in rows.values() for r in some}
-    enough = len(documents) > 1 or config.decisions.population == "these"
+    found, documents = [level for level in named if level in rows], {r.id: r.doc_id for some in rows.values() for r in some}
+    enough = can_compare(documents.values(), config.decisions.population)
     return found if len(found) > 1 and found[0] == named[0] and enough else []
 
 
@@ -155,12 +156,9 @@ def why_no_quantization(
     rows = results.rows()
     if "fp32" not in rows or len(rows) < 2: return "it needs fp32 and at least one smaller variant in export.variants"
     where = primary_set(rows)
-    documents = set(scores_of(rows, deciding_metric(rows), where)[1].values())
-    alone = results.json("config.json", {}).get("decisions.population") == "these"
-    if len(documents) > 1 or (documents and alone): return None
+    documents = scores_of(rows, deciding_metric(rows), where)[1]
     if not documents: return f"no question of its {where} set has an answer in the documents"
-    return (f"all questions of its {where} set are about one document; documents like it need questions about two, better twenty; "
-            "this one alone is answered for with decisions.population=these")
+    return why_alone(results, documents.values(), f"{where} questions")
 
 
 def quantization_decisions(

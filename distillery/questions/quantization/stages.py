@@ -29,6 +29,7 @@ from ...pairs.judge import relevance_scores
 from ...pairs.prompts import load_pack, prompts_digest
 from ...pairs.slots import chance
 from ...retrieval.embed import Embedder, embedder_dir
+from ...teachers.budget import open_journal
 from ...teachers.open import teacher_digest
 from ...teachers.open import teacher_weights
 from ...teachers.protocol import Task, Teacher
@@ -112,7 +113,6 @@ def make_level(
 # %% ../../../nbs/questions/quantization/10_stages.ipynb #30d0de3c
 def _level(job: Job, level: str, source: Source, cache: Path) -> None:
     from distillery.pairs.asking import make_request
-    from distillery.teachers.budget import open_journal
 
     config, weights = job.config, level_weights(job.config.teacher.model)
     if weights is None: raise RuntimeError("teacher_stages made a stage for a teacher without weights")
@@ -158,7 +158,7 @@ def _scored(
 # %% ../../../nbs/questions/quantization/10_stages.ipynb #f4ecab80
 def _asked(source: Source, config: Config) -> bool:
     there = source.gold is not None or config.decisions.teacher_reference == "pairs"
-    return source.kind != "articles" and why_no_levels(config.teacher.model, there) is None
+    return why_no_levels(config.teacher.model, there) is None
 
 
 def teacher_stages(

@@ -154,7 +154,7 @@ def sizes_stages(
 ) -> list[Stage]:  # Empty where there is nothing to compare
     "One stage that makes each further student, one that measures each level."
     bases, s = base_levels(config), config.student
-    if not bases or source.kind == "articles": return []
+    if not bases: return []
     v, stages = config.export.variants[0], list[Stage]()
     own = f"measure-{v}"
 

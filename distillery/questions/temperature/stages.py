@@ -35,6 +35,8 @@ from ...pairs.select import near_duplicates
 from ..slots import AskedSlot, asked_slots
 from .design import Design, design_of, level_name, why_not_asked
 from ...retrieval.embed import Embedder, embedder_dir
+from ...teachers.budget import open_journal
+from ...teachers.journal import Journal
 from ...teachers.open import Opener, teacher_digest, teacher_opener
 from ...teachers.open import base_digest
 from ...teachers.protocol import ChatRequest, ChatResult, Task, Teacher, user_request
@@ -60,8 +62,6 @@ class Told:
 
 class _Desk:
     def __init__(self, job: Job, cache: Path, teacher: Teacher) -> None:
-        from distillery.teachers.budget import open_journal
-        from distillery.teachers.journal import Journal
 
         self.job, self.config, self.teacher = job, job.config, teacher
         self.journal, self.own = open_journal(cache, job.config, job.scratch), Journal(cache / "calls.sqlite")
@@ -237,7 +237,7 @@ def temperature_stages(
 ) -> list[Stage]:  # Empty where there is nothing to compare
     "One stage per temperature."
     plan = design or design_of(config)
-    if why_not_asked(config.teacher.model, source.kind) or len(set(plan.temperatures)) < 2: return []
+    if why_not_asked(config.teacher.model) or len(set(plan.temperatures)) < 2: return []
     inputs = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack),
               "base": base_digest(config.student.base, cache), **({"gold": content_digest(source.gold, cache)} if source.gold else {}),
               **({"design": digest_json([plan.slots, plan.replicates, plan.factor])} if design else {})}
@@ -258,5 +258,5 @@ def temperature_requests(
     "Requests of the temperature experiment."
     plan = design_of(config)
     levels = len(set(plan.temperatures))
-    if why_not_asked(config.teacher.model, source.kind) or levels < 2: return 0
+    if why_not_asked(config.teacher.model) or levels < 2: return 0
     return levels * plan.slots * plan.replicates
