@@ -66,7 +66,7 @@ class Way:
     folder: Path
     facts: int = 12
     variants: Sequence[str] = VARIANTS
-    epochs: int = 60
+    epochs: int = 100
 
     @cached_property
     def base(self) -> Path: return write_twin(self.name, self.folder / "base", hidden=WIDE.get(self.name, 64))

@@ -223,7 +223,6 @@ class Twin:
     tokenizer_facts: Mapping[str, Any] = field(default_factory=dict)
     heads: tuple[int, int] = (2, 1)  # Of queries, of keys
     template_file: bool = False  # chat_template.jinja, or inside of tokenizer_config.json
-    calm: float = 1.0  # Shrinks the embeddings where the family multiplies them: else a tied twin repeats what it reads
 
 
 def _rope(theta: float, **more: Any) -> dict[str, Any]:
@@ -289,15 +288,15 @@ TWINS = {
                     {"tie_word_embeddings": False, "sliding_window": 48}, {"add_bos_token": True, "add_eos_token": False, "legacy": False}),
     "gemma2": Twin("Gemma2Config", "Gemma2ForCausalLM", GEMMA2, GEMMA_MARKS, lambda m: sentence_pieces(m, prefix=False), "GemmaTokenizer",
                    {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32, **SLIDES}, {"add_bos_token": True},
-                   (4, 2), calm=0.2),
+                   (4, 2)),
     "gemma3": Twin("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA3, GEMMA_MARKS, lambda m: sentence_pieces(m, prefix=False),
                    "GemmaTokenizer", {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32, **SLIDES,
                     "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
                                         "full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
-                   {"add_bos_token": True}, (4, 1), calm=0.2),
+                   {"add_bos_token": True}, (4, 1)),
     "granite": Twin("GraniteConfig", "GraniteForCausalLM", GRANITE, GRANITE_MARKS, lambda m: byte_level(DIGITS, m), "GPT2Tokenizer",
-                    {"tie_word_embeddings": True, "embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22,
-                     "attention_multiplier": 0.03125, **_rope(1e4)}, calm=0.1),
+                    {"tie_word_embeddings": True, "embedding_multiplier": 12.0, "logits_scaling": 2.0, "residual_multiplier": 0.22,
+                     "attention_multiplier": 0.03125, **_rope(1e4)}),
     "stablelm2": Twin("StableLmConfig", "StableLmForCausalLM", ZEPHYR, END_MARKS, lambda m: byte_level(QWEN, m), "GPT2Tokenizer",
                       {"tie_word_embeddings": False, "use_qkv_bias": True, **_rope(1e4, partial_rotary_factor=0.25)}, heads=(2, 2)),
     "olmo2": Twin("Olmo2Config", "Olmo2ForCausalLM", OLMO, OLMO_MARKS, lambda m: byte_level(LLAMA3, m), "GPT2Tokenizer",
@@ -335,7 +334,8 @@ def write_twin(name: str, folder: Path, hidden: int = 64, layers: int = 2, sprea
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     model = getattr(transformers, TWINS[name].model)(twin_config(name, hidden, layers, spread))
-    with torch.no_grad(): model.get_input_embeddings().weight.mul_(TWINS[name].calm)
+    words = model.get_input_embeddings()
+    with torch.no_grad(): words.weight[words.padding_idx or 0].normal_(0, spread)  # transformers begins with nothing there, families do not
     model.save_pretrained(folder)
     return write_words(name, folder)
 
