@@ -52,10 +52,8 @@ def digest_file(path: Path) -> str:
     with open(path, "rb") as f: return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def files_below(
-    root: Path,  # A folder
-) -> list[str]:  # Relative paths with forward slashes, sorted
-    "Every file below a folder."
+def files_below(root: Path) -> list[str]:
+    "Relative paths of every file below a folder, with forward slashes, sorted."
     top = os.fspath(root)
     return sorted(Path(os.path.relpath(os.path.join(folder, name), top)).as_posix() for folder, _, names in os.walk(top) for name in names
                   if os.path.isfile(os.path.join(folder, name)))

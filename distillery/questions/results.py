@@ -62,12 +62,8 @@ class Results:
     "A finished run."
     path: Path
 
-    def json(
-        self,
-        name: str,  # Relative path in the run folder
-        default: Any = None,  # What an absent file stands for
-    ) -> Any:
-        "Read one JSON file of the run; one that is torn is named."
+    def json(self, name: str, default: Any = None) -> Any:
+        "Read one JSON file of the run; `default` stands for an absent one, and one that is torn is named."
         return _json(self.path, name, default)
 
     def settings(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Door:
         config: Config,  # Reads serve.host, names, token_env
     ) -> None:
         "Remember names and token; a server that others can reach must have one."
-        s = config.server
+        s = config.serve
         self.names, self.token = (s.host, *s.names), os.environ.get(s.token_env, "").strip()
         if reached_by_others(s.host) and not self.token:
             raise DistilleryError(f"others can reach {s.host}, and there is no token",

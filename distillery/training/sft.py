@@ -34,6 +34,7 @@ from ..teachers.chat import ChatTokenizer
 from ..teachers.local import model_identity
 from ..teachers.memory import Device, this_device
 
+
 # %% ../../nbs/training/10_sft.ipynb #8aec18e3
 def answers_only(
     trainer: type,  # TRL's `SFTTrainer`
@@ -200,7 +201,7 @@ def _train_where_it_fits(work: tuple[Any, ...], cfg: Config, progress: Callable[
     at = resume
     while True:
         arguments: tuple[Any, ...] = (*start, out, checkpoints, at, make, policy if watched else None)
-        if policy == "active": _train(*arguments, progress)
+        if policy == "active": _train(*arguments, progress=progress)
         else: run_child(_train, arguments, ENVIRONMENT[policy], lambda: _report_progress(checkpoints, progress))
         if not note.exists(): break
         policy = "passive" if note.read_text() == "passive" else "active"
