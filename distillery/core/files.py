@@ -166,11 +166,8 @@ class FileDigests:
         self.known = read_memory(memory)
         self.changed = False
 
-    def digest(
-        self,
-        path: Path,  # A file
-    ) -> str:  # As `digest_file`
-        "Digest a file; a file of the last two seconds may still be written to, and is not remembered."
+    def digest(self, path: Path) -> str:
+        "Digest a file as `digest_file` does; a file of the last two seconds may still be written to, and is not remembered."
         s = os.stat(path)
         name = os.path.abspath(path)
         stamp = [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]

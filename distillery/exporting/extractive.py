@@ -75,7 +75,8 @@ def make_extractive_trainer(
 ) -> Any:  # A trainer with safe checkpoints
     "Trainer of an extractive QA model over span items."
     transformers, datasets = (need(name, extra="train") for name in ("transformers", "datasets"))
-    if not (rows := span_rows(items, plain_tokenizer(model_dir(base)))): raise DistilleryError("there is no pair with its answer in a passage", "give documents, or pairs with a context")
+    if not (rows := span_rows(items, plain_tokenizer(model_dir(base)))):
+        raise DistilleryError("there is no pair with its answer in a passage", "give documents, or pairs with a context")
     model = load_qa_model(base, cfg.sft.seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir(base), trust_remote_code=False)
     takes = {*tokenizer.model_input_names, "input_ids", "start_positions", "end_positions"}

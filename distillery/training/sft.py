@@ -192,6 +192,7 @@ def _may_move(cfg: Config, make: Callable[..., Any]) -> bool:
 
 def _train_where_it_fits(work: tuple[Any, ...], cfg: Config, progress: Callable[[int, int], object] | None) -> None:
     *start, out, checkpoints, resume, make = work
+    train: Callable[..., None] = _train
     note = Path(checkpoints, MOVES)
     note.unlink(missing_ok=True)
     began, moves = time.perf_counter(), _may_move(cfg, make)
@@ -201,7 +202,7 @@ def _train_where_it_fits(work: tuple[Any, ...], cfg: Config, progress: Callable[
     at = resume
     while True:
         arguments: tuple[Any, ...] = (*start, out, checkpoints, at, make, policy if watched else None)
-        if policy == "active": _train(*arguments, progress=progress)
+        if policy == "active": train(*arguments, progress)
         else: run_child(_train, arguments, ENVIRONMENT[policy], lambda: _report_progress(checkpoints, progress))
         if not note.exists(): break
         policy = "passive" if note.read_text() == "passive" else "active"
