@@ -328,14 +328,15 @@ def judged(place, config):
     calls = []
 
     class Stop(Exception): pass
-    def stop(*a): calls.append(a[:2]); raise Stop
+    def stop(*a, **how): calls.append(a[:2]); raise Stop
     with pytest.MonkeyPatch.context() as m:
         m.setattr(stages, "Embedder", stop, raising=False)
         import distillery.retrieval.embed as embed
         m.setattr(embed, "Embedder", stop)
         m.setattr(stages, "read_jsonl", lambda *a, **k: [], raising=False)
         job = SimpleNamespace(config=config, needs=dict.fromkeys(("documents", "generate"), place.folder), say=lambda *a: None)
-        with pytest.raises(Stop): stages._judge(job, place.folder)
+        judge = next(s.run for s in stages.pairs_stages(open_source(None, None, None), config, place.folder) if s.name == "judge")
+        with pytest.raises(Stop): judge(job)
         m.setattr(evaluation, "embedder_dir", str)
         m.setattr(evaluation, "align_rows", lambda rows: rows)
         m.setattr(bert_score, "BertScorer", stop)
