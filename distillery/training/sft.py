@@ -34,6 +34,7 @@ from ..teachers.chat import ChatTokenizer
 from ..teachers.local import model_identity
 from ..teachers.memory import Device, this_device
 
+
 # %% ../../nbs/training/10_sft.ipynb #8aec18e3
 def answers_only(
     trainer: type,  # TRL's `SFTTrainer`
