@@ -568,7 +568,7 @@ def test_slow_clients_are_shown_out(student):
 
 @attack(12)
 def test_more_connections_than_there_is_room_for():
-    with served(server__connections=5, server__read_timeout=30.0) as (port, _):
+    with served(serve__connections=5, serve__read_timeout=30.0) as (port, _):
         kept = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(5)]
         time.sleep(0.2)
         assert all(talk(port, http(hello())) in ("closed", "") for _ in range(5))
@@ -624,7 +624,7 @@ def test_beyond_this_machine_a_token_is_demanded(head, monkeypatch):
     monkeypatch.delenv("DISTILLERY_TOKEN", raising=False)
     with pytest.raises(DistilleryError, match="no token"): Door(load_config(overrides={"serve.host": "0.0.0.0"}))
     monkeypatch.setenv("DISTILLERY_TOKEN", "tok-en")
-    with served(server__host="0.0.0.0") as (port, _):
+    with served(serve__host="0.0.0.0") as (port, _):
         assert status(talk(port, http(hello(), head=head))) == 401
         assert status(talk(port, http(hello(), head="Authorization: Bearer tok-en\r\n"))) == 200
 

@@ -35,7 +35,7 @@ def is_number(
 
 def is_own_name(
     host: str,  # The `Host` of a request; empty where there is none
-    names: Iterable[str],  # serve.host and server.names
+    names: Iterable[str],  # serve.host and serve.names
 ) -> bool:
     "Whether a server was called by a name that is its own."
     called = host_of(host)
@@ -70,7 +70,7 @@ class Door:
     ) -> None:
         "Refuse a request that came by a name of somebody else, or without the token."
         if not is_own_name(request.headers.get("Host", ""), self.names):
-            raise ApiError(403, "this server was called by a name that is not its own; server.names lists others")
+            raise ApiError(403, "this server was called by a name that is not its own; serve.names lists others")
         kind, _, shown = request.headers.get("Authorization", "").partition(" ")
         right = kind.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("utf-8", "replace"), self.token.encode())
         if self.token and not right and request.path != "/health":
@@ -86,7 +86,7 @@ class Closed(asyncio.Protocol):
 
 
 def most_connections(
-    wanted: int,  # server.connections
+    wanted: int,  # serve.connections
 ) -> int:  # At most half of the files that this process may open
     "How many connections are let in at once."
     if os.name != "posix": return wanted
@@ -97,7 +97,7 @@ def most_connections(
 
 def limited_to(
     server: Any,  # Of aiohttp; called for each connection
-    most: int,  # server.connections
+    most: int,  # serve.connections
 ) -> Callable[[], Any]:
     "A factory of connections that closes those over a number."
     return lambda: server() if len(server.connections) < most else Closed()

@@ -34,7 +34,7 @@ def student_template(
 ) -> str:         # The same, and the same every day: no thinking, and one date
     "Chat template of a student, whose prompts depend on nothing but the messages."
     try: free = meta.find_undeclared_variables(parse_template(source))
-    except TemplateSyntaxError: return source
+    except (TemplateSyntaxError, RecursionError): return source
     fixed = "".join(f"{{%- set {name} = false %}}" for name in SWITCHES if name in free)
     stamped = re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: dumps(STAMP.strftime(call[2])), source)
     if "strftime_now" in meta.find_undeclared_variables(parse_template(stamped)): fixed += "{%- set strftime_now = true %}"

@@ -112,6 +112,7 @@ def run_child(
     tick: Callable[[], object] = lambda: None,  # Called while waiting
 ) -> None:
     "Run a function in a child process with an environment of its own; its error and its interrupt are the caller's."
+    protect_children()
     context = multiprocessing.get_context("spawn")
     heard, said = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(said, work, arguments))
