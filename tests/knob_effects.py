@@ -207,6 +207,7 @@ def answered(place, config):
         m.setattr(runs, "open_run", lambda *a: SimpleNamespace(path=place.folder))
         m.setattr(runs, "ask_all", lambda teacher, requests: seen.append(str(requests)) or [ChatResult("q", "x", "stop")])
         (place.folder / "onnx/q4").mkdir(parents=True, exist_ok=True)
+        (place.folder / "onnx/q4/model.onnx").touch()
         runs.ask(config, "latest", "q4", "Who?")
     return seen
 
@@ -218,21 +219,30 @@ def served(place, config):
     ending.set()
 
     class Runner:
-        addresses = (("", 1),)
+        server = None
         def __init__(self, app, **how): calls.append(how["shutdown_timeout"])
         async def cleanup(self): pass
-    async def start(runner, host, port):
-        calls.append((host, port))
-        async def stop(): pass
-        return SimpleNamespace(stop=stop)
+    async def start(runner, host, port, most):
+        calls.append((host, port, most))
+        return SimpleNamespace(sockets=[SimpleNamespace(getsockname=lambda: ("", 1))], close=lambda: None)
+    def show_out(server, busy, seconds): return calls.append(seconds) or asyncio.sleep(0)
     engine = SimpleNamespace(ask=lambda request, wait: calls.append(wait) or ChatResult("w", "x", "stop"))
     with pytest.MonkeyPatch.context() as m:
         m.setattr(serve.web, "AppRunner", Runner)
         m.setattr(serve, "_start", start)
+        m.setattr(serve, "show_out", show_out)
         m.setattr(serve, "make_app", lambda service: None)
-        asyncio.run(serve.run_server(SimpleNamespace(draining=False, in_flight=0), config, calls.append, ending))
+        asyncio.run(serve.run_server(SimpleNamespace(draining=False, in_flight=0, busy=set()), config, calls.append, ending))
         serve.warm_up(engine, config)
     return calls
+
+
+def door(place, config):
+    "Which names and which token the door of the server takes."
+    from distillery.shipping.door import Door
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("DISTILLERY_TOKEN", "a")
+        return [Door(config).names, Door(config).token]
 
 
 def engine(place, config):
@@ -244,11 +254,11 @@ def engine(place, config):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(serve, "settings", lambda *a: config)
         m.setattr(serve, "finished_run", lambda *a: SimpleNamespace(path=place.folder))
-        m.setattr(serve, "served_folder", lambda *a: None)
+        m.setattr(serve, "variant_folder", lambda *a: None)
         m.setattr(onnx, "OnnxTeacher", lambda *a: None)
         m.setattr(engines, "Engine", lambda student, workers, queue: calls.append((workers, queue)))
         m.setattr(serving, "warm_up", lambda *a: None)
-        m.setattr(serving, "Service", lambda *a: SimpleNamespace(report=dict))
+        m.setattr(serving, "Service", lambda *a: SimpleNamespace(report=dict, door=SimpleNamespace(token="")))
         async def nothing(*a): pass
         m.setattr(serving, "run_server", nothing)
         serve.serve("q4")
@@ -487,7 +497,8 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (gates, {}, "thresholds.exact_match_rate_min thresholds.token_f1_min thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
                 "thresholds.response_length_compliance_min thresholds.behavior_accuracy_min thresholds.fp32_alignment_min "
                 "thresholds.case_token_f1_min thresholds.case_keyword_coverage_min thresholds.p95_latency_ms_max"),
-    (served, {}, "serve.host serve.port serve.timeout serve.health_check_timeout"),
+    (served, {}, "serve.host serve.port serve.timeout serve.health_check_timeout serve.connections serve.read_timeout"),
+    (door, {}, "serve.names serve.token_env"),
     (engine, {}, "serve.workers serve.queue"),
     (cards, {}, "model.licence dataset.licence dataset.hub_id"),
     (articles, {}, "articles.cluster articles.scales articles.scores"),
