@@ -541,7 +541,6 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "sft.early_stopping_patience": "test_training_sft::test_training_stops_early_and_keeps_the_best",
     "sft.processes": "test_training_sft::test_two_processes_train_as_one",
     "sft.wait_policy": "test_devices::test_a_child_is_told_its_environment",
-    "evaluation.device": "test_devices::test_a_variant_is_measured_where_the_settings_say",
     "distill.teacher": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "distill.top_k": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "evaluation.refusal_markers": "test_evaluation::test_markers_of_a_refusal_come_from_the_settings",
