@@ -484,7 +484,8 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (latency, {}, "evaluation.concurrency evaluation.latency_questions evaluation.max_new_tokens"),
     (measured, {}, "evaluation.device"),
     (stamped, {}, "evaluation.hub.model_id evaluation.hub.dataset_id"),
-    (gates, {}, "thresholds.exact_match_rate_min thresholds.token_f1_min thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
+    (gates, {}, "thresholds.exact_match_rate_min thresholds.recall_match_min thresholds.token_f1_min "
+                "thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
                 "thresholds.response_length_compliance_min thresholds.behavior_accuracy_min thresholds.fp32_alignment_min "
                 "thresholds.case_token_f1_min thresholds.case_keyword_coverage_min thresholds.p95_latency_ms_max"),
     (served, {}, "serve.host serve.port serve.timeout serve.health_check_timeout"),
