@@ -99,8 +99,8 @@ def logit_distillation(place, config):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(distill, "row_targets", lambda *a: {})
         m.setattr(distill, "missing_mass", lambda *a: {})
-        m.setattr(distill, "ChatTokenizer", lambda folder: None)
-        m.setattr(distill, "tokenizer_digest", lambda folder: "t")
+        m.setattr(distill, "ChatTokenizer", lambda *a: None)
+        m.setattr(distill, "tokenizer_digest", lambda *a: "t")
         m.setattr(distill, "cut_alike", lambda *a: 1)
         made, _, _ = distill._logit_distillation("logits", [], taught, Path("base"), config)
     return made.keywords["weight"], made.keywords["temperature"]
@@ -328,14 +328,15 @@ def judged(place, config):
     calls = []
 
     class Stop(Exception): pass
-    def stop(*a): calls.append(a[:2]); raise Stop
+    def stop(*a, **how): calls.append(a[:2]); raise Stop
     with pytest.MonkeyPatch.context() as m:
         m.setattr(stages, "Embedder", stop, raising=False)
         import distillery.retrieval.embed as embed
         m.setattr(embed, "Embedder", stop)
         m.setattr(stages, "read_jsonl", lambda *a, **k: [], raising=False)
         job = SimpleNamespace(config=config, needs=dict.fromkeys(("documents", "generate"), place.folder), say=lambda *a: None)
-        with pytest.raises(Stop): stages._judge(job, place.folder)
+        judge = next(s.run for s in stages.pairs_stages(open_source(None, None, None), config, place.folder) if s.name == "judge")
+        with pytest.raises(Stop): judge(job)
         m.setattr(evaluation, "embedder_dir", str)
         m.setattr(evaluation, "align_rows", lambda rows: rows)
         m.setattr(bert_score, "BertScorer", stop)
@@ -471,6 +472,7 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
                   "sft.learning_rate "
                   "sft.max_length sft.warmup_ratio sft.weight_decay sft.packing sft.group_by_length sft.eval_strategy sft.seed "
                   "sft.gradient_checkpointing sft.dataloader_num_workers sft.save_strategy sft.save_total_limit sft.logging_steps "
+                  "sft.precision "
                   "student.extractive_epochs student.extractive_learning_rate distill.steps distill.beta distill.temperature"),
     (logit_distillation, {}, "distill.weight"),
     (exported, {}, "export.backend quantization.block_size quantization.accuracy_level quantization.symmetric quantization.keep8"),
@@ -538,8 +540,8 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "student.base": "test_checks::test_what_is_missing_is_named_before_the_first_request",
     "sft.early_stopping_patience": "test_training_sft::test_training_stops_early_and_keeps_the_best",
     "sft.processes": "test_training_sft::test_two_processes_train_as_one",
-    "sft.precision": "test_devices::test_the_device_decides_the_precision_unless_the_settings_do",
-    "sft.wait_policy": "test_devices::test_a_child_is_told_its_environment_and_tells_its_error",
+    "sft.wait_policy": "test_devices::test_a_child_is_told_its_environment",
+    "evaluation.device": "test_devices::test_a_variant_is_measured_where_the_settings_say",
     "distill.teacher": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "distill.top_k": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "evaluation.refusal_markers": "test_evaluation::test_markers_of_a_refusal_come_from_the_settings",

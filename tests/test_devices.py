@@ -9,15 +9,17 @@ import time
 import psutil
 import pytest
 
-from distillery.core.config import load_config
+from distillery.core.config import flatten, load_config
 from distillery.core.errors import DistilleryError
+from distillery.core.files import write_jsonl
 from distillery.exporting.extractive import extractive_arguments
 from distillery.teachers import memory, onnx
 from distillery.teachers.memory import Device, onnx_providers
 from distillery.training import sft, waiting
 from distillery.training.arguments import sft_arguments, training_precision
 from distillery.training.bases import load_base
-from distillery.training.sft import make_trainer, open_log, read_log, train_adapter
+from distillery.training.sft import make_trainer, train_adapter
+from distillery.training.train_log import LOG, open_log, read_log
 from distillery.training.toy import toy_base, toy_examples
 
 GPU, OLD_GPU, LAPTOP = Device("cuda", bf16=True), Device("cuda"), Device()
@@ -40,7 +42,7 @@ def test_the_device_decides_the_precision_unless_the_settings_do(device, precisi
 
 
 def test_bf16_on_a_gpu_without_it_is_refused_with_a_fix():
-    with pytest.raises(DistilleryError, match="set sft.precision"):
+    with pytest.raises(DistilleryError, match=r"set sft\.precision"):
         training_precision(load_config(overrides={"sft.precision": "bf16"}), OLD_GPU)
 
 
@@ -102,6 +104,20 @@ def test_a_session_is_opened_with_the_providers_of_its_device(monkeypatch):
     assert opened == [["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]]
 
 
+def test_a_variant_is_measured_where_the_settings_say(tmp_path, monkeypatch):
+    from distillery.evaluation import measure
+
+    class Opened(Exception): pass
+
+    def opened(folder, device): raise Opened(device)
+    monkeypatch.setattr(measure, "OnnxTeacher", opened)
+    write_jsonl(tmp_path / "examples.jsonl", toy_examples(1))
+    for device in ("auto", "cpu"):
+        knobs = {name: flatten(load_config(overrides={"evaluation.device": device}))[name] for name in measure.KNOBS}
+        (tmp_path / "request.json").write_text(json.dumps({"onnx": "o", "variant": "q4", "knobs": knobs, "digest": "d"}))
+        with pytest.raises(Opened, match=device): measure.answer_request(tmp_path)
+
+
 def test_this_machine_is_described_by_torch(monkeypatch):
     import torch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -153,7 +169,8 @@ def restless(monkeypatch):
     monkeypatch.setattr(waiting, "WINDOW", 0.0)
     monkeypatch.setattr(waiting, "WORTH", 0.0)
     monkeypatch.setattr(sft, "_may_move", lambda cfg, make: True)
-    monkeypatch.setattr(sft, "SpeedWatch", lambda policy, threads: waiting.SpeedWatch(policy, 2, lambda _: 0.5))
+    real = waiting.SpeedWatch
+    monkeypatch.setattr(waiting, "SpeedWatch", lambda policy, threads: real(policy, 2, lambda _: 0.5))
 
 
 def test_a_training_that_moved_ends_where_one_that_stayed_does(base, tmp_path, restless):
@@ -168,16 +185,29 @@ def test_a_training_that_moved_ends_where_one_that_stayed_does(base, tmp_path, r
     assert json.loads((tmp_path / "moved/training.json").read_text())["resumed_from"] is None
     assert seen == sorted(seen)
     assert seen[0] == (1, whole.steps)
-    assert not (tmp_path / "b" / sft.MOVES).exists()
+    assert not (tmp_path / "b" / waiting.MOVES).exists()
 
 
-def test_a_child_is_told_its_environment_and_tells_its_error(base, tmp_path, monkeypatch):
+def test_a_child_is_told_its_environment(base, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(sft, "run_child", lambda work, arguments, environment, tick: (told.append(environment), work(*arguments))[1])
     monkeypatch.setattr(sft, "_may_move", lambda cfg, make: True)
     cfg = load_config(overrides={**TINY, "sft.epochs": 1, "sft.wait_policy": "passive"})
     train_adapter(toy_examples(8), [], base, cfg, tmp_path / "a", tmp_path / "c")
     assert told == [{"OMP_WAIT_POLICY": "PASSIVE"}]
+
+
+def test_a_long_training_looks_before_its_first_step(base, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sft, "run_child", lambda work, arguments, environment, tick: (told.append(environment), work(*arguments))[1])
+    monkeypatch.setattr(sft, "_may_move", lambda cfg, make: True)
+    monkeypatch.setattr(waiting, "already_chosen", lambda environment: False)
+    cfg = load_config(overrides={**TINY, "sft.epochs": 1})
+    for share, speed in ((0.5, 1.0), (1.0, 1.0), (0.5, 1e15)):
+        monkeypatch.setattr(waiting, "free_share", lambda threads, share=share: share)
+        monkeypatch.setattr(sft, "LAPTOP", speed)
+        train_adapter(toy_examples(8), [], base, cfg, tmp_path / "a", tmp_path / "c")
+    assert told == [{"OMP_WAIT_POLICY": "PASSIVE"}], "busy and long; not when quiet, nor when short"
 
 
 ALONE = """
@@ -215,12 +245,12 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_what_was_saved(bas
 
 
 def test_a_line_torn_by_a_kill_is_not_glued_to_the_next(tmp_path):
-    (tmp_path / sft.LOG).write_text('{"event": "step", "step": 1, "loss": 6.2}\n{"event": "st')
+    (tmp_path / LOG).write_text('{"event": "step", "step": 1, "loss": 6.2}\n{"event": "st')
     with open_log(tmp_path) as file: file.write('{"event": "step", "step": 2, "loss": 6.1}\n')
     assert [r["step"] for r in read_log(tmp_path)] == [1, 2]
-    (tmp_path / sft.LOG).write_text('{"eve')
+    (tmp_path / LOG).write_text('{"eve')
     open_log(tmp_path).close()
-    assert (tmp_path / sft.LOG).read_text() == ""
+    assert (tmp_path / LOG).read_text() == ""
 
 
 def test_the_loss_in_the_log_is_that_of_the_step_that_was_kept(base, tmp_path):

@@ -496,7 +496,7 @@ def test_exact_match_has_an_interval_of_pages_and_seeds(tmp_path):
                  for n, (s, some) in enumerate(rows["sft"].items(), start=1)}
     def sft(part, confidence):
         config = load_config(overrides={"decisions.confidence": confidence, "decisions.resamples": 99})
-        cell = next(row["exact match"] for row in arm_table(part, arms_decision(part, config, "recall")) if row["arm"] == "sft")
+        cell = next(row["exact match"] for row in arm_table(part, arms_decision(part, config, "recall"), config) if row["arm"] == "sft")
         return [float(x) for x in re.findall(r"[-\d.]+", cell)]
     mean, low, high = sft(rows, 0.95)
     assert mean == pytest.approx(np.mean([r.exact_match for some in rows["sft"].values() for r in some]), abs=5e-4)

@@ -351,12 +351,11 @@ def test_ctrl_c_finishes_what_is_in_flight_and_takes_nothing_new(process, how):
 
 
 def test_only_variants_that_are_there_are_served(tmp_path, exported):
-    from distillery.questions.results import Results
-    from distillery.commands.serve import served_folder
+    from distillery.questions.results import variant_folder
     (tmp_path / "onnx").symlink_to(exported)
     (tmp_path / "genai_config.json").write_text("{}")
     for strange in ("..", ".", "../onnx/q4", "/etc", "q4/../fp32"):
-        with pytest.raises(DistilleryError, match="no variant"): served_folder(Results(tmp_path), strange)
+        with pytest.raises(DistilleryError, match="no variant"): variant_folder(tmp_path, strange, "genai_config.json")
 
 
 def test_a_thought_is_not_streamed(tmp_path):

@@ -13,7 +13,8 @@ from twins import TWINS, write_twin, write_words
 
 from distillery.core.errors import DistilleryError
 from distillery.exporting.ollama import _go_template, folder_template, turn_frames
-from distillery.teachers.chat import STAMP, ChatTokenizer, compile_template
+from distillery.teachers.chat import STAMP, ChatTokenizer
+from distillery.wire.template import BoundedTemplate
 from distillery.teachers.local import TransformersTeacher, finish
 from distillery.teachers.protocol import Message, ask_all, user_request
 from distillery.teachers.sampling import Sampler
@@ -40,7 +41,7 @@ def test_a_twins_template_writes_what_its_family_documents(family, chat, text):
     marks = TWINS[family].marks
     turns = [{"role": m.role, "content": m.content} for m in CHATS[chat]]
     asked = {"enable_thinking": chat == "thinking", "strftime_now": STAMP.strftime, "bos_token": marks.bos, "eos_token": marks.eos}
-    template = compile_template(TWINS[family].template)
+    template = BoundedTemplate(TWINS[family].template)
 
     def written() -> str: return template.render(messages=turns, add_generation_prompt=turns[-1]["role"] != "assistant", **asked)
 

@@ -25,6 +25,8 @@ from ..shipping.package import Story, package_variant, verify_package
 from .options import File, console, settings
 from ..evaluation.ladder import drift_of
 from ..pairs.set_notes import examples_of
+from ..questions.results import variant_folder
+from ..shipping.hub_card import public_name
 
 # %% ../../nbs/commands/60_package.ipynb #b725084d
 def licence_file(
@@ -50,8 +52,9 @@ def story_of(
     base = str(settings.get("student.extractive_base" if reader else "student.base", "an unknown base"))
     revision = f" at revision {facts['base revision']}" if "base revision" in facts and not reader else ""
     shown = base if base.startswith("builtin:") else base + revision if revision else Path(base).name
+    teacher = public_name(str(facts.get("teacher", "unknown")))
     rows, documents = counts.get("training_rows", "An unknown number of"), counts.get("documents", "some")
-    data = (f"{rows} question-answer pairs that a teacher ({facts.get('teacher', 'unknown')}) wrote from {documents} documents "
+    data = (f"{rows} question-answer pairs that a teacher ({teacher}) wrote from {documents} documents "
             f"({facts.get('source', 'unknown source')}), checked by rules and a judge. "
             "Documents are split before anything is written, so that no test document was trained on.")
     made: dict[str, str] = {k: str(facts[k]) for k in ("run", "code", "inputs", "seeds", "versions", "device") if k in facts}
@@ -82,10 +85,9 @@ def package_run(
     if variant in readers_of(run):
         base = str(_read(run / "config.json").get("student.extractive_base", ""))
         return package_reader(readers_of(run)[variant], out, story_of(run, variant), licence_file(base))
-    folder, merged = run / "onnx" / variant, run / "student" / "merged"
-    if not any(folder.glob("*.onnx")) or not (merged / "config.json").is_file():
-        known = sorted(p.name for p in folder.parent.glob("*") if any(p.glob("*.onnx"))) or ["none; run `distillery run` first"]
-        raise DistilleryError(f"run {run.name} has no variant {variant!r} to pack", f"one of: {', '.join(known)}")
+    folder, merged = variant_folder(run, variant, besides=readers_of(run)), run / "student" / "merged"
+    if not (merged / "config.json").is_file():
+        raise DistilleryError(f"run {run.name} has no merged student to pack", "run `distillery run` first")
     story, base = story_of(run, variant), str(_read(run / "config.json").get("student.base", ""))
     _refuse_worse(f"{variant} is not recommended: {story.drift}" if story.drift else "", anyway)
     with tempfile.TemporaryDirectory() as scratch:

@@ -23,7 +23,7 @@ from ..pairs.asking import Rejected
 from ..pairs.slots import chance
 from ..teachers.budget import open_journal
 from ..teachers.protocol import Teacher
-from .calls import plain
+from .calls import as_text
 from .options import Docs, File, Folder, Preset, Set, console, next_command, one_folder, settings
 from .options import Teacher as Spec
 from ..workbook.checks import check_teacher, require_plan
@@ -76,10 +76,10 @@ def show_preview(
     "Question, answer and evidence of each pair, then the rejections; all of it as text."
     lines = list[Text]()
     for p in made.pairs:
-        lines += [Text.assemble(("question  ", "dim"), plain(p.question)), Text.assemble(("answer    ", "dim"), plain(p.answer))]
+        lines += [Text.assemble(("question  ", "dim"), as_text(p.question)), Text.assemble(("answer    ", "dim"), as_text(p.answer))]
         place = f"{p.evidence.text} ({p.doc_id}, characters {p.evidence.start} to {p.evidence.end})" if p.evidence else "none"
-        lines += [Text.assemble(("evidence  ", "dim"), plain(place)), Text("")]
-    lines += [Text.assemble((f"rejected {r.step}: ", "yellow"), plain(r.reason, 100), "  ", plain(r.text, 120)) for r in made.rejected]
+        lines += [Text.assemble(("evidence  ", "dim"), as_text(place)), Text("")]
+    lines += [Text.assemble((f"rejected {r.step}: ", "yellow"), as_text(r.reason, 100), "  ", as_text(r.text, 120)) for r in made.rejected]
     took = f"{made.prompt_tokens:,} prompt and {made.answer_tokens:,} answer tokens, {made.cost:.4f} {currency}, {made.seconds:.1f} s"
     lines.append(Text(f"{len(made.pairs)} pairs, {len(made.rejected)} rejected candidates, {made.requests} requests, {took}"))
     return Group(*lines)

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from .address import public_address
 from .knob import Section, key
 
 # %% ../../nbs/core/06_student_knobs.ipynb #6c6667c8
@@ -82,11 +81,6 @@ class DistillSection(Section):
     steps: int = key(200, "result", "optimiser steps of on_policy", ge=1)
     beta: float = key(1.0, "result", "divergence of on_policy: 0 forward KL, 1 reverse KL, between: Jensen-Shannon", ge=0, le=1)
 
-    @field_validator("teacher")
-    @classmethod
-    def _without_login(cls, spec: str | None) -> str | None:
-        return spec and public_address(spec)
-
 # %% ../../nbs/core/06_student_knobs.ipynb #af9a34c5
 VARIANTS = ("fp32", "int8", "uint8", "q4")
 
@@ -155,7 +149,11 @@ class EvaluationSection(Section):
 # %% ../../nbs/core/06_student_knobs.ipynb #44de454c
 class ServeSection(Section):
     "Settings of `distillery serve`."
-    host: str = key("127.0.0.1", "execution", "address to listen at; any other than 127.0.0.1 can be reached by others")
+    host: str = key("127.0.0.1", "execution", "address to listen at; any other than 127.0.0.1 can be reached by others, and needs a token")
+    names: list[str] = key([], "execution", "further host names that clients may call it by, e.g. behind a proxy")
+    token_env: str = key("DISTILLERY_TOKEN", "execution", "environment variable that holds the token which clients must send")
+    read_timeout: float = key(30, "execution", "longest time for a client to send a request, and to say nothing at all, seconds", gt=0)
+    connections: int = key(256, "execution", "connections open at once; further ones are closed at once", ge=1)
     port: int = key(8080, "execution", "port to listen at; 0 takes a free one", ge=0, le=65535)
     timeout: float = key(600, "execution", "longest time for one answer, and for those in flight at the end, seconds", gt=0)
     health_check_timeout: float = key(60, "execution", "longest time until the model has loaded and answered once, seconds", gt=0)

@@ -29,7 +29,8 @@ from ..retrieval.answering import draw, read_squad, split_by_article
 from ..retrieval.embed import model_digest, model_dir
 from ..training.arguments import training_precision
 from ..training.checkpoints import resumable
-from ..training.sft import LOG, claim_checkpoints, read_log
+from ..training.sft import claim_checkpoints
+from ..training.train_log import LOG, read_log
 from .spans import LENGTH, MOST, STRIDE, SpanItem, load_qa_model, plain_tokenizer, span_rows, squad_items
 from ..teachers.memory import CPU, Device, this_device
 from ..teachers.span import FACTS, SpanReader, passage_windows
@@ -41,8 +42,7 @@ def extractive_arguments(
     device: Device = CPU,  # What trains
 ) -> dict[str, Any]:  # Keyword arguments of `TrainingArguments`
     "Training arguments of an extractive QA model: epochs, learning rate, schedule, checkpoints."
-    s = cfg.student
-    k = cfg.sft
+    s, k = cfg.student, cfg.sft
     return {"num_train_epochs": s.extractive_epochs, "learning_rate": s.extractive_learning_rate, "per_device_train_batch_size": 16,
             "lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay": 0.01, "train_sampling_strategy": "group_by_length",
             "seed": k.seed, "data_seed": k.seed, "save_strategy": k.save_strategy, "save_steps": k.logging_steps,
@@ -74,14 +74,13 @@ def make_extractive_trainer(
     checkpoints: Path,  # Where checkpoints go
 ) -> Any:  # A trainer with safe checkpoints
     "Trainer of an extractive QA model over span items."
-    transformers = need("transformers", extra="train")
-    datasets = need("datasets", extra="train")
-    rows = span_rows(items, plain_tokenizer(model_dir(base)))
-    if not rows: raise DistilleryError("there is no pair with its answer in a passage", "give documents, or pairs with a context")
+    transformers, datasets = (need(name, extra="train") for name in ("transformers", "datasets"))
+    if not (rows := span_rows(items, plain_tokenizer(model_dir(base)))):
+        raise DistilleryError("there is no pair with its answer in a passage", "give documents, or pairs with a context")
     model = load_qa_model(base, cfg.sft.seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir(base), trust_remote_code=False)
     takes = {*tokenizer.model_input_names, "input_ids", "start_positions", "end_positions"}
-    data = datasets.Dataset.from_list([{k: v for k, v in r.items() if k in takes} for r in rows])
+    data = datasets.Dataset.from_list([{k: r[k] for k in r.keys() & takes} for r in rows])
     trainer = resumable(transformers.Trainer)(
         model=model, args=transformers.TrainingArguments(**extractive_arguments(cfg, checkpoints, this_device())), train_dataset=data,
         data_collator=transformers.DataCollatorWithPadding(tokenizer))
@@ -254,15 +253,13 @@ def main(
     parser.add_argument("--most", type=int, default=100000, help="most questions of each kind from every article")
     options = parser.parse_args(arguments)
     cfg = load_config(overrides={"student.extractive_epochs": options.epochs, "sft.save_strategy": "steps", "sft.logging_steps": 50})
-    every = read_squad(options.folder)
-    out = Path(options.out)
+    every, out = read_squad(options.folder), Path(options.out)
     parts = split_by_article(every)
     items = squad_items(draw([r for r in every if parts[r.article] == "train"], options.most))
     began = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        if done % 10 == 0: sys.stdout.write(f"{done} of {total} steps, {time.monotonic() - began:.0f} s\n")
-        sys.stdout.flush()
+        if done % 10 == 0: sys.stderr.write(f"{done} of {total} steps, {time.monotonic() - began:.0f} s\n")
 
     log = train_extractive(items, options.base, cfg, out / "model", out / "checkpoints", report)
     export_extractive(out / "model", out, items[::25])

@@ -60,6 +60,21 @@ def _turned(name: str, values: Any, facts: Mapping[str, Any], back: bool) -> Any
     heads = facts["num_attention_heads"] if rotary[1] == "q" else facts.get("num_key_value_heads") or facts["num_attention_heads"]
     return (_separate if back else _interleave)(values, heads)
 
+# %% ../../nbs/exporting/60_gguf.ipynb #c725f275
+GGUF_VARIANTS = {"f16": 1, "q8_0": 7, "q4_k_m": 15}  # Variant to llama.cpp's file type
+
+
+def _put(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, list): writer.add_array(key, value)
+    else: {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
+
+
+def _header_keys(merged: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    shape = {f"{gguf_family(facts).name}.{k}": v for k, v in {**gguf_header(facts), **_stretch(facts)}.items()}
+    words = {f"tokenizer.ggml.{k}": v for k, v in gguf_words(merged, facts["vocab_size"]).items()}
+    name = "student of phi-3" if drops_spaces(merged) else "student"  # by which llama.cpp knows that family's habit
+    return {"general.name": name, **shape, **words, "tokenizer.chat_template": folder_template(merged)}
+
 # %% ../../nbs/exporting/60_gguf.ipynb #8c0f0114
 def _weights(folder: Path) -> Iterable[tuple[str, Any]]:
     safetensors = need("safetensors", extra="train")
@@ -110,21 +125,6 @@ def _stretch(facts: Mapping[str, Any]) -> dict[str, float]:
     factor = rope.get("attention_factor") or (1.0 if times <= 1 else (1 + np.log(times) / np.log(first)) ** 0.5)
     return {"rope.scaling.attn_factor": float(factor)}
 
-# %% ../../nbs/exporting/60_gguf.ipynb #c725f275
-GGUF_VARIANTS = {"f16": 1, "q8_0": 7, "q4_k_m": 15}  # Variant to llama.cpp's file type
-
-
-def _put(writer: Any, key: str, value: Any) -> None:
-    if isinstance(value, list): writer.add_array(key, value)
-    else: {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
-
-
-def _header_keys(merged: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    shape = {f"{gguf_family(facts).name}.{k}": v for k, v in {**gguf_header(facts), **_stretch(facts)}.items()}
-    words = {f"tokenizer.ggml.{k}": v for k, v in gguf_words(merged, facts["vocab_size"]).items()}
-    name = "student of phi-3" if drops_spaces(merged) else "student"  # by which llama.cpp knows that family's habit
-    return {"general.name": name, **shape, **words, "tokenizer.chat_template": folder_template(merged)}
-
 # %% ../../nbs/exporting/60_gguf.ipynb #1ef12240
 def write_gguf(
     merged: Path,  # A merged model
@@ -171,6 +171,7 @@ def _check_tokens(merged: Path, file: Path, chats: Sequence[EncodedChat]) -> Non
         text = chat.decode(c.ids, special=True)
         if tokenizer.encode(text, add_special_tokens=False).ids != chat.tokens(text):
             raise GgufError(f"{file.name} splits text otherwise than the student", fix="report the tokenizer; leave export.gguf empty")
+
 
 # %% ../../nbs/exporting/60_gguf.ipynb #3395bd40
 def gguf_weights(

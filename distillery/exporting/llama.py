@@ -71,7 +71,7 @@ def ask_llama(
 ) -> Any:  # What it returned
     "Ask llama.cpp in its own environment."
     done = subprocess.run(  # noqa: S603  # an interpreter of ours, no shell
-        [str(llama_python()), "-c", SCRIPT, what], input=json.dumps(request), capture_output=True, text=True, errors="replace")
+        [str(llama_python()), "-P", "-c", SCRIPT, what], input=json.dumps(request), capture_output=True, text=True, errors="replace")
     if done.returncode == 0: return json.loads(done.stdout.splitlines()[-1])
     said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1][:300]
     raise GgufError(f"llama.cpp failed: {said}", fix="leave export.gguf empty, or report the base")

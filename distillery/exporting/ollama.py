@@ -18,6 +18,7 @@ from ..teachers.protocol import Message
 from ..training.exporters import model_facts
 from ..training.gguf_header import gguf_context
 
+
 # %% ../../nbs/exporting/58_ollama.ipynb #f2aa7d11
 def plain_template(
     template: str,  # A chat template

@@ -8,12 +8,12 @@ __all__ = ['READER', 'PASSAGES', 'reader_over', 'readers_of', 'corpus_of', 'read
 # %% ../../nbs/exporting/82_reader.ipynb #b69f23fb
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..core.files import read_jsonl
 from ..core.records import Chunk
 from ..retrieval.search import Bm25Searcher
-from ..teachers.span import FACTS, SpanReader, SpanTeacher
+if TYPE_CHECKING: from distillery.teachers.span import SpanTeacher
 
 # %% ../../nbs/exporting/82_reader.ipynb #1489cc7c
 READER: dict[str, Literal["fp32", "int8"]] = {"extractive": "fp32", "extractive-int8": "int8"}  # Name of the student to its form
@@ -24,8 +24,10 @@ def reader_over(
     folder: Path,  # model.onnx, tokenizer.json, span.json
     chunks: Sequence[Chunk],  # What it may search in
     threads: int | None = None,  # Of the runtime
-) -> SpanTeacher:
+) -> "SpanTeacher":
     "Extractive QA model that looks questions without a passage up in a corpus."
+    from distillery.teachers.span import SpanReader, SpanTeacher
+
     texts = {c.chunk_id: c.text for c in chunks}
     search = Bm25Searcher(list(texts), list(texts.values())) if texts else None
 
@@ -40,7 +42,7 @@ def readers_of(
 ) -> dict[str, Path]:  # Name of the student to its folder; empty where none was trained
     "Extractive QA models of a run."
     there = {name: run / "student/reader" / form for name, form in READER.items()}
-    return {name: folder for name, folder in there.items() if (folder / FACTS).is_file()}
+    return {name: folder for name, folder in there.items() if (folder / "span.json").is_file()}
 
 
 def corpus_of(
@@ -55,7 +57,7 @@ def reader_of(
     run: Path,  # A run folder
     name: str,  # extractive | extractive-int8
     threads: int | None = None,  # Of the runtime
-) -> SpanTeacher | None:  # None where the run has no reader of that name
+) -> "SpanTeacher | None":  # None where the run has no reader of that name
     "Extractive QA model of a run, with the run's passages."
     folder = readers_of(run).get(name)
     return reader_over(folder, corpus_of(run), threads) if folder else None

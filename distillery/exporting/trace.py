@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DistilleryError
+from ..engine.child import ROOT
 from ..core.extras import need, silenced
 from ..teachers.chat import read_json
 from ..teachers.checkpoint import loadable
@@ -162,11 +163,12 @@ def trace_optimum(
 
 
 def _ask_sibling(python: Path, merged: Path, out: Path, untied: bool) -> Path:
-    call = "import sys; from pathlib import Path; from distillery.exporting.trace import trace_optimum; "
+    call = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pathlib import Path; "
+    call += "from distillery.exporting.trace import trace_optimum; "
     call += "trace_optimum(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == 'True')"
     done = subprocess.run(  # noqa: S603  # an interpreter of ours, no shell
-        [str(python), "-c", call, str(Path(merged).resolve()), str(Path(out).resolve()), str(untied)],
-        capture_output=True, text=True, errors="replace", cwd=Path(__file__).parents[2])
+        [str(python), "-P", "-c", call, ROOT, str(Path(merged).resolve()), str(Path(out).resolve()), str(untied)],
+        capture_output=True, text=True, errors="replace")
     if done.returncode == 0 and Path(out, "model.onnx").is_file(): return Path(out, "model.onnx")
     said = (done.stderr.strip().splitlines() or ["no word"])[-1][:300]
     raise DistilleryError(f"Optimum's environment did not export {Path(merged).name}: {said}", "see `make test-optimum`")

@@ -18,6 +18,7 @@ from ..core.sentences import line_sentences
 from ..core.stats import mean_interval
 from ..core.words import sentence
 from ..retrieval.embed import model_dir
+from ..wire.folder import loading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,8 @@ def token_counter(
     spec: str = "builtin:minilm",  # See `base_dir`
 ) -> TokenCounter:  # Counts without special tokens
     "Token counter with the model's own tokenizer; loads no weights."
-    tokenizer = need("transformers", extra="retrieval").AutoTokenizer.from_pretrained(str(base_dir(spec)), model_max_length=10**9)
+    library, folder = need("transformers", extra="retrieval"), base_dir(spec)
+    with loading(folder): tokenizer = library.AutoTokenizer.from_pretrained(str(folder), model_max_length=10**9, trust_remote_code=False)
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, truncation=False)["input_ids"]] if texts else []

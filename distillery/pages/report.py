@@ -19,10 +19,12 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+from ..core.address import without_hosts
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.store import atomic_write
-from .figures import write_page
+from ..engine.child import protect_children
+from .figures import run_hosts, write_page
 from .html import page
 
 # %% ../../nbs/pages/30_report.ipynb #0840cab5
@@ -43,8 +45,8 @@ def template(
     "Find a report by name, or say which there are."
     known = templates()
     if name in known: return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    raise DistilleryError(f"there is no report named {name!r}", f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
+    near = difflib.get_close_matches(name[:100], known, n=1)
+    raise DistilleryError(f"there is no report named {name[:100]!r}", f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
 
 # %% ../../nbs/pages/30_report.ipynb #68c42350
 def notebook_named(
@@ -91,7 +93,7 @@ def check_parameters(
     known = parameters(notebook)
     for name, value in asked.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
+            near = difflib.get_close_matches(str(name)[:100], known, n=1)
             raise DistilleryError(f"{notebook.stem} has no parameter {name!r}",
                                   f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
         want = type(known[name].default)
@@ -119,6 +121,7 @@ def strip_metadata(
 def _papermill(notebook: Path, out: Path | None, asked: Mapping[str, Any]) -> Any:
     pm, traitlets = need("papermill", "reports"), need("traitlets.config", "reports")
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    protect_children()
     with tempfile.TemporaryDirectory(prefix="distillery-") as sockets:
         way = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}  # sockets of its own: runs side by side
         return pm.execute_notebook(str(notebook), out and str(out), parameters=dict(asked), kernel_name="python3", progress_bar=False,
@@ -177,7 +180,8 @@ def to_html(
 ) -> str:  # A self-contained page
     "Turn an executed report into a page that opens offline."
     exporter = need("nbconvert", "reports").HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+        extra_template_basedirs=[])  # by default a folder `basic` of the current one, whose templates may run code
     body, _ = exporter.from_notebook_node(nb)
     body = ANCHOR.sub("", body)
     return page(title, re.sub(r"\n{2,}", "\n", body).strip())
@@ -194,5 +198,5 @@ def build_report(
     for cell in nb.cells:  # where the store lies says nothing about the result
         if "injected-parameters" in cell.metadata.get("tags", []): cell.source = "# parameters were set here"
     title = next((c.source.splitlines()[0].lstrip("# ") for c in nb.cells if c.cell_type == "markdown"), stem)
-    atomic_write(out / f"{stem}.ipynb", need("nbformat", "reports").writes(nb) + "\n")
+    atomic_write(out / f"{stem}.ipynb", without_hosts(need("nbformat", "reports").writes(nb), run_hosts(out)) + "\n")
     return write_page(out, stem, to_html(nb, title))

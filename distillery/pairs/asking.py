@@ -126,16 +126,11 @@ class TeacherClient:
     def send(self, step: str, requests: Iterable[ChatRequest], total: int) -> dict[str, ChatResult]:
         "Send requests through the journal: each is written when its turn comes, and none is kept."
         results = dict[str, ChatResult]()
-        for request, result in self.journal.stream(self.teacher, self._measured(requests), max(1, total)):
+        for request, result in self.journal.stream(self.teacher, self.long.watched(requests), max(1, total)):
             results[request.key] = result
             if self.progress: self.progress(step, len(results), total)
         self.sent += len(results)
         return results
-
-    def _measured(self, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
-        for request in requests:
-            self.long.look(request.key, request.messages[-1].content)
-            yield request
 
     def ask(self, step: str, tasks: Mapping[str, Task], attempt: int = 0) -> dict[str, ChatResult]:
         "Send all tasks, batched where that is asked for; raises `DistilleryError` when not one answer came."

@@ -8,7 +8,7 @@ __all__ = ['NOTHING', 'LongPrompts', 'Account']
 # %% ../../nbs/pairs/34_counts.ipynb #67d5de29
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from ..core.config import Config
@@ -16,6 +16,7 @@ from ..core.errors import DistilleryError
 from ..core.records import Chunk, Pair, Slot
 from .chunk import count_tokens
 from ..teachers.counters import run_counters
+from ..teachers.protocol import ChatRequest
 
 # %% ../../nbs/pairs/34_counts.ipynb #60055f84
 class LongPrompts:
@@ -30,6 +31,12 @@ class LongPrompts:
         if (n := count_tokens(text)) <= self.most: return
         self.over += 1
         if n > self.longest[0]: self.longest = (n, name)
+
+    def watched(self, requests: Iterable[ChatRequest]) -> Iterator[ChatRequest]:
+        "Count the prompts of requests, each when its turn comes."
+        for request in requests:
+            self.look(request.key, request.messages[-1].content)
+            yield request
 
     def warn(self) -> None:
         "Name them in the log."

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
 from ..core.files import digest_bytes, digest_file, digest_text, disk_errors, known_digest
+from ..wire.folder import check_folder
 from ..wire.hub import hub_revision
 from .encoder import OnnxEncoder
 from .packed import PackedEncoder, encode_packed, is_plain_bert
@@ -73,11 +74,12 @@ def model_dir(
 ) -> Path:      # Where its files lie; for a model on the hub, one revision of it
     "Resolve an embedder to a folder, for a hub model one revision; raises `DistilleryError` where there are none."
     where = _find(spec)
-    if isinstance(where, Path): return where
+    if isinstance(where, Path): return check_folder(where)
     hub = need("huggingface_hub", extra="retrieval")
     kinds, others = ["*.json", "*.txt", "*.model", "*.safetensors"], ["onnx/*", "openvino/*"]
-    try: return Path(hub.snapshot_download(where, revision=hub_revision(where) or None, allow_patterns=kinds, ignore_patterns=others))
+    try: found = Path(hub.snapshot_download(where, revision=hub_revision(where) or None, allow_patterns=kinds, ignore_patterns=others))
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
+    return check_folder(found)
 
 # %% ../../nbs/retrieval/10_embed.ipynb #199c3fbc
 def model_digest(
@@ -99,7 +101,8 @@ def load_model(
     library = need("sentence_transformers", extra="retrieval")
     from transformers.utils import logging
     logging.disable_progress_bar()
-    try: return library.SentenceTransformer(str(model_dir(spec)), device="cpu", model_kwargs={"use_safetensors": True})
+    try: return library.SentenceTransformer(
+        str(model_dir(spec)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
 
 # %% ../../nbs/retrieval/10_embed.ipynb #08f8ae62

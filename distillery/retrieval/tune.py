@@ -79,7 +79,8 @@ def _train(pairs: Sequence[dict[str, str]], base: str, work: Path, settings: Tun
     losses = need("sentence_transformers.sentence_transformer.losses", extra="retrieval")
     need("transformers", extra="train").set_seed(settings.seed)
     check_weights(base)
-    model = library.SentenceTransformer(str(model_dir(base)), device="cpu", model_kwargs={"use_safetensors": True})
+    model = library.SentenceTransformer(
+        str(model_dir(base)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
     length = model.max_seq_length
     model.max_seq_length = min(settings.max_length, length or settings.max_length)
     loss = losses.MultipleNegativesRankingLoss(model)

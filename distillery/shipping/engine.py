@@ -51,7 +51,7 @@ class TextStream:
         text, self.stopped = cut_at_stop(self.chat.said(kept)[0], self.stop)
         if not self.stopped:
             if HALF_MARK.fullmatch(self.chat.decode(kept)): return ""
-            withheld = max((n for word in self.stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)
+            withheld = max((n for word in self.stop for n in range(1, min(len(word), len(text) + 1)) if text.endswith(word[:n])), default=0)
             text = text[: len(text) - withheld]
         return self.rest(text.rstrip("\ufffd").strip())
 
@@ -127,13 +127,8 @@ def answer_span(
 class Engine:
     "Inference engine: answers queued requests in a few worker threads."
 
-    def __init__(
-        self,
-        student: OnnxTeacher | SpanTeacher,  # Answers
-        workers: int = 2,  # `serve.workers`
-        places: int = 64,  # `serve.queue`
-    ) -> None:
-        "Start the threads; the graph is loaded by the first answer."
+    def __init__(self, student: OnnxTeacher | SpanTeacher, workers: int = 2, places: int = 64) -> None:
+        "Start the threads (serve.workers, serve.queue); the graph is loaded by the first answer."
         self.student = student
         self._answer = partial(answer_span, student) if isinstance(student, SpanTeacher) else partial(answer_request, student)
         self._waiting = queue.Queue[QueuedRequest | None](places)

@@ -184,6 +184,7 @@ def empty_place(
     out: Path,  # Where a package shall be
 ) -> Path:  # The same, empty
     "Remove an older package from a folder, and nothing else."
+    if out.exists() and not out.is_dir(): raise DistilleryError(f"{out} is a file", "name a folder with --out")
     if not out.exists() or not any(out.iterdir()):
         out.mkdir(parents=True, exist_ok=True)
         return out

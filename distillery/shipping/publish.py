@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.address import hosts_in
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
@@ -99,7 +100,10 @@ def forbidden(
     home = Path.home()  # root's home is the same everywhere, and stands in many manuals
     places = {str(p) for p in (Path.cwd(), Path(run).resolve(), Path(run).absolute(), home) if p not in (Path("/root"), Path("/"))}
     paths = b"|".join(re.escape(p.encode()) + rb"[/\\]" for p in sorted(places))
-    return {**SHAPES, **{what: re.escape(value.encode()) for what, value in values.items()}, "a path of this machine": paths}
+    settings = Path(run, "config.json")
+    hosts = hosts_in(settings.read_text("utf-8", "replace")) if settings.is_file() else []
+    named = {"the host of a server": b"|".join(re.escape(host.encode()) for host in hosts)} if hosts else {}
+    return {**SHAPES, **{what: re.escape(value.encode()) for what, value in values.items()}, "a path of this machine": paths, **named}
 
 # %% ../../nbs/shipping/72_publish.ipynb #88e2e1e5
 def _holds(file: Path, pattern: re.Pattern[bytes], size: int = 1 << 24, shared: int = 4096) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from .chat import read_json
+from ..wire.folder import check_folder
 
 # %% ../../nbs/teachers/34_checkpoint.ipynb #8a32ec9e
 class CheckpointError(DistilleryError):
@@ -88,7 +89,7 @@ def loadable(
     folder: Path,  # A model folder, saved by any version
 ) -> Path:  # A folder that this version loads rightly
     "The folder itself, a converted copy, or an error, where transformers would misread it."
-    folder = Path(folder).resolve()
+    folder = check_folder(Path(folder).resolve())
     major = int(need("transformers", extra="train").__version__.split(".")[0])
     newer = "rope_parameters" in read_json(folder / "config.json") or "backend" in read_json(folder / "tokenizer_config.json")
     if major < 5 and newer: folder = _converted(folder)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
+from ..wire.folder import check_folder
 from ..wire.hub import hub_revision
 from ..core.store import digest_file, digest_json
 from .chat import ChatTokenizer, read_json
@@ -47,14 +48,15 @@ def model_folder(
     spec: str | Path,  # A folder, or a name on the hub such as "Qwen/Qwen2.5-0.5B-Instruct"
 ) -> Path:             # The folder with its files
     "Resolve a model folder or hub name, downloading from the hub when that is allowed."
-    if Path(spec).is_dir(): return Path(spec).resolve()
+    if Path(spec).is_dir(): return check_folder(Path(spec).resolve())
     hub = need("huggingface_hub", extra="train")
     name, words = str(spec), ["*.json", "*.jinja", "merges.txt", "tokenizer.model"]
     kinds = ["*.safetensors", *words, "README.md", "LICEN[CS]E*"]  # a student comes under the base's licence
-    try: return Path(hub.snapshot_download(name, revision=hub_revision(name) or None, allow_patterns=kinds))
+    try: found = Path(hub.snapshot_download(name, revision=hub_revision(name) or None, allow_patterns=kinds))
     except Exception as error:
         fix = "check the spelling; with HF_HUB_OFFLINE=1 the model must be in the cache already"
         raise DistilleryError(f"there is no model {name!r}: neither a folder here nor on the hub", fix) from error
+    return check_folder(found)
 
 # %% ../../nbs/teachers/40_local.ipynb #167288bf
 def finish(

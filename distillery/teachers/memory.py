@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from .checkpoint import loadable
+from ..wire.folder import loading
 
 # %% ../../nbs/teachers/35_memory.ipynb #8f146acb
 def out_of_memory(
@@ -89,7 +90,7 @@ def load_causal_lm(
     transformers.utils.logging.disable_progress_bar()
     device = device or this_device().kind
     few = {"quantization_config": bits_config(bits, device), "device_map": {"": device}} if bits else {}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    with loading(folder): model = transformers.AutoModelForCausalLM.from_pretrained(
         loadable(folder), dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True, trust_remote_code=False, **few)
     model.generation_config = transformers.GenerationConfig()
     return (model if bits else model.to(device)).eval()

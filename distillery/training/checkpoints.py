@@ -178,7 +178,8 @@ def resumable(
 
         def training_step(self, *args: Any, **kwargs: Any) -> "torch.Tensor":
             loss = super().training_step(*args, **kwargs)
-            self.step_tokens += args[1]["input_ids"].numel()
+            batch = args[1]  # on_policy takes a list of rows
+            self.step_tokens += len(batch) if isinstance(batch, list) else batch["input_ids"].numel()
             self.step_loss = self.step_loss + loss.detach()  # read once a step: reading it here would make an accelerator wait
             return loss
 

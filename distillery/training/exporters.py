@@ -76,7 +76,7 @@ def optimum_exports(
     "Whether Optimum is here, or in its own environment, and exports an architecture with its cache."
     python = sys.executable if find_spec("optimum") else sibling_python("optimum")
     if python is None: return False
-    done = subprocess.run([str(python), "-c", ASKED, model_type], capture_output=True, text=True, errors="replace")  # noqa: S603  # ours, no shell
+    done = subprocess.run([str(python), "-P", "-c", ASKED, model_type], capture_output=True, text=True, errors="replace")  # noqa: S603
     return done.returncode == 0 and done.stdout.strip().endswith("True")
 
 # %% ../../nbs/training/03_exporters.ipynb #02a7b536

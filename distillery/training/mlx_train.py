@@ -26,7 +26,8 @@ from .arguments import training_rows
 from .checkpoints import STATE
 from .mlx_settings import MlxRow, mlx_batches, mlx_differences, mlx_lora_config, mlx_optimizer, mlx_rows, mlx_steps
 from .bases import base_folder, save_words
-from .sft import LOG, claim_checkpoints, read_log
+from .sft import claim_checkpoints
+from .train_log import LOG, read_log
 from ..teachers.local import MODEL_FILES, model_identity
 from ..teachers.mlx import check_mlx, load_mlx
 

@@ -24,12 +24,13 @@ import yaml
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
-from ..teachers.open import builtin_dir
 from ..teachers.checkpoint import with_tokenizer
+from ..teachers.open import builtin_dir
 from .bases import learns_stop_token
 from .exporters import EXPORT_FIX, export_refusal, exporters_of, model_facts
 from .gguf_header import gguf_context
 from .gguf_words import gguf_refusal
+from ..wire.folder import check_folder, loading, read_config
 from ..wire.hub import hub_snapshot
 
 # %% ../../nbs/training/07_preflight.ipynb #84a32440
@@ -39,7 +40,7 @@ def local_base(
     "Local folder of a base model, without asking any server."
     kind, _, name = str(base).partition(":")
     if kind == "builtin": return builtin_dir(name)
-    if Path(base).is_dir(): return Path(base).resolve()
+    if Path(base).is_dir(): return check_folder(Path(base).resolve())
     hub = need("huggingface_hub", extra="train")
     kinds = ["*.safetensors", "*.json", "*.jinja", "*.md", "LICEN[CS]E*"]
     try: return Path(hub.snapshot_download(str(base), local_files_only=True, allow_patterns=kinds))
@@ -52,8 +53,8 @@ def tensor_shapes(
     "Shapes of all weights, from the headers of the safetensors files."
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
-        with file.open("rb") as f: header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        with loading(folder), file.open("rb") as f: header = json.loads(f.read(min(int.from_bytes(f.read(8), "little"), 10**8)))
+        with loading(folder): shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return shapes
 
 # %% ../../nbs/training/07_preflight.ipynb #80982215
@@ -65,8 +66,7 @@ class Base:
     @cached_property
     def config(self) -> dict[str, Any]:
         "Its config.json."
-        file = self.folder / "config.json"
-        return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+        return read_config(self.folder / "config.json")
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -164,8 +164,7 @@ def machine_speed(
 ) -> float:  # Operations a second
     "Floating-point operations a second in single precision, measured here."
     torch = need("torch", extra="train")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.ones(size, size, device=device)
+    a = torch.ones(size, size, device="cuda" if torch.cuda.is_available() else "cpu")
     done = 0
     began = 0.0
     while done < 2 or time.perf_counter() - began < seconds:

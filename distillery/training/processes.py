@@ -20,6 +20,7 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
+from ..engine.child import protect_children
 
 # %% ../../nbs/training/09_processes.ipynb #ef103533
 def free_port() -> int:  # On the loopback address
@@ -44,7 +45,8 @@ def _default_sigint() -> Iterator[None]:
 @contextmanager
 def _without_main() -> Iterator[None]:
     main = sys.modules["__main__"]
-    kept = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}
+    names = [name for name in ("__file__", "__spec__") if name in main.__dict__]
+    kept: dict[str, Any] = {name: main.__dict__[name] for name in names}
     main.__dict__.pop("__file__", None)
     main.__spec__ = None
     try: yield
@@ -67,6 +69,7 @@ def run_processes(
     threads = max(1, torch.get_num_threads() // processes)
     where = {"world_size": processes, "nproc": processes, "master_addr": "127.0.0.1", "master_port": free_port(),
              "omp_num_threads": threads, **({} if devices else {"accelerate_use_cpu": "true"}), **environment}
+    protect_children()
     with launch.patch_environment(**where), _default_sigint(), _without_main():
         member = launch.PrepareForLaunch(work, "MULTI_GPU" if devices else "MULTI_CPU")
         context = need("torch.multiprocessing", extra="train").spawn(member, arguments, nprocs=processes, join=False)
@@ -109,6 +112,7 @@ def run_child(
     tick: Callable[[], object] = lambda: None,  # Called while waiting
 ) -> None:
     "Run a function in a child process with an environment of its own; its error and its interrupt are the caller's."
+    protect_children()
     context = multiprocessing.get_context("spawn")
     heard, said = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(said, work, arguments))

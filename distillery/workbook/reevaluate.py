@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.address import without_hosts
 from ..core.config import Config, load_config
 from ..core.errors import DistilleryError
 from ..core.files import atomic_write, digest_json, write_json, write_jsonl
@@ -27,6 +28,7 @@ from ..evaluation.measure import measure_variants
 from ..evaluation.own_sets import read_own_sets, without_overlaps
 from ..evaluation.summary import gate_line, gate_table, latency_table, worst_cases, write_evaluation
 from ..evaluation.markdown import render_overview, write_summaries
+from ..pages.figures import run_hosts
 from ..pages.html import finding, note, sections_page, table
 from ..pairs.set_notes import examples_of
 from ..questions.results import Results, require_one_metric
@@ -173,7 +175,8 @@ def write_overview(
     lead = [finding(verdict_of(made.gates)), *map(note, made.notes)]
     facts = {"run": made.folder.parent.name, **hub_stamp(config)}
     write_json(made.folder / "about.json", {**facts, "suite": config.evaluation.suite, "seed": config.evaluation.seed, "notes": made.notes})
-    return atomic_write(made.folder / "index.html", sections_page(f"Evaluation of {made.folder.parent.name}", lead, sections, facts))
+    page = sections_page(f"Evaluation of {made.folder.parent.name}", lead, sections, facts)
+    return atomic_write(made.folder / "index.html", without_hosts(page, run_hosts(made.folder)))
 
 
 def verdict_of(

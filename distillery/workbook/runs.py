@@ -16,9 +16,10 @@ from ..core.files import read_memory
 from ..core.store import RunFolder, list_runs, open_run
 from ..engine.plan import Done
 from ..evaluation.summary import gate_figures
+from ..exporting.reader import reader_of, readers_of
 from ..pages.report import template, templates
 from ..pages.terminal import facts_table, times_table
-from ..questions.results import open_results
+from ..questions.results import open_results, variant_folder
 from ..teachers.protocol import ask_all, user_request
 from .assemble import keep_pages, write_pages
 from .sharing import locked
@@ -31,19 +32,13 @@ def ask(
     question: str,  # What to ask
 ) -> str:  # What the student says
     "Ask one variant of a finished run."
-    from distillery.exporting.reader import reader_of, readers_of
     from distillery.teachers.onnx import OnnxTeacher
 
     place = open_run(Path(config.workbook.runs_dir), run).path
-    exported = {p.name: p for p in sorted(place.glob("onnx/*")) if p.is_dir()}
     reader = reader_of(place, variant)
-    if reader is None and variant not in exported:
-        known = [*exported, *readers_of(place)]
-        raise DistilleryError(f"run {run} has no variant {variant!r}",
-                              f"one of: {', '.join(known)}" if known else "run `distillery run` first")
     how = config.inference
     request = user_request("q", question, max_tokens=how.max_new_tokens, repetition_penalty=how.repetition_penalty)
-    answer = ask_all(reader or OnnxTeacher(exported[variant]), [request])[0]
+    answer = ask_all(reader or OnnxTeacher(variant_folder(place, variant, besides=readers_of(place))), [request])[0]
     if answer.error: raise DistilleryError(f"the student failed: {answer.error}", "run `distillery doctor`")
     return answer.text.strip()
 

@@ -16,7 +16,7 @@ from ..core.config import Config, flatten, load_config
 from ..core.errors import DistilleryError
 from ..core.files import read_jsonl
 from ..evaluation.evaluate import EvalRow, deciding_metric
-from ..training.sft import read_log
+from ..training.train_log import read_log
 from ..core.sections import can_compare
 from ..questions.decide import compare, level_verdicts
 from .experiment import prepare

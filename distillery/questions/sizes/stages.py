@@ -20,10 +20,12 @@ from ...core.records import Chunk, Example, Pair
 from ...engine.plan import Job, Stage
 from ...engine.source import Source
 from ...evaluation.evaluate import EvalRow, evaluate_variant
+from ...evaluation.gates import student_gates
 from ...evaluation.stages import MEASURED
+from ...evaluation.summary import summarise_rows
 from ...pairs.set_notes import examples_of
 from ...retrieval.embed import model_digest
-from ...exporting.reader import READER
+from ...exporting.reader import READER, reader_over
 from ...exporting.stages import variant_reads
 from ...teachers.open import base_digest
 
@@ -101,8 +103,6 @@ def _reader(job: Job) -> None:
 
 # %% ../../../nbs/questions/sizes/10_stages.ipynb #fa335eff
 def _reader_size(job: Job, level: str, own: str, order: int) -> None:
-    from distillery.exporting.reader import reader_over
-
     chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
     teacher = reader_over(job.needs["reader"] / READER[level], chunks)
     job.say("asking the reader")
@@ -113,9 +113,6 @@ def _reader_size(job: Job, level: str, own: str, order: int) -> None:
 
 
 def _reader_gates(job: Job) -> None:
-    from distillery.evaluation.gates import student_gates
-    from distillery.evaluation.summary import summarise_rows
-
     rows = {level: read_jsonl(job.needs[f"sizes-{level}"] / "rows.jsonl", EvalRow) for level in READER}
     write_jsonl(job.out / "gates.jsonl", student_gates(rows, job.config))
     for level, some in rows.items(): write_json(job.out / f"{level}.json", {"sets": summarise_rows(some, job.config.decisions)})
