@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test notebooks pytest lint types sync test-slow attack test-optimum bench lab readme export tiny reports clean
+.PHONY: run test notebooks pytest lint types sync test-slow attack test-optimum test-llama bases bench lab readme export tiny reports clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -64,6 +64,19 @@ $(VENV)-optimum/.installed: pyproject.toml constraints-optimum.txt
 
 test-optimum: $(VENV)-optimum/.installed
 	HF_HUB_OFFLINE=1 $(VENV)-optimum/bin/python -m pytest -q -m '' tests/test_export_optimum.py
+
+# llama.cpp, in an environment of its own: built from source for any processor of this family, a quarter of an hour, once.
+$(VENV)-llama/.installed: constraints-llama.txt
+	python3 -m venv $(VENV)-llama
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(VENV)-llama/bin/python -m pip install --quiet --requirement constraints-llama.txt
+	touch $@
+
+test-llama: $(VENV)/.installed $(VENV)-llama/.installed
+	HF_HUB_OFFLINE=1 python -m pytest -q -m '' tests/test_gguf.py
+
+# Twins of real bases, from preflight to package: the table, and its page in reports/. Minutes; what was done is kept by twin.
+bases: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python tests/bases.py
 
 bench: $(VENV)/.installed
 	for b in benchmarks/*.py; do python $$b || exit 1; done

@@ -21,7 +21,8 @@ from trl import SFTConfig, SFTTrainer
 from distillery.core.config import load_config
 from distillery.core.records import ChatTurn, Example
 from distillery.training.arguments import lora_arguments, training_rows
-from distillery.training.sft import base_folder, make_trainer
+from distillery.training.bases import base_folder
+from distillery.training.sft import make_trainer
 
 ROWS = Path(__file__).resolve().parents[1] / "tests/data/run"
 

@@ -1,5 +1,5 @@
-"""Yesterday's behaviour, put back: no locks, no claims, sizes instead of digests, torn files as they come. A pytest plugin (`-p attack_olden`):
-under it the attacks of `test_attack_store` succeed, so each of them can be lost."""
+"""Yesterday's behaviour, put back: no locks, no claims, sizes instead of digests, torn files as they come.
+A pytest plugin (`-p attack_olden`): under it the attacks of `test_attack_store` succeed, so each of them can be lost."""
 import json
 
 import numpy as np

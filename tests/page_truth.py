@@ -4,8 +4,7 @@ A numeral stands in an element with `data-src` (a file of the run and a JSON poi
 sentence of the report's own template; in words that somebody else wrote, marked as quoted and found whole in a file of the run; or in
 one of the patterns of `EXEMPT`. What stands in a picture is not read.
 
-Reports that the kept run has a result for are held to it whole (`COVERED`). The others (`NOT_YET`: prompts, parallel, memory, grouping,
-sizes, learning curve, distillation) are held to it as far as that run fills them: they say why there is no result.
+All pages are held to it: those of the small kept run, and those of the questions that it was not asked, with drawn rows (`asked_run`).
 """
 import ast
 import json
@@ -33,8 +32,8 @@ from distillery.questions.all import QUESTIONS, reasons
 from distillery.questions.results import open_results, run_command
 from distillery.workbook.assemble import write_decisions, write_pages
 
-COVERED = ("index", "kpis", "quantization", "temperature", "embedder", "context_length")
-NOT_YET = ("prompts", "parallel", "memory", "grouping", "sizes", "learning_curve", "distillation")
+COVERED = ("index", "kpis", "quantization", "temperature", "embedder", "context_length", "prompts", "parallel", "memory", "grouping",
+           "sizes", "learning_curve", "distillation")
 
 
 # what a page says
@@ -338,7 +337,7 @@ def render(name: str, run: Path) -> Path:
 def rendered(kept: Path, run: Path) -> Path:
     "A copy of a finished run, decided anew, with all its pages."
     shutil.copytree(kept, run)
-    write_decisions(RunFolder(run), load_config(overrides=open_results(run).json("config.json")), "")
+    write_decisions(RunFolder(run), load_config(overrides=open_results(run).settings()), "")
     none = reasons(open_results(run))
     for name in templates():
         if name not in none: render(name, run)

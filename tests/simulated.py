@@ -2,7 +2,9 @@
 import numpy as np
 from scipy.special import ndtri
 
-from distillery.core.differences import Differences, summarise_differences
+from distillery.core import differences as tests_of
+from distillery.core.clusters import t_quantile, wilson
+from distillery.core.differences import Differences, occurrence_design, summarise_differences
 
 
 def document_sizes(n: int, groups: int, unequal: bool) -> np.ndarray:
@@ -34,6 +36,26 @@ def differences(won: np.ndarray, lost: np.ndarray, sizes: np.ndarray) -> tuple[D
     n, up, down = int(sizes.sum()), int(won.sum()), int(lost.sum())
     d = np.concatenate([np.ones(up), -np.ones(down), np.zeros(n - up - down)])
     return summarise_differences(d, (won - lost, won + lost, sizes.astype(float)), won + lost, 1.0)
+
+
+def remember_designs(monkeypatch) -> None:
+    "Compute the design effect of where differences occur once for studies in which they occur alike."
+    known = dict[tuple, float]()
+
+    def design(differ: np.ndarray, sizes: np.ndarray) -> float:
+        there = differ > 0
+        key = (len(sizes), sizes.sum(), (sizes**2).sum(), *sorted(zip(differ[there], sizes[there], strict=True)))
+        if key not in known: known[key] = occurrence_design(differ, sizes)
+        return known[key]
+
+    monkeypatch.setattr(tests_of, "occurrence_design", design)
+
+
+def students_half(of: Differences, se: float, confidence: float) -> float:
+    "Half of the interval before the score test: Student's, or Wilson's at a correlation of .1 where nothing differs."
+    z = (1 + confidence) / 2
+    if of.same: return wilson(0, of.n / (1 + 0.1 * of.crowd), confidence)[1] * (1 + abs(of.mean))
+    return t_quantile(of.df, z) * se
 
 
 def draw_shares(rng, sizes: np.ndarray, share: float, icc: float, studies: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def micro_model(folder: Path, **changes: object) -> Path:
 
 
 def build_onnx(model: Path, out: Path) -> Path:
-    from distillery.exporting.export import run_builder
+    from distillery.exporting.graph import run_builder
     run_builder(model, out)
     shutil.copy(model / "tokenizer.json", out)  # the builder writes its own idea of a Qwen2 tokenizer, which splits text differently
     return out

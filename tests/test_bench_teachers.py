@@ -68,6 +68,7 @@ def test_a_client_that_hangs_is_ended(tmp_path):
     assert (run.server["requests"], run.server["completed"], run.in_flight) == (1, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_installed_says_so(server, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "HERE", tmp_path / "teachers.py")
     monkeypatch.setattr(bench, "BUILD", bench.ROOT / "build/bench-test")

@@ -13,7 +13,7 @@ from distillery.teachers.calls import Choice, choose_calls, read_since, usage_by
 from distillery.teachers.call_file import Bill
 from distillery.teachers.journal import Journal, request_digest
 from distillery.teachers.protocol import ChatResult, failed, user_request
-from distillery.commands.calls import calls_table, plain
+from distillery.commands.calls import as_text as plain, calls_table
 
 from warm import run_command
 

@@ -11,6 +11,7 @@ from distillery.core.config import load_config
 from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import ChatResult, user_request
 from distillery.workbook import checks
+from distillery.workbook.needs import check_room
 from distillery.workbook.experiment import check_request, prepare
 
 DOC = "# Cutter\n\nThe cutter stands in room 12 of the main hall. The default speed of the cutter is 400 sheets.\n"
@@ -68,6 +69,7 @@ def write_sets(folder: Path) -> None:
     (["--set", "student.base=models/nowhere"], "models/nowhere is not on this machine"),
     (["--set", "lora.target_modules=[no_proj]"], "no_proj"),
     (["--set", "decisions.bases=[builtin:tiny, nobody/nothing]"], "nobody/nothing"),
+    (["--set", "judge.bert_score_model=nobody/scores"], "nobody/scores"),
     (["--set", "embedder.judged=judged"], "judged"),
     (["--set", "embedder.judged=gone"], "gone"),
     (["--articles", "articles.jsonl"], "articles.jsonl, line 1"),
@@ -113,9 +115,20 @@ def test_a_misspelt_teacher_is_a_bad_request(folder):
 
 def test_doctor_looks_at_the_same(folder):
     (folder / "distillery.yaml").write_text("docs: docs\npreset: technical-docs\nstudent.base: models/nowhere\n")
-    said = run("doctor", cwd=folder, code=1).stdout
-    assert "models/nowhere is not on this machine" in said
-    assert "fix:" in said
+    asked = ["--teacher", "http://127.0.0.1:9/v1#m", "--set", "judge.embedder=nobody/embeds"]
+    said = run("doctor", *asked, cwd=folder, code=1).stdout
+    for gone in ("models/nowhere is not on", "no server answers at http://127.0.0.1:9", "nobody/embeds is not on"): assert gone in said
+    assert said.count("fix:") >= 3
+    assert said.count("hf download") == 2
+    refused = run("estimate", "docs", "--set", "student.base=nobody/nothing", cwd=folder, code=2).stderr
+    assert "nobody/nothing is not on this machine" in refused
+
+
+def test_a_disk_that_cannot_hold_the_variants_is_named():
+    assert list(check_room("builtin:tiny", load_config(), 1.0)) == []
+    [short] = check_room("builtin:tiny", load_config(), 1e-4)
+    assert not short.ok
+    assert "export.variants" in short.fix
 
 
 def test_too_little_disk_stops_a_run_and_little_is_said(folder, monkeypatch):

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from warm import run_code, run_command
 
-from distillery.core.config import load_config, to_yaml
-from distillery.workbook.checks import check_packages
+from distillery.commands.options import settings
+from distillery.core.config import flatten, load_config, preset_names, read_preset, to_yaml
+from distillery.workbook.needs import check_packages
 
 FACTS = "The cutter stands in room 12 of the main hall. The default speed of the cutter is 400 sheets. The cutter costs 40 euros a day."
 
@@ -59,6 +60,16 @@ def test_init_writes_what_it_chose_and_everything_else_as_comments(tmp_path):
     whole = yaml.safe_load("\n".join(line.removeprefix("# ") if line.startswith("# ") else line for line in text.splitlines()))
     assert len(whole) > 20
     assert whole["lora"]["dropout"] == 0.0
+
+
+def test_init_takes_a_file_of_pairs_for_what_it_is(tmp_path):
+    (tmp_path / "qa.jsonl").write_text('{"question": "Where is it?", "answer": "In room 7"}\n')
+    assert "distillery run --pairs qa.jsonl" in run("init", "qa.jsonl", cwd=tmp_path).stdout
+    said = yaml.safe_load((tmp_path / "distillery.yaml").read_text())
+    assert (said["preset"], said["pairs"], set(said)) == ("qa-import", "qa.jsonl", {"preset", "pairs"})
+    (tmp_path / "a.log").write_text("x")
+    for command in (["init", "a.log", "--force"], ["why", "documents", "qa.jsonl"]):
+        assert "--pairs" in run(*command, cwd=tmp_path, code=2).stderr
 
 
 def test_documents_are_remembered_relative_to_the_file(tmp_path):
@@ -124,6 +135,45 @@ def test_what_an_old_init_wrote_whole_does_not_beat_a_preset(tmp_path):
     assert value(tmp_path, "lora.r", "--preset", "technical-docs") == "7"
 
 
+def test_every_preset_works_after_init(tmp_path, monkeypatch):
+    pages(tmp_path / "docs")
+    run("init", "docs", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert settings(None, None, None).prompts.pack == "technical-docs"
+    for name in preset_names():  # what a preset says counts, but for the two settings that init wrote down
+        shown, said = flatten(settings(None, name, None)), {k: v["value"] for k, v in read_preset(name).items() if k != "teacher.model"}
+        assert {k: shown[k] for k in said} == said
+
+
+@pytest.mark.parametrize(("source", "under"), [
+    ({"docs": Path("docs")}, "technical-docs"), ({"pairs": Path("q.csv")}, "qa-import"), ({}, "handbook")])
+def test_a_preset_for_a_base_leaves_that_of_the_data_in_place(tmp_path, monkeypatch, source, under):
+    monkeypatch.chdir(tmp_path)
+    about = ("prompts", "dataset", "generation_limits", "selection")
+    data = {k: v["value"] for k, v in read_preset(under).items() if k.split(".")[0] in about}
+    for base in ("tinyllama-1.1b", "qwen2.5-0.5b", "lora-balanced"):
+        made = flatten(settings(None, base, None, **source))
+        assert {k: made[k] for k in data} == data
+        assert made["lora.r"] == load_config(preset=base).lora.r
+    assert settings(None, "qwen2.5-0.5b", None, **source).sft.learning_rate == load_config().sft.learning_rate
+    assert settings(None, None, ["student.base=some/base"], **source).sft.learning_rate == load_config().sft.learning_rate
+    assert settings(None, "resume", None, **source).prompts.pack == "resume"
+
+
+def test_config_says_which_layer_set_a_value_and_what_it_beat(tmp_path):
+    pages(tmp_path / "docs")
+    (tmp_path / "distillery.yaml").write_text("preset: technical-docs\ndocs: docs\n\nlora:\n  alpha: 9\n")
+    why = lambda key, *args: " ".join(run("config", "show", "--why", key, *args, cwd=tmp_path).stdout.split())
+    assert why("sft.max_length") == "sft.max_length 384 from default"
+    assert "lora.dropout 0 from preset technical-docs (the aim is to remember" in why("lora.dropout")
+    assert why("lora.alpha") == "lora.alpha 9 from distillery.yaml, line 5; over default 128"
+    beaten = "over distillery.yaml, line 5 9, preset tinyllama-1.1b 32, default 128"
+    assert beaten in why("lora.alpha", "-p", "tinyllama-1.1b", "-s", "lora.alpha=3")
+    assert "docs other from DOCS; over distillery.yaml, line 2" in why("docs", "other")
+    assert why("lora", "--teacher", "builtin:mini").count("lora.") >= 4
+    assert "did you mean 'lora.r'" in run("config", "show", "--why", "lora.x", cwd=tmp_path, code=2).stderr
+
+
 def finished_runs(cwd: Path) -> None:
     for place, (run_id, name) in enumerate([("aaaa000001", "trial-2"), ("bbbb000002", "trial-2"), ("cccc000003", None)]):
         folder = cwd / "runs" / run_id
@@ -155,7 +205,7 @@ def test_a_name_that_looks_like_something_else_is_refused(tmp_path, name):
 def test_the_exit_codes_stand_in_the_help(tmp_path):
     said = " ".join(run("--help", cwd=tmp_path).stdout.split())
     for code in ("0 done", "1 failed", "2 bad request", "3 inputs were skipped", "4 a gate failed", "130 interrupted"): assert code in said
-    assert "technical-docs,lora-balanced" in re.sub(r"\s", "", run("run", "--help", cwd=tmp_path).stdout)
+    assert "technical-docs,tinyllama-1.1b" in re.sub(r"\s", "", run("run", "--help", cwd=tmp_path).stdout)
 
 
 def test_doctor_reports(tmp_path):

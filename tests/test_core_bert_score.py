@@ -56,6 +56,13 @@ def test_scores_are_the_packages_own(minilm, own_baseline, layer):
     assert np.abs(np.array(ours) - np.array([t.numpy() for t in theirs])).max() <= 1e-5
 
 
+@pytest.mark.parametrize("nothing", ["", "  ", "\u200b\u200b", "\x00", "[CLS]", "[SEP] [PAD]", "\ufeff\n"])
+def test_a_text_of_which_the_model_sees_nothing_scores_0(minilm, nothing):
+    "Not 1 against itself, and not NaN against others."
+    found = np.array(BertScorer(minilm, 5).score([nothing, nothing, "Six.", "☃"], [nothing, "The shop closes at six.", nothing, "☃"]))
+    assert found.tolist() == [[0.0, 0.0, 0.0, 1.0]] * 3
+
+
 def test_empty_texts_score_0_and_repeats_are_computed_once(minilm, monkeypatch):
     scorer, asked = BertScorer(minilm, 5), []
     plain = scorer._scorer.score

@@ -187,7 +187,8 @@ def test_mappings_change_by_entry_or_as_a_whole():
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_gives_a_reason_for_each_change(name):
     lines, config = read_preset(name), load_config(preset=name)
-    assert all(set(line) == {"value", "reason"} and len(line["reason"]) > 15 for line in lines.values())
+    assert all(set(line) - {"only"} == {"value", "reason"} and len(line["reason"]) > 15 for line in lines.values())
+    assert {line["only"] for line in lines.values() if "only" in line} <= {"builtin"}
     profile = name.startswith("lora-")  # laid over a preset for data: what it says must win over that, the guide's default too
     others = [load_config(preset=p) for p in ("handbook", "lora-conservative", "lora-regularized")] if profile else []
     assert {k for c in (Config(), *others) for k in config_diff(c, config)} >= set(lines), "a line that changes nothing"

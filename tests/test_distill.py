@@ -15,16 +15,19 @@ from distillery.core.files import write_jsonl
 from distillery.core.records import ChatTurn, Chunk, Contrast
 from distillery.training.distill import lessons_of, make_distiller, train_student
 from distillery.training.distill_data import (
-    Target, TeacherAnswers, check_aligned, lesson_key, missing_mass, read_teacher_answers, row_of, row_targets, save_teacher_answers,
+    Target, TeacherAnswers, lesson_key, missing_mass, read_teacher_answers, row_of, row_targets, save_teacher_answers,
     sequence_examples,
     teaching_requests,
 )
 from distillery.training.distill_loss import dense_kl, sparse_kl
-from distillery.training.sft import load_base, read_log
+from distillery.training.vocabulary import check_numbers, check_shared, cut_alike, in_words_of, token_bytes
+from distillery.training.bases import load_base
+from distillery.training.sft import read_log
 from distillery.training.toy import toy_base, toy_examples
 from distillery.teachers.local import TransformersTeacher
+from distillery.teachers.chat import ChatTokenizer, FolderTokens
 from distillery.teachers.logprobs import read_logprobs, record_of, tokenizer_digest, write_logprobs
-from distillery.teachers.open import builtin_dir
+from distillery.teachers.open import builtin_dir, open_teacher
 from distillery.teachers.protocol import ChatResult, TopLogprobs, ask_all
 from distillery.questions.distillation.stages import ArmRow, arm_stages
 from distillery.questions.distillation.decision import (
@@ -36,6 +39,7 @@ from distillery.questions.results import Results
 from distillery.evaluation.stages import student_stages
 
 import warm
+from teachers_server import Scripted
 
 torch = pytest.importorskip("torch")
 SMALL = {"sft.epochs": 6, "sft.batch_size": 8, "sft.gradient_accumulation": 1, "sft.learning_rate": 5e-3, "sft.dataloader_num_workers": 0,
@@ -49,11 +53,11 @@ def bases(tmp_path_factory):
     return toy_base(place / "student"), toy_base(place / "teacher", hidden=96)
 
 
-def logprobs_of(teacher, tokenizer, rows):
+def logprobs_of(teacher, chat, rows):
     "All log-probabilities of a model at the answers of rows, taken with the answers before it."
     found = {}
     for e in rows:
-        start, row = row_of(e, tokenizer)
+        start, row = row_of(e, chat)
         end = len(row) - 1  # the line end after the stop token is the template's, not the teacher's
         with torch.no_grad(): logits = teacher(torch.tensor([row])).logits[0, start - 1: end - 1].double()
         told = torch.log_softmax(logits, -1).sort(descending=True)
@@ -62,9 +66,9 @@ def logprobs_of(teacher, tokenizer, rows):
 
 
 def test_offline_with_the_whole_vocabulary_has_the_gradient_of_online(bases, tmp_path):
-    (_, tokenizer), (teacher, _) = load_base(bases[0]), load_base(bases[1])
+    chat, teacher = ChatTokenizer(bases[0]), load_base(bases[1])[0]
     train, cfg = toy_examples(8), load_config(overrides={**SMALL, "lora.dropout": 0.0})
-    targets = logprobs_of(teacher, tokenizer, train)
+    targets = logprobs_of(teacher, chat, train)
     for weight, temperature in ((1.0, 1.0), (0.5, 2.0)):
         trainer = make_distiller(train, [], bases[0], cfg, tmp_path, targets=targets, weight=weight, temperature=temperature)
         model, batch = trainer.model.train(), next(iter(trainer.get_train_dataloader()))
@@ -115,22 +119,127 @@ def test_the_sparse_loss_is_finite_nonnegative_and_zero_for_a_student_that_agree
     assert sparse_kl(q, ids, kept, torch.tensor([tail]), temperature).abs() < 1e-5
 
 
-def test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned(tmp_path):
+def test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned(tmp_path, bases):
+    names = ("builtin:tiny", "builtin:mini")
     said = r"builtin:tiny \(tokenizer \w+\) and the student builtin:mini .* number their tokens differently"
     with pytest.raises(DistilleryError, match=said):
-        check_aligned(builtin_dir("tiny"), builtin_dir("mini"), ("builtin:tiny", "builtin:mini"))
+        check_numbers(builtin_dir("tiny"), builtin_dir("mini"), names)
+    check_shared(builtin_dir("tiny"), builtin_dir("mini"), names)
+    with pytest.raises(DistilleryError, match=r"cut text into different tokens: \d+ of 1536 are shared"):
+        check_shared(bases[0], builtin_dir("mini"), ("toy", "builtin:mini"))
     source = open_source(None, None, None)
 
     def plan(**more):
         config = load_config(preset="handbook", overrides=more)
         return [*student_stages(config, tmp_path), *arm_stages(source, config, tmp_path)]
-    for more in ({"distill.method": "logits"}, {"distill.method": "on_policy"}, {"distill.method": "context"},
-                 {"decisions.distill_arms": ["sft", "logits"]}):
-        with pytest.raises(DistilleryError, match="number their tokens differently"): plan(**more)
-    assert {s.name for s in plan(**{"distill.method": "sequence"})} >= {"teach", "sft"}
-    assert {s.name for s in plan(**{"distill.method": "context", "distill.top_k": 0})} >= {"teach", "sft"}
+    with pytest.raises(DistilleryError, match="number their tokens differently"): plan(**{"distill.method": "on_policy"})
     with pytest.raises(DistilleryError, match="no weights here"):
-        plan(**{"distill.method": "logits", "distill.teacher": "http://h:1/v1#big"})
+        plan(**{"distill.method": "on_policy", "distill.teacher": "http://h:1/v1#big"})
+    with pytest.raises(DistilleryError, match="has no probabilities"):
+        plan(**{"distill.method": "logits", "distill.teacher": "builtin:extractive"})
+    for more in ({"distill.method": "logits"}, {"distill.method": "context"}, {"distill.method": "sequence"},
+                 {"distill.method": "logits", "distill.teacher": "http://h:1/v1#big"}, {"decisions.distill_arms": ["sft", "logits"]}):
+        assert {s.name for s in plan(**more)} >= {"teach", "sft"}
+
+
+# ---- another vocabulary, and a server
+
+def spoken(path):
+    "An invented fact for each of six questions, as `builtin:tiny` reads and says it."
+    return [e.model_copy(update={"passage": f"The {e.question[15:-7]} stands in Hall {i + 3}."}) for i, e in enumerate(toy_examples(6))]
+
+
+def test_the_built_in_teacher_teaches_the_built_in_student_its_probabilities(tmp_path):
+    config = load_config(preset="handbook", overrides={"distill.method": "logits"})
+    train, tiny, mini = spoken(tmp_path), builtin_dir("tiny"), builtin_dir("mini")
+    results = {r.key: r for r in ask_all(TransformersTeacher(tiny), teaching_requests(train, {}, config, 20))}
+    taught = save_teacher_answers(results, tokenizer_digest(tiny), tmp_path, token_bytes(tiny))
+    assert taught.words.items() <= token_bytes(tiny).items()
+    lessons, chat = sequence_examples(train, taught.answers), ChatTokenizer(mini)
+    ours, theirs = in_words_of(mini, taught.words, taught.logprobs), FolderTokens(tiny)
+    assert row_targets(lessons, taught.logprobs, chat) == {}, "by number they would be gibberish"
+    targets = row_targets(lessons, ours, chat)
+    assert len(targets) >= 5
+    for i in range(len(ours.ids)):  # the same words at the same odds
+        for a, b, p, q in zip(ours.ids[i], taught.logprobs.ids[i], ours.logprobs[i], taught.logprobs.logprobs[i], strict=True):
+            if p > -60: assert (p, chat.decode([int(a)], special=True)) == (q, theirs.decode([int(b)], special=True))
+    assert (ours.tail_mass >= taught.logprobs.tail_mass - 1e-3).all()
+    assert cut_alike(ours, chat) >= 5 > cut_alike(taught.logprobs, chat)
+
+
+def speaks(chat, told):
+    "A chat server that answers in the words of a tokenizer, and tells the odds of each where `told` says so."
+    def script(body, turn):
+        answer = f"Room {len(body['messages'][0]['content']) % 7}."
+        pieces = [chat.decode([i], special=True) for i in chat.after(answer)]
+        odds = [{"token": t, "logprob": -0.1, "top_logprobs": [{"token": "quux", "logprob": -3.0}, {"token": t, "logprob": -0.1}][i % 2:]}
+                for i, t in enumerate(pieces)]
+        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
+        return json.dumps({"choices": [choice | ({"logprobs": {"content": odds}} if told else {})]}).encode()
+    return script
+
+
+def taught_by(server, base, cache, **more):
+    "The stages teach and sft of a run whose teacher is a server."
+    config = load_config(overrides={**SMALL, "sft.epochs": 1, "student.base": str(base), "teacher.model": f"{server.url}#big",
+                                    "distill.method": "logits", "workbook.cache_dir": str(cache), **more})
+    stages = [s for s in student_stages(config, cache) if s.name in ("teach", "sft")]
+    given = [Stage("documents", lambda job: None), Stage("dataset", lambda job: [
+        write_jsonl(job.out / f"{name}.jsonl", toy_examples(12, name)) for name in ("train", "validation")])]
+    return {n: d.path for n, d in Plan([*given, *stages], config, cache).run(lambda event: None).items()}
+
+
+def test_a_server_that_tells_log_probabilities_teaches_a_student(bases, tmp_path):
+    with Scripted(speaks(ChatTokenizer(bases[0]), told=True)) as server:
+        made = taught_by(server, bases[0], tmp_path)
+        asked = len(server.bodies)
+        assert asked == 12
+        assert {(b["logprobs"], b["top_logprobs"], b["temperature"]) for b in server.bodies} == {(True, 20, 0.0)}
+        taught_by(server, bases[0], tmp_path, **{"distill.weight": 0.9})
+        assert len(server.bodies) == asked, "trained again on answers that the journal has"
+    told = json.loads((made["sft"] / "training.json").read_text())["distillation"]
+    assert (told["rows_with_odds"], told["rows"], told["cut_alike"]) == (0, 12, 12), "the dataset's answers are not the server's"
+    taught = read_teacher_answers(made["teach"])
+    lessons, chat = sequence_examples(toy_examples(12), taught.answers), ChatTokenizer(bases[0])
+    targets = row_targets(lessons, in_words_of(bases[0], taught.words, taught.logprobs), chat)
+    assert set(targets) == {row_of(e, chat)[1] for e in lessons}
+    for row, t in targets.items():
+        assert row[t.start: t.start + len(t.tail)] == tuple(t.ids[:, 0])
+        assert t.tail == pytest.approx(1 - np.exp(np.float16(-0.1)), abs=1e-3), "a word that the student lacks is one of all others"
+
+
+def test_a_server_without_log_probabilities_is_refused_after_one_question(bases, tmp_path):
+    with Scripted(speaks(ChatTokenizer(bases[0]), told=False)) as server:
+        with pytest.raises(Exception, match="asked for log-probabilities and sent none"): taught_by(server, bases[0], tmp_path)
+        assert len(server.bodies) == 1
+
+
+def test_a_server_that_cuts_text_otherwise_is_refused_by_name(bases, tmp_path):
+    class Letters:
+        def after(self, text): return list(range(len(text)))
+        def decode(self, ids, special): return "ROOM 0123"[ids[0]] if ids[0] < 9 else "?"
+    with Scripted(speaks(Letters(), told=True)) as server, pytest.raises(Exception, match="cut none of 12 answers into the same tokens"):
+        taught_by(server, bases[0], tmp_path)
+
+
+def test_a_teacher_that_wrote_the_dataset_is_not_paid_again_for_its_text(tmp_path):
+    from distillery.pairs.asking import make_request
+    from distillery.pairs.prompts import load_pack
+    from distillery.teachers.journal import Journal
+    from distillery.teachers.protocol import Task
+
+    train = spoken(tmp_path)
+    with Scripted(lambda body, turn: None) as server:
+        config = load_config(overrides={"teacher.model": f"{server.url}#big", "teacher.logprobs": 3, "distill.method": "sequence"})
+        pack, journal = load_pack(config.prompts.pack), Journal(tmp_path / "calls.sqlite")
+        task = lambda e: Task("answer", e.passage, "", e.question, e.difficulty, e.category)
+        journal.ask(open_teacher(config.teacher.model, config), [make_request(e.id, task(e), pack, config) for e in train])
+        paid = len(server.bodies)
+        told = journal.ask(open_teacher(config.teacher.model, config), teaching_requests(train, {}, config))
+        assert len(server.bodies) == paid == len(told) == len(train)
+        other = load_config(overrides={"teacher.model": "builtin:tiny", "distill.teacher": config.teacher.model})
+        journal.ask(open_teacher(config.teacher.model, config), teaching_requests(train, {}, other))
+        assert [b["temperature"] for b in server.bodies[paid:]] == [0.0] * len(train), "another teacher is asked, greedily"
 
 
 def test_packed_rows_are_refused_by_name(bases, tmp_path):
@@ -154,18 +263,18 @@ def test_fifty_of_the_vocabulary_report_their_missing_mass(bases, tmp_path):
 
 
 def test_log_probabilities_lie_on_the_answer_that_the_teacher_wrote_and_on_no_other(bases):
-    tokenizer, train = load_base(bases[0])[1], toy_examples(6)
+    chat, train = ChatTokenizer(bases[0]), toy_examples(6)
     def taught_with(change):
         found = {}
         for e in train:
-            start, row = row_of(e, tokenizer)
+            start, row = row_of(e, chat)
             tokens = change(list(row[start: len(row) - 1]))
             top = TopLogprobs((), ((-0.1, -3.0),) * len(tokens), tuple((t, 0) for t in tokens))
             found[lesson_key(e)] = ChatResult(lesson_key(e), e.answer, "stop", logprobs=top)
         return found
     def targets(change, place):
         place.mkdir()
-        return row_targets(train, save_teacher_answers(taught_with(change), "t", place).logprobs, tokenizer)
+        return row_targets(train, save_teacher_answers(taught_with(change), "t", place).logprobs, chat)
     import tempfile
     with tempfile.TemporaryDirectory() as work:
         same = targets(lambda t: t, Path(work, "a"))
@@ -363,7 +472,7 @@ def test_the_page_shows_every_arm_its_cost_and_what_was_not_kept(tmp_path):
 
     shutil.copytree(Path(__file__).parent / "data/run", tmp_path / "run")
     made_arms(tmp_path / "run")
-    config = load_config(overrides=Results(tmp_path / "run").json("config.json"))
+    config = load_config(overrides=Results(tmp_path / "run").settings())
     recall, test = distillation_decisions(Results(tmp_path / "run"), config)
     assert [c.a for c in recall.contrasts] == ["base", "sequence", "logits", "rag"]
     assert {c.b for c in recall.contrasts} == {"sft"}
@@ -387,7 +496,7 @@ def test_exact_match_has_an_interval_of_pages_and_seeds(tmp_path):
                  for n, (s, some) in enumerate(rows["sft"].items(), start=1)}
     def sft(part, confidence):
         config = load_config(overrides={"decisions.confidence": confidence, "decisions.resamples": 99})
-        cell = next(row["exact match"] for row in arm_table(part, arms_decision(part, config, "recall")) if row["arm"] == "sft")
+        cell = next(row["exact match"] for row in arm_table(part, arms_decision(part, config, "recall"), config) if row["arm"] == "sft")
         return [float(x) for x in re.findall(r"[-\d.]+", cell)]
     mean, low, high = sft(rows, 0.95)
     assert mean == pytest.approx(np.mean([r.exact_match for some in rows["sft"].values() for r in some]), abs=5e-4)

@@ -74,9 +74,9 @@ def test_better_beats_fast_and_fast_beats_equal():
     made = embedder_decision(rows_of(levels), costs_of(ms), CONFIG)
     assert made.verdict == "tuned better"
     assert re.match(r"Use tuned \(tuned\), shown better than the base: .*95 % interval", made.sentence)
-    first, other = confirm_pick(rows_of(levels), costs_of(ms), CONFIG)
-    assert first == "tuned"
-    assert other.ci_low > 0
+    assert confirm_pick(rows_of(levels), costs_of(ms), CONFIG, "tuned").startswith("the same; tuned − base +0.18")
+    other = confirm_pick(rows_of(levels), costs_of(ms), CONFIG, "hybrid")
+    assert other.startswith("tuned instead: half of the documents shows less than all do")
     del levels["hybrid"], levels["tuned"]
     fast = embedder_decision(rows_of(levels), costs_of(ms), CONFIG)
     assert fast.sentence.startswith("Use base int8 (base int8), the fastest of those shown equivalent to the base")
@@ -84,6 +84,8 @@ def test_better_beats_fast_and_fast_beats_equal():
     few = embedder_decision(rows_of({"base": 0.6, "bm25": 0.7}, n=18), costs_of({"base": 9, "bm25": 0.1}), CONFIG)
     assert few.verdict.startswith("undecided")
     assert few.sentence.startswith("Keep the base")
+    halves = confirm_pick(rows_of(levels, n=78), costs_of(ms), CONFIG, "base")
+    assert halves == "not checked: 14 documents are needed for halves that can show anything, and there are 13"
 
 
 def test_an_effect_on_questions_in_other_words_shows_in_their_stratum():

@@ -1,5 +1,7 @@
 "The reader: labels are the answers, a kill changes nothing, exports read as their model, and it is measured like any student."
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from distillery.core.config import load_config
+from distillery.core.files import read_jsonl, write_jsonl
 from distillery.core.records import Chunk, ChatTurn, Evidence, Pair
 from distillery.pairs.dataset import student_prompt
 from distillery.evaluation.evaluate import evaluate_variant
@@ -18,6 +21,8 @@ from distillery.exporting.extractive import ExtractiveExportError, export_extrac
 from distillery.training.sft import read_log
 from distillery.exporting.spans import SpanItem, plain_tokenizer, run_items, span_items, span_rows, squad_items
 from distillery.training.toy import toy_examples
+from distillery.teachers.extractive import REFUSAL
+from distillery.teachers.protocol import user_request
 from distillery.teachers.span import AnswerSpan, SpanReader, SpanTeacher, passage_windows
 
 torch = pytest.importorskip("torch")
@@ -181,6 +186,24 @@ def test_a_broken_export_is_refused(trained, tmp_path, monkeypatch):
         export_extractive(trained[0] / "model", tmp_path, toy_items())
 
 
+def test_eight_bits_that_read_otherwise_are_told_and_stop_nothing(trained, tmp_path, monkeypatch):
+    from distillery.exporting import extractive
+
+    whole = extractive.quantize_extractive
+
+    def worse(graph, out):
+        import onnx
+        whole(graph, out)
+        model = onnx.load(out)
+        for t in model.graph.initializer:
+            if "scale" in t.name: t.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(t), t.name))
+        onnx.save(model, out)
+
+    monkeypatch.setattr(extractive, "quantize_extractive", worse)
+    made = export_extractive(trained[0] / "model", tmp_path, toy_items())
+    assert {v: made[v]["check"]["ok"] for v in made} == {"fp32": True, "int8": False}
+
+
 def test_it_is_measured_like_any_student(exported):
     examples = []
     for e, i in zip([*toy_examples(24, "test")] * 2, toy_items(), strict=True):
@@ -215,3 +238,111 @@ def test_squad_answers_become_spans():
     rows = [ArticleQuestion("1", "a", "a0", TEXT, "When?", ("26 May 2021", "May")), ArticleQuestion("2", "a", "a0", TEXT, "Who?", ())]
     a = TEXT.index("26 May 2021")
     assert [i.span for i in squad_items(rows)] == [(a, a + 11), None]
+
+
+@pytest.fixture(scope="module")
+def run(exported, tmp_path_factory):
+    "A finished run that trained a reader, with two passages."
+    place = tmp_path_factory.mktemp("place")
+    folder = place / "runs" / "abcdef0123"
+    shutil.copytree(exported[0], folder / "student/reader")
+    texts = [f"The machine {e.question[15:-7]} stands {e.answer[0].lower()}{e.answer[1:]}" for e in toy_examples(2)]
+    write_jsonl(folder / "chunks.jsonl", [Chunk(chunk_id=f"c{i}", doc_id="d", heading="", text=t, start=0, end=len(t), category="x")
+                                          for i, t in enumerate(texts)])
+    files = {"manifest": {}, "config": {"student.extractive_base": "builtin:minilm"}, "provenance": {"run": "abcdef0123"}}
+    for name, value in files.items(): (folder / f"{name}.json").write_text(json.dumps(value))
+    (place / "runs/latest").symlink_to("abcdef0123")
+    return place, [e.question for e in toy_examples(2)], texts
+
+
+def test_the_reader_of_a_run_is_asked_and_packed(run, monkeypatch):
+    from typer.testing import CliRunner
+
+    from distillery.commands.cli import app
+    from distillery.shipping.package import verify_package
+
+    place, questions, texts = run
+    monkeypatch.chdir(place)
+    command = lambda *words: CliRunner().invoke(app, list(words))
+    said = command("ask", "extractive-int8", questions[1]).output.strip()
+    assert said == REFUSAL or said in texts[1]
+    assert command("ask", "../../elsewhere", "?").exception.fix == "one of: extractive, extractive-int8"
+    done = command("package", "extractive-int8")
+    assert done.exit_code == 0, done.output
+    packed = place / "package-extractive-int8"
+    assert verify_package(packed) == []
+    assert {p.name for p in packed.iterdir()} == {"LICENSE", "README.md", "SHA256SUMS", "model.onnx", "span.json", "tokenizer.json"}
+    card = (packed / "README.md").read_text()
+    assert all(words in card for words in ("builtin:minilm fine-tuned to point", "apache-2.0", "int8"))
+    assert str(place) not in card
+    shown = user_request("q", f"{texts[0]}\n\nQuestion: {questions[0]}")
+    assert SpanTeacher(packed).reply(shown) == SpanTeacher(place / "runs/latest/student/reader/int8").reply(shown)
+
+
+def test_the_reader_of_a_run_is_served(run):
+    import asyncio
+
+    import aiohttp
+
+    from distillery.exporting.reader import reader_of
+    from distillery.shipping.engine import Engine
+    from distillery.shipping.serve import Service, run_server, warm_up
+
+    place, questions, texts = run
+    config = load_config(overrides={"serve.port": 0})
+    engine = Engine(reader_of(place / "runs/latest", "extractive", 1), 2)
+    warm_up(engine, config)
+
+    async def talk():
+        stop, url = asyncio.Event(), asyncio.Future()
+        server = asyncio.create_task(run_server(Service("student-extractive", engine, config), config, url.set_result, stop))
+        where = await url
+        async with aiohttp.ClientSession() as http:
+            def body(text, **more): return {"model": "student-extractive", "messages": [{"role": "user", "content": text}], **more}
+            async def ask(text):
+                async with http.post(f"{where}/chat/completions", json=body(text)) as reply: return await reply.json()
+            shown = f"{texts[0]}\n\nQuestion: {questions[0]}"
+            answers = await asyncio.gather(*(ask(text) for text in [shown, "Who runs it?", "x " * 5000, shown] * 4))
+            streamed = body(shown, stream=True, logprobs=True)
+            async with http.post(f"{where}/chat/completions", json=streamed) as reply: piece = await reply.text()
+        stop.set()
+        await server
+        return [a["choices"][0]["message"]["content"] for a in answers], piece
+    answers, piece = asyncio.run(talk())
+    engine.stop()
+    assert answers == answers[:4] * 4
+    assert answers[0] == answers[3]
+    assert answers[0] in (*texts, REFUSAL) or answers[0] in texts[0]
+    assert piece.endswith("data: [DONE]\n\n")
+    assert answers[0] in piece
+
+
+def test_the_gates_of_a_reader_are_among_those_of_its_run(tmp_path):
+    from distillery.core.records import Gate
+    from distillery.questions.results import Results
+
+    gate = lambda variant: Gate(name="test.token_f1_min", variant=variant, value=0.1, bound=0.05, threshold=0.55, state="FAIL")
+    for folder, variant in (("eval", "q4"), ("reader", "extractive")):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "gates.jsonl", [gate(variant)])
+    assert [g.variant for g in Results(tmp_path).gates()] == ["q4", "extractive"]
+
+
+def test_a_run_with_a_reader_gates_it(tmp_path):
+    from distillery.engine.plan import Job
+    from distillery.engine.source import open_source
+    from distillery.evaluation.evaluate import EvalRow
+    from distillery.questions.results import Results
+    from distillery.questions.sizes.stages import sizes_stages
+
+    config = load_config(overrides={"student.extractive": True})
+    stage = next(s for s in sizes_stages(open_source(None, None, None), config, tmp_path) if s.name == "reader-gates")
+    row = read_jsonl(Path(__file__).parent / "data/run/eval/fp32/rows.jsonl", EvalRow)[:20]
+    needs = {name: tmp_path / name for name in stage.needs}
+    for folder in needs.values(): write_jsonl(folder / "rows.jsonl", row)
+    stage.run(Job(config, needs, tmp_path / "reader", tmp_path, lambda *_: None))
+    gates = Results(tmp_path).gates()
+    assert stage.place == "reader"
+    assert {g.variant for g in gates} == {"extractive", "extractive-int8"}
+    assert any(g.name.endswith("token_f1_min") for g in gates)
+    assert json.loads((tmp_path / "reader/extractive.json").read_text())["sets"]

@@ -20,7 +20,9 @@ from distillery.teachers.local import TransformersTeacher
 from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.open import builtin_dir
 from distillery.teachers.protocol import ask_all, user_request
-from distillery.evaluation.ladder import ladder_plot, ladder_sentence, ladder_table, read_ladders, variants_at_chance
+from distillery.evaluation.ladder import (
+    ladder_plot, ladder_sentence, ladder_table, missed_limits, read_ladders, variants_at_chance, variants_beyond,
+)
 
 pytest.importorskip("onnxruntime_genai")
 KEPT = Path(__file__).parent / "data/run"
@@ -144,6 +146,26 @@ def test_limits_have_three_states_and_say_how_many_positions_are_missing():
 def test_every_limit_can_fail_a_form(knob, limit):
     readings = readings_of(invented(0.3, 60))
     assert ladder_of("int8", readings, load_config(overrides={knob: {"int8": limit}})).state == "FAIL"
+
+
+def test_a_form_whose_logits_are_no_numbers_has_a_ladder_that_fails():
+    made = [compare_text(chat, logits, np.full_like(other, np.nan)) for chat, logits, other in invented(0.3)]
+    ladder = ladder_of("int8", made, load_config())
+    assert ladder.state == "FAIL"
+    assert "logits are no numbers" in ladder.alarms[0]
+    assert Fidelity.model_validate_json(json.dumps(ladder.model_dump(by_alias=True), allow_nan=False)) == ladder
+
+
+def test_a_form_that_misses_a_limit_is_not_recommended_also_while_its_gate_is_open():
+    readings = readings_of(invented(0.3, 30))
+    wide = {"export.kl_everywhere_max": {}, "export.same_top1_min": {}, "export.perplexity_ratio_max": {}}
+    ladder = lambda limit: {"int8": ladder_of("int8", readings, load_config(overrides={**wide, "export.kl_max": {"int8": limit}}))}
+    at = ladder(1.0)["int8"].answers.kl
+    made = [ladder(limit) for limit in (at.ci_high * 1.1, at.mean * 0.99, at.ci_low * 0.9)]
+    assert [m["int8"].state for m in made] == ["PASS", "INCONCLUSIVE", "FAIL"]
+    assert [len(missed_limits(m["int8"])) for m in made] == [0, 1, 1]
+    assert [variants_beyond(m) for m in made] == [[], ["int8"], ["int8"]]
+    assert [" ".join(ladder_sentence(m).split()[:3]) for m in made] == ["", "int8 may have", "int8 has drifted"]
 
 
 def test_texts_are_those_of_the_evaluation_and_of_all_pages():

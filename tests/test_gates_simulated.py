@@ -1,5 +1,5 @@
 "Gates on students whose true rate is known: how often a pass is false, and how often the forecast of cases settles what was open."
-from functools import cache
+from functools import cache, partial
 from math import inf, sqrt
 
 import numpy as np
@@ -11,6 +11,7 @@ from distillery.core.verdicts import gate, noninferiority_gate, quantile_gate
 
 AWAY = (-0.15, -0.10, -0.05, 0.05, 0.10)  # true rates, from the threshold
 LONGEST = 30_000  # longer looks are cut: they could only settle more
+WEEKLY = partial(pytest.param, marks=pytest.mark.slow)
 
 
 def share(k, n):
@@ -46,7 +47,7 @@ def settled(first, second):
     return float(np.mean(second[still] != "INCONCLUSIVE")) if still.any() else 1.0, int(still.sum())
 
 
-@pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), (0.35, 100), (0.92, 150), (0.90, 60)])
+@pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), WEEKLY(0.35, 100), (0.92, 150), WEEKLY(0.90, 60)])
 def test_the_forecast_settles_most_of_what_was_open(threshold, n):
     rng, shares = np.random.default_rng(5), {}
     for away in AWAY:
@@ -58,7 +59,7 @@ def test_the_forecast_settles_most_of_what_was_open(threshold, n):
     assert min(shares.values()) >= 0.80, shares
 
 
-@pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), (0.35, 100), (0.92, 150)])
+@pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), WEEKLY(0.35, 100), WEEKLY(0.92, 150)])
 def test_over_all_truths_it_settles_four_in_five(threshold, n):
     "Truths from everywhere, those beside the threshold included, which hardly any number of cases settles."
     rng = np.random.default_rng(6)
@@ -77,7 +78,7 @@ def test_taking_the_mean_for_the_truth_would_settle_every_second_one():
     assert 0.35 < np.mean(right) < 0.70
 
 
-@pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), (0.35, 100), (0.92, 150), (0.90, 60)])
+@pytest.mark.parametrize(("threshold", "n"), [(0.80, 36), WEEKLY(0.35, 100), WEEKLY(0.92, 150), (0.90, 60)])
 def test_a_false_pass_is_rare(threshold, n):
     "Just below the threshold, where it is likeliest. Who looks twice spends the error twice, and more where Wilson's interval is short."
     first, second = look_twice(np.full(8000, threshold - 1e-9), n, threshold, np.random.default_rng(8))
@@ -100,7 +101,7 @@ def near(values, rng):
 
 
 @pytest.mark.parametrize("graded", [False, True])
-@pytest.mark.parametrize("away", [-0.10, -0.05, 0.05])
+@pytest.mark.parametrize("away", [-0.10, WEEKLY(-0.05), 0.05])
 def test_clustered_gates_settle_too(away, graded):
     rng, threshold, n, hits = np.random.default_rng(9), 0.80 if not graded else 0.60, 120, []
     rate = threshold + away
@@ -120,8 +121,7 @@ def test_clustered_gates_settle_too(away, graded):
     assert np.mean(hits) >= 0.80, np.mean(hits)
 
 
-@pytest.mark.parametrize(("threshold", "likeness"), [(0.80, 0.4), pytest.param(0.80, 0.1, marks=pytest.mark.slow),
-                                                     pytest.param(0.92, 0.2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("threshold", "likeness"), [(0.80, 0.4), WEEKLY(0.80, 0.1), WEEKLY(0.92, 0.2)])
 def test_a_false_pass_is_rare_in_clusters(threshold, likeness):
     rng = np.random.default_rng(10)
     passed = [gate("g", "v", x, threshold, clusters=c).state == "PASS"

@@ -181,6 +181,8 @@ def test_packed_vectors_are_the_librarys():
     theirs = np.asarray(load_model("builtin:minilm").encode(texts, show_progress_bar=False))
     assert np.abs(compute_vectors("builtin:minilm", texts) - theirs).max() < 1e-5
     assert compute_vectors("builtin:minilm", []).shape == (0, 384)
+    half = compute_vectors("builtin:minilm", texts, half=True)
+    assert 1e-5 < np.abs(half @ half.T - theirs @ theirs.T).max() < 0.005, "half precision turns no verdict that is not on the edge"
     encoded = []
 
     class Counts(Embedder):
@@ -192,3 +194,38 @@ def test_packed_vectors_are_the_librarys():
     chunk = Chunk(chunk_id="c", doc_id="d", heading="", text=text, start=0, end=len(text), category="m")
     score_pairs([pair(i, f"Where is it, {i % 3}?", "Hall 3") for i in range(9)], [chunk], Counts())
     assert len(encoded) == len(set(encoded)) == 4, "each distinct text once"
+
+
+def test_vectors_of_half_precision_are_kept_apart(tmp_path):
+    from distillery.retrieval.embed import Embedder
+
+    halves, wholes = (Embedder(cache=tmp_path / "v.sqlite", half=half) for half in (True, False))
+    one, other = halves.encode(["The lid is closed."]), wholes.encode(["The lid is closed."])
+    assert 0 < np.abs(one - other).max() < 0.01
+    assert (halves.encode(["The lid is closed."]) == one).all()
+    assert halves.identity != wholes.identity
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_the_judge_takes_half_precision_where_the_cpu_has_tiles_and_its_key_says_so(tiles, tmp_path, monkeypatch):
+    from distillery.engine.plan import Plan
+    from distillery.engine.source import open_source
+    from distillery.pairs import stages
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.md").write_text("# Lid\n\nThe lid of the press is closed by hand every day at noon.")
+    asked = []
+    monkeypatch.setattr(stages, "has_bf16_tiles", lambda: tiles)
+    monkeypatch.setattr(stages, "Embedder", lambda spec, cache, half: asked.append(half) or Fixed())
+    monkeypatch.setattr(stages, "stream_scores", lambda pairs, *_, **__: pairs)
+    config = load_config(preset="technical-docs", overrides={"workbook.cache_dir": str(tmp_path / "cache")})
+    source, cache = open_source(tmp_path / "docs", None, None), tmp_path / "cache"
+    plan = lambda: Plan(stages.pairs_stages(source, config, cache)[:3], config, cache)
+    plan().run()
+    assert asked == [tiles]
+    monkeypatch.setattr(stages, "has_bf16_tiles", lambda: not tiles)
+    plan().run()
+    assert asked == [tiles, not tiles], "on another machine it is judged again"
+
+
+class Fixed: pass

@@ -1,4 +1,5 @@
 "Every key of the guide's generation tables, one by one: what changes when it changes, as somebody outside can see it."
+import contextlib
 import logging
 import re
 from pathlib import Path
@@ -311,20 +312,30 @@ def test_answers_of_many_sentences_are_rejected(tmp_path):
 @guide("validation.context_token_warn")
 def test_a_long_passage_is_warned_of_and_counted(generate, caplog):
     made, _, _ = generate()
-    assert made.counts["passages over validation.context_token_warn"] == 0
+    assert made.counts["prompts over validation.context_token_warn"] == 0
     assert not caplog.records
     with caplog.at_level(logging.WARNING): warned, _, _ = generate(validation__context_token_warn=20)
     said, = (r for r in caplog.records if r.name.startswith("distillery"))
     assert said.levelno == logging.WARNING
-    assert re.search(r"^\d+ of \d+ passages are longer than validation.context_token_warn \(20 tokens\)", said.getMessage())
-    assert warned.counts["passages over validation.context_token_warn"] > 0
+    assert re.search(r"^\d+ of \d+ prompts are longer than validation.context_token_warn \(20 tokens\)", said.getMessage())
+    assert warned.counts["prompts over validation.context_token_warn"] > 0
     assert warned.pairs == made.pairs, "a warning changes no pair"
 
 
+def test_many_long_passages_in_one_request_are_warned_of_at_the_default(tmp_path, caplog):
+    class Silent(Oracle):
+        def reply(self, request): return "?"
+    told = "The Gull {} stands in Hall {} beside the pump. "
+    texts = ["".join(told.format(100 * c + i, i) for i in range(26)) for c in range(12)]
+    chunks = [Chunk(chunk_id=f"c{i}", doc_id=f"d{i}", heading="", text=t, start=0, end=len(t), category="x") for i, t in enumerate(texts)]
+    config = load_config(overrides={"dataset.questions_per_call": 12, "dataset.questions_per_chunk": 1, "dataset.refusal_share": 0.0})
+    with caplog.at_level(logging.WARNING), contextlib.suppress(DistilleryError):
+        generate_pairs(chunks, Silent([]), Journal(tmp_path / "calls.sqlite"), config)
+    assert any("prompts are longer than validation.context_token_warn (2000 tokens)" in r.getMessage() for r in caplog.records)
+
+
 def test_a_warning_reaches_the_terminal(tmp_path):
-    code = ("from distillery.core.config import load_config; from distillery.pairs.counts import LongPassages; "
-            "from distillery.core.records import Chunk; t = 'word ' * 50; "
-            "long = LongPassages(load_config(overrides={'validation.context_token_warn': 10})); "
-            "long.look([Chunk(chunk_id='c', doc_id='d', heading='h', text=t, start=0, end=len(t), category='x')]); long.warn()")
+    code = ("from distillery.core.config import load_config; from distillery.pairs.counts import LongPrompts; "
+            "long = LongPrompts(load_config(overrides={'validation.context_token_warn': 10})); long.look('c', 'word ' * 50); long.warn()")
     done = run_code(code)
-    assert "1 of 1 passages are longer than validation.context_token_warn (10 tokens), the longest (c) has 50" in done.stderr
+    assert "1 of 1 prompts are longer than validation.context_token_warn (10 tokens), the longest (c) has 50" in done.stderr

@@ -223,6 +223,16 @@ def test_a_bad_quote_is_reported_where_its_row_begins(tmp_path, text, line):
         read_pairs(tmp_path / "t.csv")
 
 
+@given(st.lists(st.sampled_from([None, 0, 1, 2]), min_size=2, max_size=6))
+def test_objects_may_fill_a_line_or_several_in_any_order(tmp_path_factory, ways):
+    path = tmp_path_factory.mktemp("o") / "p.json"
+    rows = [{"question": f"{Q} {i}", "answer": A} for i in range(len(ways))]
+    path.write_text("\n".join(json.dumps(row, indent=way) for row, way in zip(rows, ways, strict=True)))
+    assert said(read_pairs(path)) == [(f"{Q} {i}", A) for i in range(len(ways))]
+    path.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[0]) + '\n{"question": "Where?", \n')
+    with pytest.raises(DistilleryError, match=r"p\.json, line 3:"): read_pairs(path)
+
+
 def test_a_separator_without_quotes_leaves_the_row_out_and_counts_it(tmp_path):
     (tmp_path / "t.csv").write_text(f"question,answer\nWhere, then?,here\n{Q},{A}\n")
     found = read_pairs(tmp_path / "t.csv")

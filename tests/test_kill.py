@@ -26,7 +26,7 @@ KNOBS = {"prompts.pack": "handbook", "sft.epochs": 12, "sft.save_strategy": "epo
          "sft.dataloader_num_workers": 0,
          "sft.logging_steps": 1, "sft.gradient_accumulation": 1, "teacher.concurrency": CONCURRENCY, "dataset.questions_per_chunk": 6,
          "dataset.variations_per_question": 1, "generation_limits.min_answer_length": 1, "evaluation.max_new_tokens": 32,
-         "dataset.test_share": 0.3, "export.variants": "[fp32, q4]", "export.check_positions": 100, "export.same_top1_min": "{q4: 0.5}"}
+         "dataset.test_share": 0.3, "export.variants": "[fp32, q4]", "export.check_positions": 100}
 
 
 class Reader(Server):

@@ -1,47 +1,68 @@
-"No dead knobs: each is read by code that makes results, and each result knob enters the key of a stage, each other knob none."
+"No dead knobs: each changes something that is recorded (a call, a request, a split, a verdict), and only result knobs move keys."
 import ast
 import json
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from distillery.core.config import flatten, load_config, result_keys
 from distillery.core.knobs import knobs
+from distillery.pairs.chunk import chunk_documents
+from distillery.pairs.documents import read_documents
 from distillery.workbook.experiment import prepare
 
+from knob_effects import PROBED, SEEN, VALUES, generated
 from knob_values import another
+from pairs_oracle import write_handbook
 
-ROOT = Path(__file__).resolve().parents[1] / "distillery"
-DECLARED = {"core/student_knobs.py", "core/pair_knobs.py", "core/sections.py", "core/knobs.py", "core/config.py"}
-
-
-def words(path: Path) -> set[str]:
-    "Names that a module or the code of a report reads as attributes or holds as texts."
-    found, code = set(), path.read_text("utf-8")
-    if path.suffix == ".ipynb": code = "\n".join("".join(c["source"]) for c in json.loads(code)["cells"] if c["cell_type"] == "code")
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Attribute): found.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str): found |= {node.value, *node.value.split(".")}
-    return found
-
-
-USED = {
-    p.relative_to(ROOT).as_posix(): words(p) for p in [*ROOT.rglob("*.py"), *ROOT.glob("templates/*.ipynb")]
-    if p.relative_to(ROOT).as_posix() not in DECLARED and p.name != "_modidx.py"
-}
+HERE = Path(__file__).parent
 BEFORE = flatten(load_config(preset="handbook"))
 ALL = {"student.extractive": True, "export.gguf": ["f16"], "decisions.distill_arms": ["sft", "sequence"]}
 PLAN = prepare(None, None, load_config(preset="handbook", overrides=ALL)).plan
 
 
-@pytest.mark.parametrize("knob", knobs(), ids=lambda k: k.name)
-def test_every_knob_is_read(knob):
-    *section, name = knob.name.split(".")
-    readers = [
-        module for module, said in USED.items()
-        if name in said and (not section or section[0] in said or section[-1] in said or name in ("r", "alpha"))
-    ]
-    assert readers, f"nothing reads {knob.name}: a dead knob"
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "Six pages of a handbook, as documents, passages and pairs."
+    folder = tmp_path_factory.mktemp("knobs")
+    (folder / "book").mkdir()
+    facts = write_handbook(folder / "book", 6)
+    documents = read_documents(folder / "book").documents
+    chunks = chunk_documents(documents)
+    made = SimpleNamespace(folder=folder, facts=facts, documents=documents, chunks=chunks)
+    made.pairs = generated(made, load_config(preset="handbook", overrides={"dataset.questions_per_chunk": 4}), 99)[1]
+    return made
+
+
+def test_every_knob_is_looked_at_once():
+    assert not set(PROBED) & set(SEEN)
+    assert set(PROBED) | set(SEEN) == set(BEFORE)
+
+
+@pytest.fixture(scope="module")
+def plain(place): return cache(lambda probe, besides: probe(place, load_config(preset="handbook", overrides=dict(json.loads(besides)))))
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_a_change_of_a_knob_is_seen(name, place, plain, monkeypatch):
+    monkeypatch.chdir(place.folder)
+    (place.folder / "qa.jsonl").write_text('{"question": "Where is it?", "answer": "In room 7"}\n')
+    (place.folder / "articles.jsonl").write_text('{"text": "A raven.", "scores": {"clarity": 1}}\n')
+    (probe, besides), knob = PROBED[name], next(k for k in knobs() if k.name == name)
+    value = VALUES[name] if name in VALUES else another(knob, {**BEFORE, **besides}[name])
+    config = load_config(preset="handbook", overrides={**besides, name: value})
+    assert probe(place, config) != plain(probe, json.dumps(besides)), f"{name}: nothing changes where {probe.__name__} looks"
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_an_effect_that_is_seen_elsewhere_has_its_test(name):
+    file, test = SEEN[name].split("::")
+    tree = ast.parse((HERE / f"{file}.py").read_text("utf-8"))
+    found = next((n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == test), None)
+    assert found, f"{SEEN[name]} is gone"
+    assert not [d for d in map(ast.unparse, found.decorator_list) if "mark.skip" in d]
 
 
 def parts_of(**change):

@@ -37,7 +37,7 @@ EVIL = f"Before. {ATTACKS[0]} {ATTACKS[1]} After."
 def project(tmp_path_factory):
     "The kept run as a run of one's own: with a manifest, documents and passages, and one pair out of a hostile document before all others."
     root = lab.copy(tmp_path_factory.mktemp("project"), mine=KEPT)
-    run, config = root / "runs/mine", load_config(overrides=open_results(KEPT).json("config.json"))
+    run, config = root / "runs/mine", load_config(overrides=open_results(KEPT).settings())
     (run / "manifest.json").write_text('{"name": "a name"}')
     documents = read_documents(shipped("handbook"), config.documents.include, config.documents.max_file_mb).documents
     chunks = chunk_documents(documents, config.chunking.max_tokens, config.chunking.min_tokens)

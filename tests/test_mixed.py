@@ -7,7 +7,8 @@ import pytest
 
 from distillery.core.config import load_config
 from distillery.exporting.check import encode_chats
-from distillery.exporting.export import ExportError, quantize_weights, run_builder, weight_matrices
+from distillery.exporting.export import quantize_weights, weight_matrices
+from distillery.exporting.graph import ExportError, run_builder
 from distillery.exporting.fidelity import compare_text, fidelity_metrics
 from distillery.exporting.mixed import build_mixed, fake_quantize, nodes_of, sensitivities
 from distillery.training.toy import toy_base, toy_examples
@@ -86,8 +87,13 @@ def test_the_file_is_under_the_limit_and_one_matrix_more_is_not(student, tmp_pat
     assert found.ci_high == pytest.approx(tried[count], rel=1e-6)
 
 
-def test_no_mix_is_an_error_that_names_the_limit(student, tmp_path):
-    with pytest.raises(ExportError, match=r"export\.kl_max\.mixed"): build_mixed(student, tmp_path / "m", TEXTS, settings(1e-12))
+def test_where_no_mix_keeps_the_limit_there_is_one_of_eight_bits(student, tmp_path):
+    said = json.loads((build_mixed(student, tmp_path / "m", TEXTS, settings(1e-12)) / "mixed.json").read_text())
+    assert said["four_bits"] == []
+    assert said["tried"]["0"]["ci_high"] > said["limit"]
+
+
+def test_mixed_wants_a_limit_to_search_under(student, tmp_path):
     with pytest.raises(ExportError, match="no limit"):
         build_mixed(student, tmp_path / "n", TEXTS, load_config(overrides={"export.kl_max": {"q4": 1.0}}))
 

@@ -138,3 +138,49 @@ def test_a_licence_is_never_guessed(tmp_path):
     assert licence_of(tmp_path) == ("mit", licence_file(str(tmp_path))) == ("mit", "MIT License")
     (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")  # not YAML
     assert licence_of(tmp_path).name is None
+
+
+def in_the_cache(place, monkeypatch, card):
+    "A hub's cache that holds one revision of org/base."
+    folder = place / "hub/models--org--base"
+    (folder / "snapshots/4f2a9c").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("4f2a9c")
+    for name, text in card.items(): (folder / "snapshots/4f2a9c" / name).write_text(text)
+    monkeypatch.setenv("HF_HUB_CACHE", str(place / "hub"))
+
+
+def test_the_licence_of_a_hub_base_comes_from_the_cache(tmp_path, monkeypatch):
+    in_the_cache(tmp_path, monkeypatch, {"README.md": "---\nlicense: mit\n---\n# A base\n", "LICENSE": "Do as you like.\n"})
+    assert licence_of("org/base") == ("mit", "Do as you like.\n")
+    assert licence_file("org/base") == "Do as you like.\n"
+    assert licence_of("org/other") == (None, None)
+
+
+@pytest.mark.parametrize(("base", "said"), [("org/base", "`mit`"), ("org/other", "unknown here")])
+def test_cards_say_licence_and_revision_of_a_hub_base(tmp_path, monkeypatch, base, said):
+    from distillery.core.config import load_config
+    from distillery.shipping.hub_card import hub_card
+
+    in_the_cache(tmp_path, monkeypatch, {"README.md": "---\nlicense: mit\n---\n"})
+    run = tmp_path / "run"
+    run.mkdir()
+    facts = {"run": "abc", "student base": base, **({"base revision": "4f2a9c"} if base == "org/base" else {})}
+    (run / "provenance.json").write_text(json.dumps(facts))
+    (run / "config.json").write_text(json.dumps({"student.base": base}))
+    card, story = hub_card("adapter", "me/it", run, load_config(), []), story_of(run, "q4")
+    line = next(x for x in card.split("\n") if x.startswith("- base:"))
+    assert said in line
+    assert ("at revision 4f2a9c" in line) == ("at revision 4f2a9c" in story.base) == (base == "org/base")
+    assert story.licence == ("mit" if base == "org/base" else "other")
+
+
+def test_a_run_remembers_the_revision_of_its_base(tmp_path, monkeypatch):
+    from distillery.core.config import load_config
+    from distillery.engine.plan import Plan
+    from distillery.workbook.assemble import provenance
+
+    in_the_cache(tmp_path, monkeypatch, {})
+    plan = lambda base: Plan([], load_config(overrides={"student.base": base}), tmp_path / "cache")
+    assert provenance("r", plan("org/base"), "documents", False)["base revision"] == "4f2a9c"
+    assert "base revision" not in provenance("r", plan("builtin:mini"), "documents", False)

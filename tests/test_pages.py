@@ -99,7 +99,7 @@ def test_the_index_shows_choices_by_their_questions_and_says_what_cannot_be_aske
 def decided(tmp_path_factory):
     run = tmp_path_factory.mktemp("decided") / "run"
     shutil.copytree(KEPT, run)
-    write_decisions(RunFolder(run), load_config(overrides=open_results(run).json("config.json")), "")
+    write_decisions(RunFolder(run), load_config(overrides=open_results(run).settings()), "")
     with warm.kernels(): write_pages(RunFolder(run), {"quantization": {}})
     return run
 

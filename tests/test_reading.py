@@ -146,6 +146,12 @@ def test_tracked_changes():
     assert "The warranty lasts 24 months" in text_of("w.docx", case("04", "warranty.docx", page))
 
 
+@pytest.mark.parametrize(("mark", "kept"), [("strike", False), ("dstrike", False), ('dstrike w:val="0"', True)])
+def test_what_is_struck_out_in_word_no_longer_holds(mark, kept):
+    page = word(para("It lasts ", f"<w:r><w:rPr><w:{mark}/></w:rPr><w:t>12 or </w:t></w:r>", "24 months."))
+    assert text_of("a.docx", page) == ("It lasts 12 or 24 months." if kept else "It lasts 24 months.")
+
+
 DELETED = '<w:del w:id="1"><w:r><w:delText>{}</w:delText></w:r></w:del>'
 INSERTED = '<w:ins w:id="2"><w:r><w:t xml:space="preserve">{}</w:t></w:r></w:ins>'
 

@@ -80,13 +80,17 @@ def test_a_narrow_row_says_what_it_left_out_and_writes_nothing_longer(case, tmp_
 
 def test_the_count_is_the_trainers(case):
     transformers = pytest.importorskip("transformers")
+    from distillery.teachers.chat import ChatTokenizer
     from distillery.teachers.open import builtin_dir
     from distillery.training.arguments import chat_lengths
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(builtin_dir("mini"))
+    theirs = transformers.AutoTokenizer.from_pretrained(builtin_dir("mini"))
     pair = PAIR.model_copy(update={"question": "Où? 何？", "answer": " Hall 3 "})
     rows = [make_example("train", pair, passage) for passage in (None, prose(3, 4), "日本語の文章です。" * 9, "x" * 300)]
-    assert chat_lengths(rows, tokenizer) == [MINI.row(r.messages[0].content, r.answer) for r in rows]
+    chats = [[{"role": m.role, "content": m.content} for m in r.messages] for r in rows]
+    counted = [MINI.row(r.messages[0].content, r.answer) for r in rows]
+    assert counted == chat_lengths(rows, ChatTokenizer(builtin_dir("mini")))
+    assert counted == [len(theirs.apply_chat_template(chat, return_dict=True)["input_ids"]) for chat in chats]
 
 
 def document(text: str) -> Document:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import browser
 import pytest
+from preset_sources import GERMAN, RESUME, write_lines
 from warm import COMMAND, run_code
 
-QUICK = ["--set", "sft.epochs=1", "--set", "embedder.tune_steps=2", "--set", "export.check_positions=200",
-         "--set", "export.same_top1_min={int8: 0.5, uint8: 0.5, q4: 0.5}"]
+QUICK = ["--set", "sft.epochs=1", "--set", "embedder.tune_steps=2", "--set", "export.check_positions=200"]
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 ROOMS = ["cutter", "folder", "binder", "plotter", "laminator", "stapler", "press", "scanner"]
 
@@ -130,6 +130,60 @@ def test_the_hostile_title_is_text(finished):
     assert not re.search(r"<script|<img[^>]+onerror", seen)
 
 
+PLANT = """
+import numpy, onnx
+from distillery.exporting import export
+sound = export.quantize_weights
+def worse(file, eight, symmetric, how):
+    sound(file, eight, symmetric, how)
+    if not symmetric: return  # int8 alone lies around zero
+    model = onnx.load(file)
+    for t in model.graph.initializer:
+        if "layers.1.mlp" in t.name and "scale" in t.name:
+            t.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(t), t.name))
+    onnx.save(model, file)
+export.quantize_weights = worse
+"""
+
+
+def test_twelve_german_pairs_end_with_their_page(finished):
+    "Shipped settings throughout; so few answers decide nothing, and the page says so."
+    cwd = finished[0]
+    write_lines(cwd / "qa.jsonl", GERMAN)
+    done = distillery("run", "--pairs", "qa.jsonl", "--set", "workbook.runs_dir=german", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = cwd / "german/latest"
+    assert json.loads((run / "counts.json").read_text())["pairs_kept"] == len(GERMAN)
+    assert json.loads((run / "decisions/quantization.json").read_text())["verdict"].startswith("undecided")
+    assert "Ship fp32 for now" in (run / "reports/quantization.html").read_text("utf-8")
+
+
+def test_a_worse_small_form_is_reported_gated_and_not_packed(finished, tmp_path):
+    "A resume under its preset, with a layer of int8's scales at zero: the run ends, and takeaway 1 is answered."
+    cwd, inside = finished[0], ["--set", "workbook.runs_dir=worse"]
+    (cwd / "resume.md").write_text(RESUME)
+    done = distillery("run", "resume.md", "--preset", "resume", "--teacher", "builtin:extractive", *inside, cwd=cwd, first=PLANT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = (cwd / "worse/latest").resolve()
+    gates = [json.loads(line) for line in (run / "eval/gates.jsonl").read_text().splitlines()]
+    failed = {(g["variant"], g["name"]) for g in gates if g["state"] == "FAIL"}
+    assert ("int8", "same_top1_min") in failed
+    assert json.loads((run / "onnx/int8/check.json").read_text())["ok"] is False
+    card = json.loads((run / "decisions/quantization.json").read_text())
+    assert not card["sentence"].startswith("Ship int8")
+    assert "int8 has drifted beyond its limits" in card["sentence"] or "ALARM: int8" in card["sentence"]
+    page = (run / "reports/quantization.html").read_text("utf-8")
+    for asked in ("quality drop", "certain difficulty levels", "memory saving worth"): assert asked in page
+    (cwd / "pack.yaml").write_text("workbook.runs_dir: worse\n")
+    refused = distillery("package", "int8", "--config", "pack.yaml", "--out", str(tmp_path / "box"), cwd=cwd)
+    assert refused.returncode == 1
+    assert "int8 is not recommended" in refused.stderr
+    assert "--anyway" in refused.stderr
+    packed = distillery("package", "int8", "--anyway", "--config", "pack.yaml", "--out", str(tmp_path / "box"), cwd=cwd)
+    assert packed.returncode == 0, packed.stderr
+    assert "although it misses its limits: " in (tmp_path / "box/README.md").read_text("utf-8")
+
+
 def test_a_full_disk_loses_nothing(finished, tmp_path):
     cwd = finished[0]
     if os.geteuid() != 0 or shutil.which("mount") is None: pytest.skip("mounting a small file system needs root")
@@ -137,7 +191,7 @@ def test_a_full_disk_loses_nothing(finished, tmp_path):
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("no tmpfs to fill here")
-    begin = "from distillery.workbook import checks; checks.LEAST_GIB = 0"  # a disk that is full before the run stops it earlier
+    begin = "from distillery.workbook import needs; needs.LEAST_GIB = 0"  # a disk that is full before the run stops it earlier
     try:
         done = distillery("run", "--docs", str(cwd / "docs"), *QUICK, "--set", f"workbook.cache_dir={small}/cache",
                           "--set", f"workbook.runs_dir={small}/runs", cwd=cwd, first=begin)

@@ -43,8 +43,8 @@ def exported(tmp_path_factory):
 @contextmanager
 def serving(folder, workers=2, **changed):
     "A server in a thread; yields its URL and the service."
-    cfg = load_config(overrides={"server.port": 0, "inference.max_new_tokens": 12, **{k.replace("__", "."): v for k, v in changed.items()}})
-    service = Service(NAME, Engine(OnnxTeacher(folder, 1), workers, cfg.server.queue), cfg)
+    cfg = load_config(overrides={"serve.port": 0, "inference.max_new_tokens": 12, **{k.replace("__", "."): v for k, v in changed.items()}})
+    service = Service(NAME, Engine(OnnxTeacher(folder, 1), workers, cfg.serve.queue), cfg)
     warm_up(service.engine, cfg)
     told, up, box = [], threading.Event(), {}
 
@@ -250,7 +250,7 @@ def test_a_thousand_requests_of_eight_clients_and_none_is_lost(exported, record_
 
 @pytest.mark.slow
 def test_a_full_queue_says_come_again_and_the_client_does(exported):
-    with serving(exported / "q4", workers=1, server__queue=1) as (url, service):
+    with serving(exported / "q4", workers=1, serve__queue=1) as (url, service):
         teacher = OpenAITeacher(url, NAME, concurrency=8, max_retries=40)
         assert all(r.ok for r in ask_all(teacher, questions(40)))
         assert service.report()["answered"] == 40
@@ -282,12 +282,12 @@ def _seconds(work):
 
 
 def test_an_answer_that_takes_too_long_is_given_up(exported):
-    with serving(exported / "q4", server__timeout=0.001) as (url, _): assert post(url, hello(max_tokens=200, temperature=1.9))[0] == 504
+    with serving(exported / "q4", serve__timeout=0.001) as (url, _): assert post(url, hello(max_tokens=200, temperature=1.9))[0] == 504
 
 
 def test_a_port_that_is_taken_is_named(server):
     port = int(re.search(r":(\d+)/", server[0])[1])
-    cfg = load_config(overrides={"server.port": port})
+    cfg = load_config(overrides={"serve.port": port})
     with pytest.raises(DistilleryError, match="something else does"):
         asyncio.run(run_server(server[1], cfg, print, asyncio.Event()))
 
@@ -302,7 +302,7 @@ def process(exported, tmp_path):
     shutil.copytree(exported, run / "onnx")
     for name in ("provenance.json", "manifest.json", "config.json"): (run / name).write_text("{}")
     command = [sys.executable, "-c", "from distillery.commands.cli import main; main()", "serve", "q4", "--run", "aaaa", "--port", "0",
-               "--set", "server.workers=1"]
+               "--set", "serve.workers=1"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first = child.stdout.readline()
@@ -351,9 +351,21 @@ def test_ctrl_c_finishes_what_is_in_flight_and_takes_nothing_new(process, how):
 
 
 def test_only_variants_that_are_there_are_served(tmp_path, exported):
-    from distillery.questions.results import Results
-    from distillery.commands.serve import served_folder
+    from distillery.questions.results import variant_folder
     (tmp_path / "onnx").symlink_to(exported)
     (tmp_path / "genai_config.json").write_text("{}")
     for strange in ("..", ".", "../onnx/q4", "/etc", "q4/../fp32"):
-        with pytest.raises(DistilleryError, match="no variant"): served_folder(Results(tmp_path), strange)
+        with pytest.raises(DistilleryError, match="no variant"): variant_folder(tmp_path, strange, "genai_config.json")
+
+
+def test_a_thought_is_not_streamed(tmp_path):
+    from twins import write_words
+
+    from distillery.teachers.chat import ChatTokenizer
+
+    chat = ChatTokenizer(write_words("qwen3", tmp_path))
+    for wrote, said in (("<think>\n\n</think>\n\nHall 3.", "Hall 3."), ("<thinking>Raven?</thinking>Hall 3.", "Hall 3."),
+                        ("Hall < 3 and [4]", "Hall < 3 and [4]"), ("<5 mm", "<5 mm")):
+        tokens, stream = chat.tokens(wrote), TextStream(chat)
+        pieces = [stream.feed(tokens[: i + 1]) for i in range(len(tokens))]
+        assert "".join(pieces) + stream.rest(chat.said(tokens)[0].strip()) == said

@@ -65,6 +65,34 @@ def test_the_best_of_the_better_else_the_smallest_of_those_as_good():
     assert isinstance(make(base=level(0.5), small=level(0.5)).estimates[0], Estimate)
 
 
+@pytest.mark.parametrize("variant", ["q4", "int8", "fp32"])
+def test_another_base_is_exported_as_the_runs_own_is(tmp_path, monkeypatch, variant):
+    "A run whose first variant is a small one trains its other bases too."
+    from distillery.core.student_knobs import QuantizationSection
+    from distillery.engine.plan import Job
+    from distillery.exporting import export, merge
+    from distillery.training import sft
+
+    config = load_config(overrides={"decisions.bases": ["builtin:mini", "builtin:tiny"], "export.variants": [variant],
+                                    "quantization.block_size": 64})
+    built = []
+
+    def train(*arguments, **_):
+        (tmp_path / "scratch/adapter").mkdir(parents=True)
+        (tmp_path / "scratch/adapter/training.json").write_text("{}")
+    monkeypatch.setattr(sft, "train_adapter", train)
+    monkeypatch.setattr(merge, "merge_adapter", lambda *_: None)
+    monkeypatch.setattr(export, "build_onnx", lambda merged, out, form, how=None: built.append((out.name, form, how)))
+    stage = next(s for s in sizes_stages(open_source(None, None, None), config, tmp_path / "cache") if s.name == "base-tiny")
+    for name in ("train", "validation"): write_jsonl(tmp_path / f"dataset/{name}.jsonl", toy_examples(2, name))
+    (tmp_path / "out").mkdir()
+    stage.run(Job(config, {"dataset": tmp_path / "dataset"}, tmp_path / "out", tmp_path / "scratch", lambda *_: None))
+    ((place, form, how),) = built
+    assert (place, form) == ("onnx", variant)
+    assert how is None if variant == "fp32" else isinstance(how, QuantizationSection) and how.block_size == 64
+    assert ("quantization" in stage.reads) == (variant != "fp32")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     "A run on invented facts: two random bases, a random encoder, MLX."

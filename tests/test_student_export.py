@@ -1,4 +1,4 @@
-"""Exported variants are the student they came from, quantization does what the knobs say, and a broken one is stopped."""
+"""Exported variants are the student they came from, quantization does what the knobs say, and a broken one is told."""
 import json
 import shutil
 from pathlib import Path
@@ -134,15 +134,16 @@ def test_an_export_of_another_model_is_stopped(student, variants, tmp_path):
         check_variants(student, {"fp32": other}, toy_examples(12), load_config(overrides=TRAIN))
 
 
-def test_a_zeroed_layer_is_stopped_and_written_down(student, variants, tmp_path):
+def test_a_zeroed_layer_is_written_down_and_stops_nothing(student, variants, tmp_path):
     broken = Path(shutil.copytree(variants["int8"], tmp_path / "int8"))
     model = onnx.load(broken / "model.onnx")
     for t in model.graph.initializer:
         if "layers.0.mlp.down_proj" in t.name and "scale" in t.name:
             t.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(t), t.name))
     onnx.save(model, broken / "model.onnx")
-    with pytest.raises(ExportError, match="int8"): check_variants(student, {"int8": broken}, toy_examples(12), load_config(overrides=TRAIN))
-    assert ExportCheck(**json.loads((broken / "check.json").read_text())).ok is False
+    made = check_variants(student, {"int8": broken}, toy_examples(12), load_config(overrides=TRAIN))
+    assert made["int8"].ok is False
+    assert ExportCheck(**json.loads((broken / "check.json").read_text())) == made["int8"]
 
 
 def test_logits_that_are_no_numbers_never_pass():

@@ -14,7 +14,8 @@ from distillery.core.errors import DistilleryError
 from distillery.core.knobs import knobs
 from distillery.training.arguments import lora_arguments, sft_arguments, training_rows
 from distillery.training.checkpoints import EpochSampler, last_checkpoint
-from distillery.training.sft import load_base, make_trainer, read_log, train_adapter
+from distillery.training.bases import load_base
+from distillery.training.sft import make_trainer, read_log, train_adapter
 from distillery.training.toy import toy_base, toy_examples
 
 pytest.importorskip("trl")
@@ -25,12 +26,13 @@ OTHER = {"lora.r": 8, "lora.alpha": 16.0, "lora.dropout": 0.3, "lora.target_modu
          "sft.gradient_accumulation": 2, "sft.learning_rate": 1e-3, "sft.max_length": 64, "sft.warmup_ratio": 0.2, "sft.weight_decay": 0.1,
          "sft.packing": False, "sft.group_by_length": False, "sft.eval_strategy": "epoch", "sft.load_best_model_at_end": True,
          "sft.seed": 7, "sft.gradient_checkpointing": True, "sft.dataloader_num_workers": 1,
-         "sft.save_strategy": "steps", "sft.save_total_limit": 5,
+         "sft.save_strategy": "steps", "sft.save_total_limit": 5, "sft.precision": "bf16",
          "sft.logging_steps": 3}
-ELSEWHERE = {"sft.processes", "sft.early_stopping_patience"}  # no field of SFTConfig by that name: see test_training_sft
+ELSEWHERE = {"sft.processes", "sft.early_stopping_patience", "sft.wait_policy"}  # seen in test_training_sft and test_devices
 FIELDS = {"lora.alpha": "lora_alpha", "lora.dropout": "lora_dropout", "sft.epochs": "num_train_epochs",
           "sft.batch_size": "per_device_train_batch_size", "sft.gradient_accumulation": "gradient_accumulation_steps",
-          "sft.warmup_ratio": "warmup_steps", "sft.group_by_length": "train_sampling_strategy"}
+          "sft.warmup_ratio": "warmup_steps", "sft.group_by_length": "train_sampling_strategy",
+          "sft.precision": "bf16"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_every_knob_reaches_its_library(name, tmp_path):
 
     before, after = recorded(extra), recorded({**extra, name: OTHER[name]})
     assert before != after
-    wanted = {"sft.group_by_length": "random", "lora.target_modules": {"v_proj"}}.get(name, OTHER[name])
+    wanted = {"sft.group_by_length": "random", "lora.target_modules": {"v_proj"}, "sft.precision": True}.get(name, OTHER[name])
     assert getattr(after, "value", after) == wanted
 
 

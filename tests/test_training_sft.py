@@ -14,7 +14,8 @@ from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.training.arguments import share_batch, sft_arguments
 from distillery.training.checkpoints import last_checkpoint
-from distillery.training.sft import load_base, make_trainer, read_log, train_adapter
+from distillery.training.bases import load_base
+from distillery.training.sft import make_trainer, read_log, train_adapter
 from distillery.training.toy import toy_base, toy_examples
 
 torch = pytest.importorskip("torch")

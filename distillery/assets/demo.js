@@ -7,6 +7,8 @@ const unpack = async (id) => {
 };
 const library = async (id) => import(URL.createObjectURL(new Blob([await unpack(id)], { type: "text/javascript" })));
 const whole = (values) => BigInt64Array.from(values, BigInt);
+const WORDS = "(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis)";
+const THOUGHT = new RegExp(`^\\s*(?:<${WORDS}>|\\[${WORDS}\\]|◁think▷)[^]*?(?:</${WORDS}>|\\[/${WORDS}\\]|◁/think▷|$)`, "i");
 
 async function load() {
   const about = JSON.parse(new TextDecoder().decode(await unpack("about")));
@@ -51,7 +53,8 @@ async function load() {
       written.push(token);
       tokens = [token];
     }
-    return { text: tokenizer.decode(written, { skip_special_tokens: true }).trim(), tokens: written.length };
+    const said = about.lead + tokenizer.decode(written, { skip_special_tokens: true });
+    return { text: said.replace(THOUGHT, "").trim(), tokens: written.length };
   };
   return { about, encode, answer };
 }

@@ -18,7 +18,7 @@ Run = Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or late
 
 
 def ask(
-    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
+    variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it; extractive is its reader.")],
     question: Annotated[str, typer.Argument(help="What to ask")],
     run: Run = "latest", config: File = None,
 ) -> None:
@@ -27,6 +27,7 @@ def ask(
     \b
     Example:
       distillery ask q4 "Who operates the Raven 74?"
+      distillery ask extractive-int8 "Who operates the Raven 74?"
     """
     from distillery.workbook.runs import ask as ask_run
 

@@ -14,12 +14,13 @@ import typer
 from rich.text import Text
 
 from .environment import check_weights, describe
-from .options import File, console, settings
+from .options import Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, next_command, one_folder, settings
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..engine.source import shipped
 from ..reading.listing import list_files
-from ..workbook.checks import Check, check_packages, check_plan, check_space
+from ..workbook.checks import check_plan
+from ..workbook.needs import Check, check_packages, check_space
 from ..workbook.sharing import network_kind
 
 # %% ../../nbs/commands/23_doctor.ipynb #f9b7c4f0
@@ -66,20 +67,22 @@ def check_store(
 
 
 def doctor(
-    config: File = None,
+    folder: Folder = None, docs: Docs = None, pairs: Pairs = None, articles: Articles = None, teacher: Teacher = None, config: File = None,
+    preset: Preset = None, sets: Set = None,
     store: Annotated[bool, typer.Option("--store", help="Compare all that was kept with its digests; remove damaged outputs.")] = False,
 ) -> None:
-    """Check packages, weights, disk, teacher and settings; exit with 1 if something is missing.
+    """Check packages, weights, disk, teacher, base and settings; exit with 1 if something is missing.
 
     \b
     Examples:
-      distillery doctor --config distillery.yaml
+      distillery doctor
+      distillery doctor ./manuals --preset tinyllama-1.1b
       distillery doctor --store
     """
     from distillery.pages.terminal import facts_table
     from distillery.training.preflight import machine_speed
 
-    out, cfg = console(), settings(config, None, None)
+    out, cfg = console(), settings(config, preset, sets, one_folder(folder, docs), pairs, teacher, articles)
     speed = f"{machine_speed() / 1e9:.0f} GFLOP/s" if check_packages({"torch": "train"})[0].ok else "not measured"
     here = {"documents": documents_of(cfg), "speed": speed, "teacher": cfg.teacher.model, "student base": cfg.student.base}
     out.print(facts_table(describe() | here))
@@ -88,3 +91,4 @@ def doctor(
         line = f"{'ok ' if c.ok else 'NO '} {c.name:<24}{c.found}" + (f"   fix: {c.fix}" if not c.ok or c.warns else "")
         out.print(Text(line, style="red" if not c.ok else "yellow" if c.warns else ""))
     if not all(c.ok for c in checks): raise typer.Exit(1)
+    out.print(Text(f"Next: {next_command(cfg, config, preset, sets, teacher)}"))

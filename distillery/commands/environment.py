@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..reading.listing import list_inputs
 from ..wire.bounded import read_json
-from ..workbook.checks import Check
+from ..workbook.needs import Check
 
 # %% ../../nbs/commands/10_environment.ipynb #05bce636
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>

@@ -8,9 +8,7 @@ __all__ = ['estimate']
 # %% ../../nbs/commands/24_estimate.ipynb #cc438773
 from rich.text import Text
 
-from .options import Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, one_folder, settings
-from ..core.config import flatten
-from ..engine.source import command_of
+from .options import Articles, Docs, File, Folder, Pairs, Preset, Set, Teacher, console, next_command, one_folder, settings
 
 # %% ../../nbs/commands/24_estimate.ipynb #9c7a9c1d
 def estimate(
@@ -30,4 +28,4 @@ def estimate(
     job = prepare(None, None, settings(config, preset, sets, one_folder(folder, docs), pairs, teacher, articles))
     check_request(job)
     console().print(facts_table(estimate_run(job)))
-    console().print(Text(f"Next: {command_of(flatten(job.config))}"))
+    console().print(Text(f"Next: {next_command(job.config, config, preset, sets, teacher)}"))

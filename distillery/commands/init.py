@@ -18,7 +18,8 @@ from .options import console
 from ..pages.terminal import facts_table
 from ..core.config import ConfigError, chosen_yaml
 from ..core.errors import DistilleryError
-from ..engine.source import command_of
+from ..engine.source import command_of, open_source
+from ..reading.row_files import ENDS
 
 # %% ../../nbs/commands/22_init.ipynb #ef43d5d7
 def one_corpus(
@@ -35,15 +36,16 @@ def one_corpus(
 
 # %% ../../nbs/commands/22_init.ipynb #1f8e6b94
 def choices(
-    docs: Path,  # From `one_corpus`
+    docs: Path,  # From `one_corpus`, or a file of pairs
     teacher: str,  # One of `teachers.open.FORMS`, filled in
 ) -> dict[str, str]:  # Dotted name to value
-    "What `init` decides; paths are relative to the file."
-    return {"docs": os.path.relpath(docs) if not docs.is_absolute() else str(docs), "teacher.model": teacher}
+    "What `init` decides; paths are relative to the file, and a file of pairs needs no teacher."
+    place = os.path.relpath(docs) if not docs.is_absolute() else str(docs)
+    return {"pairs": place} if docs.name.lower().endswith(ENDS) else {"docs": place, "teacher.model": teacher}
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where your documents are")] = Path("."),
+    folder: Annotated[Path, typer.Argument(help="Where your documents are, or a file of pairs")] = Path("."),
     force: Annotated[bool, typer.Option("--force", help="Overwrite distillery.yaml")] = False,
 ) -> None:
     """Look around and write a commented distillery.yaml.
@@ -54,6 +56,7 @@ def init(
     Examples:
       distillery init
       distillery init ./manuals
+      distillery init qa.jsonl
     """
     out, target = console(), Path("distillery.yaml")
     if target.exists() and not force: raise DistilleryError("distillery.yaml is already here", "edit it, or write it anew with --force")
@@ -61,7 +64,9 @@ def init(
     servers = find_servers()
     spec = f"{servers[0].url}#{servers[0].models[0]}" if servers and servers[0].models else "builtin:extractive"
     chosen = choices(docs, spec)
-    target.write_text(chosen_yaml("technical-docs", chosen), encoding="utf-8")
-    out.print(facts_table(describe() | {f"documents in {p.name or p}": n for p, n in found[:5]}
-                          | {f"{s.kind} at {s.url}": ", ".join(s.models) or "no model" for s in servers}))
-    out.print(Text(f"Wrote distillery.yaml (documents: {chosen['docs']}, teacher: {spec}). Next:\n  {command_of(chosen)}"))
+    if "docs" in chosen: open_source(docs, None, None)
+    target.write_text(chosen_yaml("technical-docs" if "docs" in chosen else "qa-import", chosen), encoding="utf-8")
+    told = {f"documents in {p.name or p}": n for p, n in found[:5]} if "docs" in chosen else {}
+    out.print(facts_table(describe() | told | {f"{s.kind} at {s.url}": ", ".join(s.models) or "no model" for s in servers}))
+    what = ", ".join(f"{name.removesuffix('.model')}: {value}" for name, value in chosen.items())
+    out.print(Text(f"Wrote distillery.yaml ({what}). Next:\n  {command_of(chosen)}"))

@@ -17,11 +17,16 @@ from rich.text import Text
 
 from ..core.config import Config
 from ..core.errors import DistilleryError
+from ..core.numbers import number
 from ..core.store import open_run
+from ..exporting.reader import READER
 from ..training.preflight import licence_of
 from ..shipping.package import Story, package_variant, verify_package
 from .options import File, console, settings
+from ..evaluation.ladder import drift_of
 from ..pairs.set_notes import examples_of
+from ..questions.results import variant_folder
+from ..shipping.hub_card import public_name
 
 # %% ../../nbs/commands/60_package.ipynb #b725084d
 def licence_file(
@@ -43,16 +48,24 @@ def story_of(
 ) -> Story:  # For the card
     "Tell what a run knows of a variant."
     settings, facts, counts = (_read(run / f"{n}.json") for n in ("config", "provenance", "counts"))
-    base = str(settings.get("student.base", "an unknown base"))
-    shown = base if base.startswith("builtin:") else Path(base).name
+    reader = variant in READER
+    base = str(settings.get("student.extractive_base" if reader else "student.base", "an unknown base"))
+    revision = f" at revision {facts['base revision']}" if "base revision" in facts and not reader else ""
+    shown = base if base.startswith("builtin:") else base + revision if revision else Path(base).name
+    teacher = public_name(str(facts.get("teacher", "unknown")))
     rows, documents = counts.get("training_rows", "An unknown number of"), counts.get("documents", "some")
-    data = (f"{rows} question-answer pairs that a teacher ({facts.get('teacher', 'unknown')}) wrote from {documents} documents "
+    data = (f"{rows} question-answer pairs that a teacher ({teacher}) wrote from {documents} documents "
             f"({facts.get('source', 'unknown source')}), checked by rules and a judge. "
             "Documents are split before anything is written, so that no test document was trained on.")
     made: dict[str, str] = {k: str(facts[k]) for k in ("run", "code", "inputs", "seeds", "versions", "device") if k in facts}
-    return Story(shown, licence_of(base).name or "other", data, _read(run / "eval" / variant / "metrics.json"), made)
+    figures = _read(run / "reader" / f"{variant}.json" if reader else run / "eval" / variant / "metrics.json")
+    return Story(shown, licence_of(base).name or "other", data, figures, made, "" if reader else drift_of(run, variant))
 
 # %% ../../nbs/commands/60_package.ipynb #548c0096
+def _refuse_worse(said: str, anyway: bool) -> None:
+    if said and not anyway: raise DistilleryError(said, "pack another form, or this one with --anyway")
+
+
 def package_run(
     run: Path,  # A run folder
     variant: str,  # One of its variants
@@ -60,22 +73,29 @@ def package_run(
     config: Config,  # Read: export.*, workbook.cache_dir
     gguf: Sequence[str] = (),  # Kinds of GGUF to add
     demo: bool = False,  # Add a page
+    anyway: bool = False,  # Also a variant that misses its fidelity limits
 ) -> Path:  # `out`
     "Pack a variant of a finished run, with GGUF files and a page if asked for."
     from distillery.exporting.check import evaluation_texts
     from distillery.shipping.demo import demo_facts, write_demo
     from distillery.exporting.gguf import export_gguf
+    from distillery.exporting.reader import readers_of
+    from distillery.shipping.reader_package import package_reader
 
-    folder, merged = run / "onnx" / variant, run / "student" / "merged"
-    if not any(folder.glob("*.onnx")) or not (merged / "config.json").is_file():
-        known = sorted(p.name for p in folder.parent.glob("*") if any(p.glob("*.onnx")))
-        raise DistilleryError(f"run {run.name} has no variant {variant!r} to pack",
-                              f"one of: {', '.join(known) or 'none; run `distillery run` first'}")
+    if variant in readers_of(run):
+        base = str(_read(run / "config.json").get("student.extractive_base", ""))
+        return package_reader(readers_of(run)[variant], out, story_of(run, variant), licence_file(base))
+    folder, merged = variant_folder(run, variant, besides=readers_of(run)), run / "student" / "merged"
+    if not (merged / "config.json").is_file():
+        raise DistilleryError(f"run {run.name} has no merged student to pack", "run `distillery run` first")
     story, base = story_of(run, variant), str(_read(run / "config.json").get("student.base", ""))
+    _refuse_worse(f"{variant} is not recommended: {story.drift}" if story.drift else "", anyway)
     with tempfile.TemporaryDirectory() as scratch:
         extras, made = dict[str, Path](), Path(scratch)
         if gguf:
-            export_gguf(merged, made / "gguf", gguf, evaluation_texts(examples_of(run / "dataset")), config)
+            checks = export_gguf(merged, made / "gguf", gguf, evaluation_texts(examples_of(run / "dataset")), config)
+            worse = [f"{c.variant}: same likeliest token at {number(c.same_top1)} ({c.limit})" for c in checks if not c.ok]
+            _refuse_worse(f"not recommended: {'; '.join(worse)}" if worse else "", anyway)
             extras |= {f"gguf/{p.name}": p for p in sorted((made / "gguf").iterdir())}
         if demo:
             asked = [e.question for e in examples_of(run / "dataset", ["recall"]) if e.kind == "answer" and e.passage is None][:5]
@@ -89,8 +109,9 @@ def package(
     variant: Annotated[str, typer.Argument(help="fp32, int8, uint8, q4 or mixed, if the run exported it.")],
     run: Annotated[str, typer.Option("--run", "-r", help="A run; the latest by default.")] = "latest",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder; by default package-VARIANT.")] = None,
-    gguf: Annotated[list[str] | None, typer.Option("--gguf", help="Add a GGUF file, f16 or q8_0; may be repeated.")] = None,
+    gguf: Annotated[list[str] | None, typer.Option("--gguf", help="Add a GGUF file, f16, q8_0 or q4_k_m; may be repeated.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Add a page that answers in a browser; npm fetches what it needs.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also a variant that misses its fidelity limits; the card says so.")] = False,
     config: File = None,
 ) -> None:
     """Pack a variant of a finished run: model, tokenizer, card, licence, digests.
@@ -101,7 +122,8 @@ def package(
       distillery package q4 --out ship --gguf q8_0 --demo
     """
     cfg = settings(config, None, None)
-    place = package_run(open_run(Path(cfg.workbook.runs_dir), run).path, variant, out or Path(f"package-{variant}"), cfg, gguf or [], demo)
+    folder, place = open_run(Path(cfg.workbook.runs_dir), run).path, out or Path(f"package-{variant}")
+    package_run(folder, variant, place, cfg, gguf or [], demo, anyway)
     if wrong := verify_package(place): raise DistilleryError("; ".join(wrong), "the disk is failing, or something writes into this folder")
     for file in sorted(p for p in place.rglob("*") if p.is_file()):
         console().print(Text(f"{file.stat().st_size:>12,}  {file.relative_to(place)}"))

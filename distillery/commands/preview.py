@@ -15,17 +15,16 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from ..core.config import Config, flatten
+from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import digest_text
 from ..core.records import Chunk, Pair, Slot
-from ..engine.source import command_of
 from ..pairs.asking import Rejected
 from ..pairs.slots import chance
 from ..teachers.budget import open_journal
 from ..teachers.protocol import Teacher
-from .calls import plain
-from .options import Docs, File, Folder, Preset, Set, console, one_folder, settings
+from .calls import as_text
+from .options import Docs, File, Folder, Preset, Set, console, next_command, one_folder, settings
 from .options import Teacher as Spec
 from ..workbook.checks import check_teacher, require_plan
 from ..workbook.estimate import Listening, Request, check_asks, plan_of, sample_slots, shared
@@ -77,10 +76,10 @@ def show_preview(
     "Question, answer and evidence of each pair, then the rejections; all of it as text."
     lines = list[Text]()
     for p in made.pairs:
-        lines += [Text.assemble(("question  ", "dim"), plain(p.question)), Text.assemble(("answer    ", "dim"), plain(p.answer))]
+        lines += [Text.assemble(("question  ", "dim"), as_text(p.question)), Text.assemble(("answer    ", "dim"), as_text(p.answer))]
         place = f"{p.evidence.text} ({p.doc_id}, characters {p.evidence.start} to {p.evidence.end})" if p.evidence else "none"
-        lines += [Text.assemble(("evidence  ", "dim"), plain(place)), Text("")]
-    lines += [Text.assemble((f"rejected {r.step}: ", "yellow"), plain(r.reason, 100), "  ", plain(r.text, 120)) for r in made.rejected]
+        lines += [Text.assemble(("evidence  ", "dim"), as_text(place)), Text("")]
+    lines += [Text.assemble((f"rejected {r.step}: ", "yellow"), as_text(r.reason, 100), "  ", as_text(r.text, 120)) for r in made.rejected]
     took = f"{made.prompt_tokens:,} prompt and {made.answer_tokens:,} answer tokens, {made.cost:.4f} {currency}, {made.seconds:.1f} s"
     lines.append(Text(f"{len(made.pairs)} pairs, {len(made.rejected)} rejected candidates, {made.requests} requests, {took}"))
     return Group(*lines)
@@ -112,4 +111,4 @@ def preview_command(
 
     job = prepare(None, None, settings(config, preset, sets, one_folder(folder, docs), None, teacher))
     console().print(preview_run(job, n))
-    console().print(Text(f"Next: {command_of(flatten(job.config))}"))
+    console().print(Text(f"Next: {next_command(job.config, config, preset, sets, teacher)}"))

@@ -52,7 +52,7 @@ def runs_compare(one: Run, other: Run, config: File = None) -> None:
 
     out, cfg = console(), settings(config, None, None)
     a, b = (open_results(open_run(Path(cfg.workbook.runs_dir), name).path) for name in (one, other))
-    changed = changed_settings(a.json("config.json", {}), b.json("config.json", {}))
+    changed = changed_settings(a.settings(), b.settings())
     out.print(facts_table({k: f"{x!r} -> {y!r}" for k, (x, y) in changed.items()}) if changed else Text("no setting differs"))
     for warning in compare_warnings(a, b): out.print(Text(warning, style="yellow"))
     out.print(Table.of(compare_table(a, b, cfg)).rich(out.width))

@@ -19,7 +19,7 @@ if TYPE_CHECKING: import numpy as np
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['FEW', 'tango_variance', 'crowding', 'occurrence_design', 'identity_design', 'Differences', 'variance_at',
+__all__ = ['FEW', 'tango_variance', 'crowding', 'occurrence_design', 'doubt_of', 'identity_design', 'Differences', 'variance_at',
            'critical_distance', 'distance_from', 'summarise_differences', 'stored', 'difference_interval', 'tail_p',
            'equivalence_p']
 
@@ -49,9 +49,22 @@ def occurrence_design(
     differ: Vector,  # [G] cases of each cluster that differ, some at least
     sizes: Vector,  # [G] number of cases of each cluster
 ) -> float:  # Factor of the variance, at least 1
-    "Design effect of where differences occur, by the beta-binomial model, its excess doubled for what few differences hide."
+    "Design effect of where differences occur, by the beta-binomial model."
     if sizes.max() == 1: return 1.0
-    return 1 + 2 * max(0.0, float(sizes.sum()) / share_posterior(differ, sizes).worth() - 1)
+    found, n = share_posterior(differ, sizes), float(sizes.sum())
+    if differ.max() > 1: return 1 + 2 * max(0.0, n / found.worth() - 1)  # doubled for what few differences hide
+    share, end = float(differ.sum()) / n, float(found.quantile(0.95))
+    return 1 + 1.1 * max(0.0, n * (end - share) ** 2 / (end * (1 - end)) / 1.645**2 - 1)
+
+
+def doubt_of(
+    differ: Vector,  # [G] cases of each cluster that differ
+    some: float,  # Effective number of clusters that differ
+    onesided: float,  # 1 where all differences point one way, 0 where gains and losses are as large
+) -> float:  # Weight, 0 to 1, of where differences occur against the variance over clusters
+    "How little the variance over clusters is to be trusted: the less the more of them differ, and where differences point both ways."
+    fades = exp(-some / 3.5) if differ.max() > 1 else exp(-(((some - 1) / 3) ** 2))
+    return fades * (1 + onesided) / 2
 
 
 def identity_design(
@@ -152,7 +165,8 @@ def summarise_differences(
     rare = not same and zeros > 0 and some < FEW
     return Differences(
         n=n, df=df, gains=gains, losses=losses, squares=mean_square, zeros=zeros, design=1.0 if same else variance / alone,
-        assumed=occurrence_design(differ, sizes) if rare else 1.0, doubt=zeros * exp(-some / 3.5) if rare else 0.0,
+        assumed=occurrence_design(differ, sizes) if rare else 1.0,
+        doubt=zeros * doubt_of(differ, some, abs(gains - losses) / (gains + losses)) if rare else 0.0,
         clusters=effective_clusters(sizes), crowd=crowding(sizes), reach=reach), sqrt(variance)
 
 

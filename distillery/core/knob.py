@@ -8,7 +8,9 @@ __all__ = ['Kind', 'key', 'Section']
 # %% ../../nbs/core/04_knob.ipynb #976f7275
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .address import without_logins
 
 # %% ../../nbs/core/04_knob.ipynb #a8b4d5bd
 Kind = Literal["result", "execution", "presentation"]
@@ -29,4 +31,9 @@ def key(
 # %% ../../nbs/core/04_knob.ipynb #0cb066ed
 class Section(BaseModel):
     "A frozen section of settings, which refuses names it does not know."
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_logins(cls, values: Any) -> Any:
+        return without_logins(values)

@@ -12,7 +12,6 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from .address import public_address
 from .knob import Section, key
 
 # %% ../../nbs/core/07_pair_knobs.ipynb #210ecd54
@@ -50,11 +49,6 @@ class TeacherSection(Section):
     breaker_failures: int = key(3, "execution", "failures in a row that open the circuit breaker: nothing is sent for a while", ge=1)
     breaker_wait_s: float = key(10, "execution", "seconds until the circuit breaker lets a trial request through", gt=0)
     api_key_env: str = key("OPENAI_API_KEY", "execution", "environment variable that holds the server's key")
-
-    @field_validator("model", "fallback")
-    @classmethod
-    def _without_login(cls, spec: str | None) -> str | None:
-        return spec and public_address(spec)
 
     @field_validator("parameters")
     @classmethod

@@ -163,7 +163,8 @@ def _differences(x: Vector, y: Vector, clusters: Sequence[Any] | None, scale: Sc
     if scale is not None:
         for level in (x, y): _on_scale(level, scale)
         reach = scale[1] - scale[0]
-    else: reach = (float(np.abs([x, y]).max()) or 1.0) if np.ptp(d) == 0 else inf  # no ends: the largest value seen stands in
+    elif d.var() <= 4e-12 * float((d * d).mean()): reach = float(np.abs([x, y]).max()) or 1.0  # no ends: the largest value seen stands in
+    else: reach = inf
     return *summarise_differences(d, moments, cluster_moments(d != 0, clusters)[0], reach), moments[0]
 
 # %% ../../nbs/core/40_stats.ipynb #38234595

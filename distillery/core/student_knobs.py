@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'StudentSection', 'LoraSection', 'SftSection', 'DistillSection', 'InferenceSection', 'ExportSection',
-           'QuantizationSection', 'EvaluationHubSection', 'EvaluationSection', 'ServerSection', 'ModelSection',
+           'QuantizationSection', 'EvaluationHubSection', 'EvaluationSection', 'ServeSection', 'ModelSection',
            'ThresholdsSection']
 
 # %% ../../nbs/core/06_student_knobs.ipynb #4e32cabc
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from .address import public_address
 from .knob import Section, key
 
 # %% ../../nbs/core/06_student_knobs.ipynb #6c6667c8
@@ -52,12 +51,16 @@ class SftSection(Section):
     early_stopping_patience: int = key(
         0, "result", "measurements without a lower validation loss before training stops; 0: never; needs load_best_model_at_end", ge=0)
     seed: int = key(88, "result", "seed of initial adapter, order and dropout")
+    precision: Literal["auto", "fp32", "bf16"] = key(
+        "auto", "result", "auto: bf16 (weights and products; the adapter stays fp32) on a CUDA device that has it, else fp32")
     gradient_checkpointing: bool = key(False, "execution", "recompute activations: less memory, more time")
     dataloader_num_workers: int = key(2, "execution", "processes that prepare batches", ge=0)
     save_strategy: Literal["no", "epoch", "steps"] = key("epoch", "execution", "when a checkpoint is written, besides at Ctrl-C")
     processes: int = key(1, "execution", "training processes, one a device; the effective batch stays the same", ge=1)
     save_total_limit: int = key(2, "execution", "checkpoints kept", ge=1)
     logging_steps: int = key(10, "execution", "steps between two lines of the training log", ge=1)
+    wait_policy: Literal["auto", "active", "passive"] = key(
+        "auto", "execution", "how idle threads wait on a CPU: spinning (active) or asleep (passive); auto sleeps while the cores are busy")
 
     @field_validator("eval_strategy", "save_strategy", mode="before")
     @classmethod
@@ -78,11 +81,6 @@ class DistillSection(Section):
     steps: int = key(200, "result", "optimiser steps of on_policy", ge=1)
     beta: float = key(1.0, "result", "divergence of on_policy: 0 forward KL, 1 reverse KL, between: Jensen-Shannon", ge=0, le=1)
 
-    @field_validator("teacher")
-    @classmethod
-    def _without_login(cls, spec: str | None) -> str | None:
-        return spec and public_address(spec)
-
 # %% ../../nbs/core/06_student_knobs.ipynb #af9a34c5
 VARIANTS = ("fp32", "int8", "uint8", "q4")
 
@@ -97,9 +95,10 @@ class ExportSection(Section):
     "Settings of export: which ONNX variants are made, and how far they may drift."
     variants: list[Literal["fp32", "int8", "uint8", "q4", "mixed"]] = key(
         list(VARIANTS), "result", "variants to export; fp32 is the reference; mixed finds the smallest file under kl_max.mixed")
-    backend: Literal["genai", "optimum"] = key(
-        "genai", "result", "who exports: onnxruntime-genai's model builder, or Optimum in an environment of its own (extra `optimum`)")
-    gguf: list[Literal["f16", "q8_0"]] = key([], "result", "GGUF files to write besides, for llama.cpp and Ollama")
+    backend: Literal["genai", "torch", "optimum"] = key(
+        "genai", "result", "who exports: genai is the model builder, or PyTorch where that is wrong for a base; torch; optimum")
+    gguf: list[Literal["f16", "q8_0", "q4_k_m"]] = key(
+        [], "result", "GGUF files to write besides, for llama.cpp and Ollama; q4_k_m needs llama.cpp (`make .venv-llama/.installed`)")
     max_logit_difference: float = key(1e-3, "result", "largest allowed difference of fp32 logits to the merged model", gt=0)
     same_top1_min: dict[str, float] = key(
         {"int8": 0.95, "uint8": 0.95, "q4": 0.90, "mixed": 0.90}, "result", "share of positions where the likeliest token stays the same")
@@ -140,15 +139,21 @@ class EvaluationSection(Section):
         [], "result", "further phrases that make an answer a refusal, beside the wordings of core/replies.yaml",
     )
     concurrency: list[Annotated[int, Field(ge=1)]] = key([1, 8], "result", "requests at once for which latency is measured")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", "result", "where exports are measured; auto: a GPU where the installed ONNX Runtime was built for one, else the CPU")
     latency_questions: int = key(48, "result", "questions whose first token and further ones are timed; 0 times none", ge=0)
     eval_data_dir: str | None = key(None, "execution", "folder of own evaluation sets: one JSONL file of question and answer each")
     report_output: str = key("eval_reports", "execution", "where `distillery evaluate` writes")
     hub: EvaluationHubSection = Field(default_factory=EvaluationHubSection)
 
 # %% ../../nbs/core/06_student_knobs.ipynb #44de454c
-class ServerSection(Section):
+class ServeSection(Section):
     "Settings of `distillery serve`."
-    host: str = key("127.0.0.1", "execution", "address to listen at; any other than 127.0.0.1 can be reached by others")
+    host: str = key("127.0.0.1", "execution", "address to listen at; any other than 127.0.0.1 can be reached by others, and needs a token")
+    names: list[str] = key([], "execution", "further host names that clients may call it by, e.g. behind a proxy")
+    token_env: str = key("DISTILLERY_TOKEN", "execution", "environment variable that holds the token which clients must send")
+    read_timeout: float = key(30, "execution", "longest time for a client to send a request, and to say nothing at all, seconds", gt=0)
+    connections: int = key(256, "execution", "connections open at once; further ones are closed at once", ge=1)
     port: int = key(8080, "execution", "port to listen at; 0 takes a free one", ge=0, le=65535)
     timeout: float = key(600, "execution", "longest time for one answer, and for those in flight at the end, seconds", gt=0)
     health_check_timeout: float = key(60, "execution", "longest time until the model has loaded and answered once, seconds", gt=0)
@@ -166,6 +171,7 @@ class ModelSection(Section):
 class ThresholdsSection(Section):
     "Thresholds of the gates, compared with bounds of intervals, not with point estimates."
     exact_match_rate_min: float = key(0.35, "result", "least share of right answers", ge=0, le=1)
+    recall_match_min: float = key(0.80, "result", "least share of taught facts that are answered right, of the set recall", ge=0, le=1)
     token_f1_min: float = key(0.55, "result", "least mean token F1", ge=0, le=1)
     keyword_coverage_min: float = key(0.75, "result", "least mean share of the answer's key words", ge=0, le=1)
     refusal_accuracy_min: float = key(0.90, "result", "least share of unanswerable questions refused", ge=0, le=1)

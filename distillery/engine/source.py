@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..core.config import Config, flatten, load_config
 from ..core.knobs import ConfigError
+from ..reading.listing import reason_against
 
 # %% ../../nbs/engine/30_source.ipynb #82d08cd8
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def open_source(
     if articles and not docs and not pairs: return Source("articles", Path(articles))
     if docs and pairs:
         raise ConfigError("--docs and --pairs were both given", "choose one: documents to write pairs from, or pairs to use as they are")
+    if docs and docs.is_file() and (why := reason_against(docs.name)):
+        raise ConfigError(f"{docs.name} is {why}", "pairs go after --pairs, scored articles after --articles")
     path = docs or pairs or shipped("handbook")
     if not path.exists(): raise ConfigError(f"{path} does not exist", "check the path")
     own = not docs and not pairs

@@ -68,16 +68,21 @@ class BertScorer:
         package = need("bert_score", extra="retrieval")
         self._scorer = package.BERTScorer(model_type=str(model_dir), num_layers=num_layers, device="cpu", batch_size=batch_size)
 
+    def _says(self, text: str) -> bool:
+        "Whether the model sees a token of it beside its own marks: of blanks, zero-width characters or `[CLS]` alone it sees none."
+        tokenizer = self._scorer._tokenizer
+        own = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        return not own.issuperset(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def score(
         self,
         candidates: Sequence[str],  # Texts to judge
         references: Sequence[str],  # One reference each
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:  # Precision, recall, F1; [n] each
         "Precision, recall and F1 of each candidate against its reference."
-        pairs = list(zip(candidates, references, strict=True))
-        known: dict[tuple[str, str], Triple] = {}
-        for c, r in pairs: known[c, r] = (0.0, 0.0, 0.0) if not c.strip() or not r.strip() else (1.0, 1.0, 1.0)
-        todo = [(c, r) for c, r in known if c != r and c.strip() and r.strip()]
+        pairs, says = list(zip(candidates, references, strict=True)), {t: self._says(t) for t in {*candidates, *references}}
+        known = {(c, r): (1.0, 1.0, 1.0) if says[c] and says[r] else (0.0, 0.0, 0.0) for c, r in pairs}
+        todo = [(c, r) for c, r in known if c != r and says[c] and says[r]]
         if todo:
             found = self._scorer.score([c for c, _ in todo], [r for _, r in todo])
             known.update(zip(todo, zip(*(x.double().tolist() for x in found), strict=True), strict=True))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from distillery.exporting.fidelity import Fidelity, FidelityMetrics, Measured
 
 # %% auto #0
-__all__ = ['Ladders', 'ROUNDING', 'read_ladders', 'drift_gates', 'variants_at_chance', 'ladder_sentence', 'ladder_table',
-           'ladder_difficulty', 'ladder_gates', 'ladder_plot']
+__all__ = ['Ladders', 'ROUNDING', 'read_ladders', 'drift_gates', 'variants_at_chance', 'missed_limits', 'variants_beyond',
+           'ladder_sentence', 'drift_of', 'ladder_table', 'ladder_difficulty', 'ladder_gates', 'ladder_plot']
 
 # %% ../../nbs/evaluation/55_ladder.ipynb #e44d70de
 Ladders: TypeAlias = "Mapping[str, Fidelity]"
@@ -60,6 +60,20 @@ def variants_at_chance(
     return [v for v, f in ladders.items() if f.alarms]
 
 
+def missed_limits(
+    ladder: Fidelity,  # Of one variant
+) -> list[Gate]:  # Limits that what was measured does not keep, whether or not that is certain
+    "Fidelity limits that a variant misses."
+    return [g for g in ladder.gates if (g.value < g.threshold if g.side == "min" else g.value > g.threshold)]
+
+
+def variants_beyond(
+    ladders: Ladders,  # Of a run
+) -> list[str]:  # Variants that are not recommended
+    "Variants at chance level or beyond a fidelity limit."
+    return [v for v, f in ladders.items() if f.alarms or missed_limits(f)]
+
+
 def ladder_sentence(
     ladders: Ladders,  # Of a run
 ) -> str:  # Empty where there is nothing to say
@@ -67,9 +81,18 @@ def ladder_sentence(
     sentences = [f"ALARM: {v} is no better than guessing ({'; '.join(ladders[v].alarms)}): do not ship it."
                  for v in variants_at_chance(ladders)]
     for v, f in ladders.items():
-        missed = [f"{g.name} {number(g.value)}, limit {exact(g.threshold)}" for g in f.gates if g.state == "FAIL"]
-        if missed and not f.alarms: sentences.append(f"{v} has drifted beyond its limits ({'; '.join(missed)}).")
+        missed = [f"{g.name} {number(g.value)}, limit {exact(g.threshold)}" for g in missed_limits(f)]
+        has = "has" if any(g.state == "FAIL" for g in f.gates) else "may have"
+        if missed and not f.alarms: sentences.append(f"{v} {has} drifted beyond its limits ({'; '.join(missed)}).")
     return " ".join(sentences)
+
+# %% ../../nbs/evaluation/55_ladder.ipynb #c4a1e0d7
+def drift_of(
+    run: Path,  # A run folder
+    variant: str,  # One of its variants
+) -> str:  # Empty where it keeps its limits, and for a run older than ladders
+    "Sentence about one variant that is at chance level or misses a fidelity limit."
+    return ladder_sentence({v: f for v, f in read_ladders(run).items() if v == variant})
 
 # %% ../../nbs/evaluation/55_ladder.ipynb #2c7b3cd0
 ROUNDING = 1e-9  # nats: logits of 32 bits tell no less apart

@@ -41,7 +41,7 @@ def _measure(job: Job, variant: str) -> None:
     write_jsonl(job.out / "rows.jsonl", rows)
     write_jsonl(job.out / "overlaps.jsonl", overlaps)
     write_json(job.out / "cost.json", cost)
-    write_json(job.out / "latency.json", measure_latency(OnnxTeacher(onnx), examples, job.config))
+    write_json(job.out / "latency.json", measure_latency(OnnxTeacher(onnx, device=job.config.evaluation.device), examples, job.config))
 
 # %% ../../nbs/evaluation/90_stages.ipynb #42c9b766
 def _evaluate(job: Job) -> None:

@@ -22,7 +22,7 @@ from ..core.knobs import Config
 from ..core.records import Example, Gate, GateState, Part, Record
 from ..core.stats import SHARE, Spread, Vector, spread
 from ..core.verdicts import spread_gate
-from .check import EncodedChat, check_variants
+from .check import FULL, EncodedChat, check_variants
 from ..teachers.sampling import log_softmax
 from ..core.numbers import estimate, number
 
@@ -224,7 +224,7 @@ def fidelity_gates(
     if variant in e.perplexity_ratio_max:
         s = _spread(values("loss") - values("reference_loss"), clusters)
         gates.append(_perplexity_gate(variant, s, e.perplexity_ratio_max[variant], confidence))
-    if variant not in e.same_top1_min: gates.append(_difference_gate(variant, comparisons, e.max_logit_difference))
+    if variant == FULL: gates.append(_difference_gate(variant, comparisons, e.max_logit_difference))
     return gates
 
 # %% ../../nbs/exporting/36_fidelity.ipynb #6d6386f7
@@ -252,7 +252,7 @@ def measure_fidelity(
     examples: Iterable[Example],  # Chats, such as `evaluation_texts` chooses
     cfg: Config,  # Read: export.*
 ) -> dict[str, Fidelity]:  # Variant to its ladder; also `check.json` and `fidelity.json` in each folder
-    "Check every variant and compute its fidelity ladder; an `ExportError` if one is outside the limits of the check."
+    "Check every variant and compute its fidelity ladder; an `ExportError` if full precision is not the model."
     comparisons: dict[str, list[Comparison]] = {variant: [] for variant in folders}
     ladders: dict[str, Fidelity] = {}
 

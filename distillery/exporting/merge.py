@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
-from ..training.sft import base_folder, load_base
+from ..training.bases import base_folder, load_base, save_words
 
 # %% ../../nbs/exporting/20_merge.ipynb #42e11eab
 def probe_logits(
@@ -49,7 +49,8 @@ def merge_adapter(
 ) -> Merge:  # What was measured
     "Merge a LoRA adapter into its base, after checking that the logits stay the same."
     peft = need("peft", extra="train")
-    model, tokenizer = load_base(base_folder(base))
+    folder = base_folder(base)
+    model = load_base(folder)[0]
     untrained = probe_logits(model)
     with warnings.catch_warnings(action="ignore"): adapted = peft.PeftModel.from_pretrained(model, adapter)
     trained = probe_logits(adapted)
@@ -59,7 +60,7 @@ def merge_adapter(
         raise MergeError(f"merging changed a logit by {difference:.2g}",
                          fix="the adapter belongs to another base, or its weights are broken; train it again")
     merged.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    save_words(folder, Path(out))
     log = Merge(sum(p.numel() for p in merged.parameters()), difference, (trained - untrained).abs().max().item())
     Path(out, "merge.json").write_text(json.dumps(asdict(log), indent=2) + "\n")
     del model, adapted, merged

@@ -66,6 +66,7 @@ NO_CLUSTER = frozenset("-1 - ? [] {} [none] false undefined n.a. unknown".split(
 
 def _article(line: str, number: int, fields: Sequence[str], cluster: str) -> Article:
     try: row = json.loads(line)
+    except RecursionError: raise ArticlesError("no JSON (brackets without end)", fix=f"mend or delete line {number}") from None
     except ValueError as e: raise ArticlesError(f"no JSON ({e})", fix=f"mend or delete line {number}") from e
     if not isinstance(row, dict): raise ArticlesError("not a JSON object", fix='write {"text": …, "scores": {…}}')
     text = row.get("text")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
 from ..core.files import known_digest
+from ..wire.folder import loading
 from .views import base_dir
 from ..retrieval.embed import check_weights, model_digest
 from ..retrieval.encoder import pad
@@ -49,7 +50,7 @@ def base_config(
     "Transformer configuration of a model; loads no weights."
     if not (folder / "config.json").is_file():
         raise DistilleryError(f"{folder.name} holds no transformer", fix="name a folder or hub name with config.json and safetensors")
-    return need("transformers", extra="train").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    with loading(folder): return need("transformers", extra="train").AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
 
 
 def reads_forward(
@@ -68,7 +69,8 @@ class Segmenter:
         spec: str,  # See `filters.views.base_dir`
     ) -> None:
         folder = base_dir(spec)
-        self.tokenizer = need("transformers", extra="train").AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        with loading(folder):
+            self.tokenizer = need("transformers", extra="train").AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         self.reach = int(min(getattr(base_config(folder), "max_position_embeddings", 512), self.tokenizer.model_max_length))
         self.pad_id = self.tokenizer.pad_token_id or 0
 

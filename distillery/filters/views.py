@@ -18,6 +18,7 @@ from ..core.sentences import line_sentences
 from ..core.stats import mean_interval
 from ..core.words import sentence
 from ..retrieval.embed import model_dir
+from ..wire.folder import loading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,8 @@ def token_counter(
     spec: str = "builtin:minilm",  # See `base_dir`
 ) -> TokenCounter:  # Counts without special tokens
     "Token counter with the model's own tokenizer; loads no weights."
-    tokenizer = need("transformers", extra="retrieval").AutoTokenizer.from_pretrained(str(base_dir(spec)), model_max_length=10**9)
+    library, folder = need("transformers", extra="retrieval"), base_dir(spec)
+    with loading(folder): tokenizer = library.AutoTokenizer.from_pretrained(str(folder), model_max_length=10**9, trust_remote_code=False)
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, truncation=False)["input_ids"]] if texts else []
@@ -148,10 +150,10 @@ VIEWS: dict[str, Callable[[Sequence[int], int], list[int]]] = {
 HIGH = 6.0  # points: mean score of a high scorer
 
 
-def _mean(values: np.ndarray, clusters: Sequence[str]) -> str | None:
+def _mean(values: np.ndarray, clusters: Sequence[str], confidence: float) -> str | None:
     if not len(values): return None
     if len(set(clusters)) < 2: return sentence("{mean} (one cluster)", mean=number(float(values.mean())))
-    return with_interval(mean_interval(values.astype(float), clusters, scale=None))
+    return with_interval(mean_interval(values.astype(float), clusters, confidence, scale=None))
 
 # %% ../../nbs/filters/20_views.ipynb #4c8db03d
 def truncation_table(
@@ -160,12 +162,13 @@ def truncation_table(
     clusters: Sequence[str],  # Cluster of each
     budgets: Sequence[int],  # Lengths to cut at
     high: float = HIGH,  # From here on an article is a high scorer
-) -> list[dict[str, object]]:  # One row a budget; shares with 95 % intervals
+    confidence: float = 0.95,  # Coverage
+) -> list[dict[str, object]]:  # One row a budget; shares with intervals
     "Share of articles, and of high scorers, that each budget truncates."
     n, top = np.asarray(lengths), np.asarray(points) >= high
     best = [c for c, t in zip(clusters, top, strict=True) if t]
-    return [{"tokens": b, "articles": len(n), "cut": _mean(n > b, clusters), "high scorers": int(top.sum()),
-             "high scorers cut": _mean(n[top] > b, best)} for b in budgets]
+    return [{"tokens": b, "articles": len(n), "cut": _mean(n > b, clusters, confidence), "high scorers": int(top.sum()),
+             "high scorers cut": _mean(n[top] > b, best, confidence)} for b in budgets]
 
 # %% ../../nbs/filters/20_views.ipynb #8d8dc1b7
 def length_table(
@@ -174,6 +177,7 @@ def length_table(
     clusters: Sequence[str],  # Cluster of each
     edges: Sequence[int] = (512, 1024, 2048),  # Where one class of length ends
     high: float = HIGH,  # From here on an article is a high scorer
+    confidence: float = 0.95,  # Coverage
 ) -> list[dict[str, object]]:  # One row a class that holds an article
     "Length distribution of articles, with their scores."
     n, p, names = np.asarray(lengths), np.asarray(points, float), np.asarray(clusters)
@@ -182,7 +186,7 @@ def length_table(
         here = (n > low) & (n <= top)
         if not here.any(): continue
         name = f"over {low:,}" if top == 10**9 else f"{low + 1:,} to {top:,}"
-        rows.append({"tokens": label(name), "articles": int(here.sum()), "share": _mean(here, clusters),
-                     "mean score": _mean(p[here], list(names[here])),
-                     "high scorers": int((p[here] >= high).sum()), "of which high": _mean(p[here] >= high, list(names[here]))})
+        rows.append({"tokens": label(name), "articles": int(here.sum()), "share": _mean(here, clusters, confidence),
+                     "mean score": _mean(p[here], list(names[here]), confidence),
+                     "high scorers": int((p[here] >= high).sum()), "of which high": _mean(p[here] >= high, list(names[here]), confidence)})
     return rows

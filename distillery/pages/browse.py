@@ -74,7 +74,7 @@ def read_run_pairs(
     return RunPairs(
         _read(at / "selected.jsonl", Pair), {c.chunk_id: c for c in _read(at / "chunks.jsonl", Chunk)},
         {d.doc_id: d.title for d in _read(at / "documents.jsonl", Document)}, [Dropped(**json.loads(line)) for line in lines if line],
-        load_config(overrides=results.json("config.json", {})))
+        load_config(overrides=results.settings()))
 
 # %% ../../nbs/pages/60_browse.ipynb #30f093c9
 def _passage(before: str, evidence: str = "", after: str = "") -> Html:

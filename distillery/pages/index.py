@@ -49,6 +49,7 @@ def card_facts(
     items, clusters = count(d.n_items, d.unit, at("n_items")), count(d.n_clusters, "clusters", at("n_clusters"))
     spent = {k: Number(text_of(v), src=at("cost", k)) for k, v in d.cost.items()}
     rests = sentence("{items} in {clusters}", items=items, clusters=clusters)
+    if not d.contrasts: return {"rests on": rests, "speaks of": speaks_of(d), **spent}
     margin = sentence("{margin} {metric}", margin=plus_minus(d.margin, src=at("margin")), metric=metric_name(d.metric))
     return {"rests on": rests, "speaks of": speaks_of(d), **_largest(d), "margin": margin, **spent}
 

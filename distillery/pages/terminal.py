@@ -34,8 +34,9 @@ def bars_on(
     console: Console,  # A terminal
 ) -> Bars:  # Not started yet
     "Progress bars with a stage's name, its count, its time and a word about what it does."
-    return Bars(SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<22}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TimeElapsedColumn(), TextColumn("{task.fields[words]}"), console=console)
+    stage, words = (TextColumn(text, markup=False) for text in ("{task.description:<22}", "{task.fields[words]}"))
+    return Bars(SpinnerColumn(finished_text="✓"), stage, BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), words,
+                console=console)
 
 # %% ../../nbs/pages/20_terminal.ipynb #d9140a14
 class Watcher:

@@ -17,6 +17,7 @@ from ..core.errors import DistilleryError
 from ..core.files import digest_json
 from ..core.records import Chunk, Evidence, Slot
 from . import limits
+from .counts import LongPrompts
 from .groups import Items, group_fields, group_tasks, match_items
 from .prompts import Pack, closing, load_pack, prompt_language
 from ..teachers.counters import run_counters
@@ -111,6 +112,7 @@ class TeacherClient:
         self.together = together
         self.counts = Counter[str]()
         self.sent = 0  # requests, known answers included
+        self.long = LongPrompts(config)
         self.prompts = dict[str, str]()  # of the last tasks: kind of prompt
         self.seeds = dict[str, int]()    # and its seed
 
@@ -124,7 +126,7 @@ class TeacherClient:
     def send(self, step: str, requests: Iterable[ChatRequest], total: int) -> dict[str, ChatResult]:
         "Send requests through the journal: each is written when its turn comes, and none is kept."
         results = dict[str, ChatResult]()
-        for request, result in self.journal.stream(self.teacher, requests, max(1, total)):
+        for request, result in self.journal.stream(self.teacher, self.long.watched(requests), max(1, total)):
             results[request.key] = result
             if self.progress: self.progress(step, len(results), total)
         self.sent += len(results)

@@ -18,7 +18,6 @@ from ..core.metrics import match_form
 from ..core.records import Chunk, Pair
 from . import limits
 from .asking import TeacherClient, Progress, Rejected, check_answers, flaw, prompt_fields, sampling_settings
-from .counts import LongPassages
 from .wordings import passage_families
 from ..teachers.journal import Journal
 from ..teachers.protocol import ChatRequest, Task, Teacher, user_request
@@ -226,9 +225,6 @@ def augment_pairs(
     if not forms: return Augmented(list(pairs), [], {})
     client = TeacherClient(chunks, teacher, journal, config, progress, config.dataset.questions_per_call)
     known = {match_form(p.question) for p in pairs}
-    long = LongPassages(config)
-    long.look(chunks)
-    long.warn()
     added = dict[str, list[Pair]]()
     counts = Counter({"pairs before": len(pairs)})
     for form in forms:
@@ -239,6 +235,7 @@ def augment_pairs(
         for key, pair in made.items():
             if key in kept: added.setdefault(key.removeprefix(f"{form} "), []).append(pair)
         counts[f"added: {form}"] = len(kept)
+    client.long.warn()
     grown = [p for old in pairs for p in _in_place(old, added.get(old.id, []), client.pack["standard_answer"].id)]
     counts["pairs after"] = len(grown)
     reasons = Counter(f"{r.step}: {r.reason.split(': ')[0]}" for r in client.rejected)

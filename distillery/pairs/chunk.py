@@ -8,6 +8,7 @@ __all__ = ['TOKEN', 'WORD', 'count_tokens', 'sections', 'fill', 'passages', 'cat
 # %% ../../nbs/pairs/20_chunk.ipynb #89b833c2
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..core.records import Chunk, Document
@@ -108,15 +109,15 @@ def chunk_documents(
     room: Room | None = None,       # What the student's training row holds; None cuts no further
 ) -> list[Chunk]:                   # In reading order; `document.text[start:end] == text`
     "Split every document into chunks."
-    chunks, seen = list[Chunk](), set[str]()
+    chunks, times = list[Chunk](), Counter[str]()
     for d in documents:
         whole = ((h, d.text[a:b], a) for h, a, b in passages(d.text, max_tokens, min_tokens))
         cut = ((h, at + a, at + b) for h, text, at in whole for a, b in (room.cut(text) if room else [(0, len(text))]))
         for heading, start, end in cut:
             text = d.text[start:end]
             name = f"{d.doc_id}-{digest_text(text)[:8]}"
-            while name in seen: name += "x"
-            seen.add(name)
+            times[name] += 1
+            if (n := times[name]) > 1: name += "x" if n == 2 else f"x{n - 1}"  # the same text again
             chunks.append(Chunk(chunk_id=name, doc_id=d.doc_id, heading=heading or d.title, text=text, start=start, end=end,
                                 category=category_of(d)))
     return chunks

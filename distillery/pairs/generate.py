@@ -229,7 +229,7 @@ def stream_pairs(
 ) -> Iterator[Generated]:                 # A window's pairs and rejections, and the counts so far
     "Generate the pairs of a corpus window by window; raises `DistilleryError` at the end when nothing usable came out."
     client = TeacherClient((), teacher, journal, config, progress, config.dataset.questions_per_call)
-    asked, account = AskedQuestions(), Account(config)
+    asked, account = AskedQuestions(), Account(client.long)
     least = {"least": None} if getattr(teacher, "discounted", False) else {}
     for some, plan in slot_windows(chunks, config, **least) if slots is None else [(chunks, slots)]:
         client.turn_to(some)

@@ -101,7 +101,7 @@ class StudentTokens:
     def row(self, prompt: str, answer: str) -> int:
         "Tokens of a training row: the chat of a prompt and its answer, marks included."
         if not self.chat: return len(estimated_starts(prompt + answer)) + MARKS
-        return len(self.chat.tokens(self.chat.render([Message("user", prompt), Message("assistant", answer)], unanswered=False)))
+        return len(self.chat.row([Message("user", prompt), Message("assistant", answer)])[0])
 
 
 MARKS = 24  # tokens of a template, where it is not known

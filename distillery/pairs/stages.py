@@ -32,6 +32,7 @@ from .room import Room, StudentTokens, tokenizer_files_digest
 from .select import select_pairs
 from .set_notes import what_sets_ask
 from ..retrieval.embed import Embedder
+from ..retrieval.packed import has_bf16_tiles
 from ..teachers.budget import open_journal
 from ..teachers.open import Opener, teacher_digest, teacher_opener
 
@@ -94,11 +95,11 @@ def _augment(job: Job, cache: Path, opener: Opener) -> None:
     _write_made(job, [augment_pairs(mine, chunks, teacher, journal, job.config, job.say)])
 
 # %% ../../nbs/pairs/90_stages.ipynb #38a85d20
-def _judge(job: Job, cache: Path) -> None:
+def _judge(job: Job, cache: Path, half: bool) -> None:
     where = job.needs.get("generate") or job.needs["documents"]
     pairs, chunks = stream_jsonl(where / "pairs.jsonl", Pair), _chunks(job)
     job.say("scoring", 0)
-    embedder = Embedder(job.config.judge.embedder, cache / "vectors.sqlite")
+    embedder = Embedder(job.config.judge.embedder, cache / "vectors.sqlite", half=half)
     write_jsonl(job.out / "pairs.jsonl", stream_scores(pairs, chunks, embedder, least=job.config.validation.min_support))
 
 # %% ../../nbs/pairs/90_stages.ipynb #3cb7b113
@@ -153,7 +154,8 @@ def pairs_stages(
     measured = student | ({"gold": content_digest(source.gold, cache)} if source.gold else {})
     return [
         *read,
-        Stage("judge", partial(_judge, cache=cache), ("judge", "validation.min_support"), before, about="scoring pairs"),
+        Stage("judge", partial(_judge, cache=cache, half=has_bf16_tiles()),
+              ("judge", "validation.min_support"), before, about="scoring pairs"),
         Stage("select", _select, ("selection", "dataset.seed"), ("judge",), about="choosing pairs", place=""),
         Stage("dataset", partial(_dataset, source=source), ("dataset", "student.base", "sft.max_length"), ("documents", "select"), measured,
               "splitting by document", place="dataset"),

@@ -21,13 +21,14 @@ from .load.parallel import PARALLEL
 from .prompts.decision import PROMPTS
 from .quantization.decision import QUANTIZATION
 from .sizes.decision import SIZES
+from .student.decision import STUDENT
 from .temperature.decision import TEMPERATURE
 from .question import Question
 from .results import Results
 
 # %% ../../nbs/questions/90_all.ipynb #e1a075fe
 QUESTIONS: tuple[Question, ...] = (
-    QUANTIZATION, TEMPERATURE, EMBEDDER, CONTEXT_LENGTH, PROMPTS, PARALLEL, MEMORY, GROUPING, LEARNING_CURVE, SIZES, DISTILLATION,
+    STUDENT, QUANTIZATION, TEMPERATURE, EMBEDDER, CONTEXT_LENGTH, PROMPTS, PARALLEL, MEMORY, GROUPING, LEARNING_CURVE, SIZES, DISTILLATION,
 )
 
 

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['DOCX', 'HTML', 'MARKDOWN', 'PDF', 'PLAIN', 'BOMS', 'NAMED', 'PAGE', 'OUR_PAGE', 'sniff', 'decode', 'find_title',
-           'Reading', 'read_file', 'answer']
+           'Reading', 'without_collector', 'read_file', 'answer']
 
 # %% ../../nbs/reading/90_files.ipynb #1cfed92e
+import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +109,17 @@ class Reading(NamedTuple):
     mime: str
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    "Pause the garbage collector: it walks all objects of a document whenever a quarter has come to them, and they hold no cycles."
+    on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if on: gc.enable()
+
+
+@without_collector()
 def read_file(
     data: bytes,   # Content of the file
     name: str,     # Its name

@@ -4,11 +4,31 @@
 
 # %% auto #0
 __all__ = ['SILENT', 'ROLES', 'KEPT_ASIDES', 'SECTIONS', 'FURNISHED', 'NAMES', 'NAMED', 'MAYBE', 'BOXES', 'SMALL', 'SENTENCE',
-           'is_furniture', 'drop_named', 'main_part']
+           'NESTED', 'walk', 'is_furniture', 'drop_named', 'main_part']
 
 # %% ../../nbs/reading/30_furniture.ipynb #dbeaf3bd
 import re
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
+
+# %% ../../nbs/reading/30_furniture.ipynb #e941e8ba
+def walk(
+    root: Any,                      # Where to begin
+    passes: Callable[[Any], bool],  # True for an element that is left out
+) -> Iterator[tuple[bool, Any]]:    # (opens, node); a text node opens and never closes
+    "Visit a tree in the order of its text."
+    node, end = root, root.mem_id
+    while node is not None:
+        inside = None
+        if node.is_text_node: yield True, node
+        elif node.is_element_node and not passes(node):
+            yield True, node
+            if (inside := node.first_child) is None: yield False, node
+        if inside is None:
+            while node.mem_id != end and node.next is None: yield False, (node := node.parent)
+            inside = None if node.mem_id == end else node.next
+        node = inside
 
 # %% ../../nbs/reading/30_furniture.ipynb #b29e89ed
 SILENT = frozenset("head script style noscript template svg iframe object embed canvas audio video map datalist button select "
@@ -49,26 +69,37 @@ NAMED = re.compile(rf"(?:^|[\s_-])(?:{NAMES})s?(?:$|[\s_-])|cookie-?(?:banner|ba
                    r"site-?header|(?-i:Nav|Cookie|Consent|Footer|Sidebar|Menu|Banner)(?:$|[\s_-])", re.I)
 MAYBE = re.compile(r"(?:^|[\s_-])(?:navbar|navigation|nav|menu|share|social|pagination|pager|toolbar|related|see-also|recommended)s?"
                    r"(?:$|[\s_-])", re.I)  # what a page may also be about
-BOXES = "div, ul, ol, section, p, table, span, a"
+BOXES = frozenset("div ul ol section p table span a".split())
 SMALL = 0.3  # share of the page's characters
 SENTENCE = 40  # characters outside of links: a part with so many may be text
+NESTED = 16  # named boxes inside of one another; deeper ones are not looked at, so that no text is counted more often
 
 # %% ../../nbs/reading/30_furniture.ipynb #063fceda
-def _own_words(node: Any) -> int:
-    "Characters outside of links."
-    words = lambda n: len("".join(n.text().split()))
-    return words(node) - sum(words(link) for link in node.css("a"))
+def _own_words(node: Any, most: int) -> int:
+    "Characters outside of links, counted until there are more than `most`."
+    seen = 0
+    for opens, part in walk(node, lambda n: n.tag == "a"):
+        if opens and part.is_text_node: seen += len("".join((part.text_content or "").split()))
+        if seen > most: break
+    return seen
+
+
+def _names(node: Any) -> tuple[str, str]:
+    "Class and id of an element, where one of them may say furniture."
+    if node.tag not in BOXES or not (has := node.attributes): return "", ""
+    kind, name = (has.get("class") or "")[:400], (has.get("id") or "")[:100]
+    return (kind, name) if NAMED.search(said := f"{kind} {name}") or MAYBE.search(said) else ("", "")
 
 
 def _named(node: Any) -> bool:
     "Whether a class or an id says furniture; the id that a generator made from the heading of a section says nothing."
-    has, first = node.attributes, None
-    kind, name = (has.get("class") or "")[:400], (has.get("id") or "")[:100]
-    if not kind and not name: return False
+    kind, name = _names(node)
+    first = None
     if name and (NAMED.search(name) or MAYBE.search(name)): first = node.css_first("h1, h2, h3, h4, h5, h6")
     if first is not None and re.sub(r"\W+", "-", first.text().strip().lower()).strip("-").startswith(name.lower()): name = ""
     said = f"{kind} {name}"
-    return bool(NAMED.search(said)) or (node.tag not in ("a", "span") and bool(MAYBE.search(said)) and _own_words(node) < SENTENCE)
+    if NAMED.search(said): return True
+    return node.tag not in ("a", "span") and bool(MAYBE.search(said)) and _own_words(node, SENTENCE) < SENTENCE
 
 
 def _headed(node: Any) -> bool:
@@ -79,7 +110,7 @@ def _only_links(node: Any) -> bool:
     "Whether a box holds short links and next to nothing else."
     if len(node.css("div, ul, p, table")) > 1 or _headed(node): return False
     links = node.css("a")
-    return max(len(link.text().strip()) for link in links) <= 30 and _own_words(node) <= 2 * len(links)
+    return max(len(link.text().strip()) for link in links) <= 30 and _own_words(node, 2 * len(links)) <= 2 * len(links)
 
 
 def _menus(root: Any) -> list[Any]:
@@ -94,18 +125,25 @@ def _menus(root: Any) -> list[Any]:
     return [boxes[0] for boxes in held.values() if 3 <= len(boxes) <= 60][:200]
 
 # %% ../../nbs/reading/30_furniture.ipynb #51cf3660
+def _boxes(root: Any) -> Iterator[Any]:
+    "Elements that may be furniture by their names, in the order of the page."
+    within = list[int]()
+    for opens, node in walk(root, lambda _: False):
+        if within and within[-1] == node.mem_id: within.pop()
+        elif opens and node.is_element_node and any(_names(node)):
+            within.append(node.mem_id)
+            if len(within) <= NESTED: yield node
+
+
 def drop_named(
     root: Any,   # The element to look below; what is named away is removed from it
 ) -> None:
     "Remove the parts of a page whose class or id says navigation, cookies, footer and the like."
-    whole, looked = len(root.text()), 0
+    whole = len(root.text())
     small = lambda node: len(node.text()) <= SMALL * whole and node.css_first("h1, main, article") is None
-    for node in root.css(BOXES):
-        if looked >= 400: break  # a page that names everything names nothing
-        if not _named(node): continue
-        looked += 1
-        if small(node): node.decompose()
-    for node in [box for box in _menus(root) if _only_links(box) and small(box)]: node.decompose()
+    named = list(islice(filter(_named, _boxes(root)), 400))  # a page that names everything names nothing
+    for node in reversed([box for box in named if small(box)]): node.decompose()  # what is inside of another goes first
+    for node in reversed([box for box in _menus(root) if _only_links(box) and small(box)]): node.decompose()
 
 # %% ../../nbs/reading/30_furniture.ipynb #baec69db
 def main_part(

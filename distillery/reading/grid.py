@@ -32,7 +32,8 @@ def fill_spans(
     grid, held = list[list[str]](), dict[int, tuple[int, str]]()  # held: column to the rows left and the text of a cell from above
     for cells in table:
         row, waiting, below = list[str](), list(reversed(cells)), dict[int, tuple[int, str]]()
-        while len(row) < MOST_COLUMNS and (waiting or any(column >= len(row) for column in held)):
+        last = max(held, default=-1)
+        while len(row) < MOST_COLUMNS and (waiting or len(row) <= last):
             if (above := held.pop(len(row), None)) is None:
                 cell = waiting.pop() if waiting else Cell("")
                 spread = [cell.text, *[""] * (min(cell.columns, MOST_COLUMNS) - 1)]

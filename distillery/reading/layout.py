@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from .plain import GAP, HASH, LINE, OWN_LINE, joins
+from .plain import GAP, HASH, LINE, OWN_LINE, joined
 
 # %% ../../nbs/reading/70_layout.ipynb #e6da9961
 @dataclass(frozen=True)
@@ -190,19 +190,19 @@ def page_text(
     "Put the lines of pages together."
     lines = notes_last(list(without_contents(without_running(lines))))
     levels, margins, spacing = heading_levels(lines), _margins(lines), _spacing(lines)
-    out, heads = list[str](), list[tuple[float, bool] | None]()
+    out, heads = list[list[str]](), list[tuple[float, bool] | None]()
     for i, line in enumerate(lines):
         look = (round(line.size), line.bold)
         head = look if look in levels and is_heading(line.text) else None
         before, later = (lines[i - 1] if i else None), (lines[i + 1] if i + 1 < len(lines) else None)
-        joined = _close(before, line, spacing) if head else _joined(before, line, later, margins, spacing)
-        if heads and head == heads[-1] and joined:
-            out[-1] = joins(out[-1], line.text)
+        goes_on = _close(before, line, spacing) if head else _joined(before, line, later, margins, spacing)
+        if heads and head == heads[-1] and goes_on:
+            out[-1].append(line.text)
         else:
             gap = _between(before, line, bool(head or (heads and heads[-1])), spacing)
-            out.append(gap + (HASH * levels[head] + " " if head else "") + re.sub(r"^[•▪◦‣●■] ", "- ", line.text))
+            out.append([gap + (HASH * levels[head] + " " if head else "") + re.sub(r"^[•▪◦‣●■] ", "- ", line.text)])
         heads.append(head)
-    return "".join(out)
+    return "".join(map(joined, out))
 
 # %% ../../nbs/reading/70_layout.ipynb #a4b566b1
 def _close(before: Line | None, line: Line, spacing: float) -> bool:

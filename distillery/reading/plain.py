@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LINE', 'GAP', 'PAD', 'HASH', 'LIGATURES', 'BREAKS', 'UNSEEN', 'CLEAN', 'OWN_LINE', 'Unreadable', 'clean', 'tidy',
-           'code_lines', 'joins', 'reflow']
+           'code_lines', 'joined', 'reflow']
 
 # %% ../../nbs/reading/10_plain.ipynb #783e3b98
 import re
+from collections.abc import Iterable
 
 # %% ../../nbs/reading/10_plain.ipynb #6c129abe
 LINE, GAP, PAD, HASH = "\ue000", "\ue001", "\ue002", "\ue003"  # private characters: line break, paragraph break, kept space, heading
@@ -51,15 +52,24 @@ def code_lines(
 OWN_LINE = re.compile(r"(?:[-*+•–▪] |\(?\d{1,3}[.)] |\(?[a-z][.)] )\S")  # a list item
 
 
-def joins(
-    before: str,  # The end of a line
-    after: str,   # The start of the next
-) -> str:         # Both as one
-    "Join two lines of one paragraph; a word split by a hyphen becomes whole."
-    if re.search(r"(?:[A-Z\d]|\bself)-\Z", before[-6:]) and after[:1].isalnum(): return before + after
-    if before.endswith("-") and before[-2:-1].isalpha() and after[:1].isalpha():
-        return before[:-1] + after if after[0].islower() else before + after
-    return f"{before} {after}" if before and after else before + after
+def _seam(before: str, after: str) -> tuple[int, str]:
+    "Characters that go from the end of a line, and what stands between it and the next."
+    if re.search(r"(?:[A-Z\d]|\bself)-\Z", before) and after[:1].isalnum(): return 0, ""
+    if before.endswith("-") and before[-2:-1].isalpha() and after[:1].isalpha(): return int(after[0].islower()), ""
+    return 0, " " if before else ""
+
+
+def joined(
+    lines: Iterable[str],  # Of one paragraph
+) -> str:                  # One line
+    "Join the lines of a paragraph; a word split by a hyphen becomes whole."
+    parts, end = list[str](), ""
+    for line in filter(None, lines):
+        cut, gap = _seam(end, line)
+        if cut: parts[-1] = parts[-1][:-1]
+        parts += [gap, line]
+        end = (end[: len(end) - cut] + gap + line[-6:])[-6:]
+    return "".join(parts)
 
 # %% ../../nbs/reading/10_plain.ipynb #055e2581
 def _paragraph(lines: list[str]) -> str:
@@ -68,9 +78,8 @@ def _paragraph(lines: list[str]) -> str:
     parts = [[lines[0]]]
     for line in lines[1:]:
         if OWN_LINE.match(line): parts.append([line])
-        elif parts[-1][-1].endswith("-"): parts[-1][-1] = joins(parts[-1][-1], line)
         else: parts[-1].append(line)
-    return LINE.join(re.sub(r"^[*+•–▪] ", "- ", " ".join(part)) for part in parts)
+    return LINE.join(re.sub(r"^[*+•–▪] ", "- ", joined(part)) for part in parts)
 
 
 def reflow(

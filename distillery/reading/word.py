@@ -51,7 +51,8 @@ READ_THROUGH = ("bdo", "dir", "rubyBase")  # what mammoth leaves out, though it 
 
 
 def _raise(look: ElementTree.Element, w: str, styles: Mapping[str, str]) -> None:
-    "Say of a run that is raised by its position or its style that it is a superscript."
+    "Say of a run raised by its position or style that it is a superscript, and of one struck out twice that it is struck out."
+    if (twice := look.find("{*}dstrike")) is not None: twice.tag = f"{{{w}}}strike"
     if look.find("{*}vertAlign") is not None: return
     moved, style = (look.find(f"{{*}}{name}") for name in ("position", "rStyle"))
     points = moved.get(f"{{{w}}}val", "0") if moved is not None else "0"
@@ -111,8 +112,8 @@ def _empty_cell(columns: str, w: str) -> ElementTree.Element:
 
 # %% ../../nbs/reading/60_word.ipynb #dbe204e1
 PARTS = re.compile(r"word/(?:document|footnotes|endnotes)\w*\.xml")
-ODD = (b"oMath", b"AlternateContent", b"gridBefore", b":vanish", b"txbxContent", b":position ", b":rStyle", b":outlineLvl", b":bdo",
-       b":dir", b"showingPlcHdr", b":ruby")
+ODD = (b"oMath", b"AlternateContent", b"gridBefore", b":vanish", b"txbxContent", b":position ", b":rStyle", b":dstrike", b":outlineLvl",
+       b":bdo", b":dir", b"showingPlcHdr", b":ruby")
 
 
 def _styles(data: bytes) -> tuple[dict[str, str], dict[str, str]]:

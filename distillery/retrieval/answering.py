@@ -8,7 +8,6 @@ __all__ = ['PARTS', 'READERS', 'ArticleQuestion', 'read_squad', 'split_by_articl
 
 # %% ../../nbs/retrieval/70_answering.ipynb #31024748
 import argparse
-import gzip
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from ..core.config import load_config
 from ..core.errors import DistilleryError
-from ..core.files import digest_text
+from ..core.files import digest_text, read_text
 from ..core.metrics import exact_match, token_f1
 from ..core.reply import is_refusal
 from ..core.records import Estimate
@@ -51,10 +50,12 @@ def read_squad(
     path = path / "squad2_dev_qa.jsonl.gz" if path.is_dir() else path
     if not path.is_file():
         raise DistilleryError(f"{path.name} is not there", "name the folder or file with SQuAD's questions, one JSON object a line")
-    opened: Any = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file: rows = [json.loads(line) for line in file if line.strip()]
-    return [ArticleQuestion(id=r["id"], article=r["title"], passage_id=r["passage_id"], passage=r["passage"], question=r["question"],
-                            answers=tuple(r["answers"]) if r["answerable"] else ()) for r in rows]
+    try:
+        rows = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+        return [ArticleQuestion(id=r["id"], article=r["title"], passage_id=r["passage_id"], passage=r["passage"], question=r["question"],
+                                answers=tuple(r["answers"]) if r["answerable"] else ()) for r in rows]
+    except (ValueError, LookupError, TypeError, RecursionError) as e:
+        raise DistilleryError(f"{path.name} holds a line that is no question of SQuAD ({type(e).__name__})", "fetch the file again") from e
 
 # %% ../../nbs/retrieval/70_answering.ipynb #14a3cf41
 PARTS = {"train": 0.4, "choose": 0.3, "confirm": 0.3}  # Of the articles

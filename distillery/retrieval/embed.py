@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
 from ..core.files import digest_bytes, digest_file, digest_text, disk_errors, known_digest
+from ..wire.folder import check_folder
 from ..wire.hub import hub_revision
 from .encoder import OnnxEncoder
 from .packed import PackedEncoder, encode_packed, is_plain_bert
@@ -73,11 +74,12 @@ def model_dir(
 ) -> Path:      # Where its files lie; for a model on the hub, one revision of it
     "Resolve an embedder to a folder, for a hub model one revision; raises `DistilleryError` where there are none."
     where = _find(spec)
-    if isinstance(where, Path): return where
+    if isinstance(where, Path): return check_folder(where)
     hub = need("huggingface_hub", extra="retrieval")
     kinds, others = ["*.json", "*.txt", "*.model", "*.safetensors"], ["onnx/*", "openvino/*"]
-    try: return Path(hub.snapshot_download(where, revision=hub_revision(where) or None, allow_patterns=kinds, ignore_patterns=others))
+    try: found = Path(hub.snapshot_download(where, revision=hub_revision(where) or None, allow_patterns=kinds, ignore_patterns=others))
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
+    return check_folder(found)
 
 # %% ../../nbs/retrieval/10_embed.ipynb #199c3fbc
 def model_digest(
@@ -99,17 +101,19 @@ def load_model(
     library = need("sentence_transformers", extra="retrieval")
     from transformers.utils import logging
     logging.disable_progress_bar()
-    try: return library.SentenceTransformer(str(model_dir(spec)), device="cpu", model_kwargs={"use_safetensors": True})
+    try: return library.SentenceTransformer(
+        str(model_dir(spec)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
 
 # %% ../../nbs/retrieval/10_embed.ipynb #08f8ae62
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def packed_model(
     spec: str,               # See `embedder_dir`
+    half: bool = False,      # Products in bfloat16
 ) -> PackedEncoder | None:   # None where the model is of another kind
     "The encoder without padding, where the model is a plain BERT."
     model = load_model(spec)
-    return PackedEncoder(model) if not isinstance(model, OnnxEncoder) and is_plain_bert(model) else None
+    return PackedEncoder(model, half) if not isinstance(model, OnnxEncoder) and is_plain_bert(model) else None
 
 
 TextRole = Literal["", "query", "document"]
@@ -132,11 +136,12 @@ def compute_vectors(
     texts: Sequence[str],  # Any texts
     side: TextRole = "",       # Which of the model's prompts
     batch_size: int = 64,  # Texts computed together; an ONNX export counts tokens instead
+    half: bool = False,    # Products in bfloat16, where the model is a plain BERT
 ) -> np.ndarray:           # float32 [n, d], as the model made them
     "Compute embeddings with the model's own prompts, pooling and truncation."
     model = load_model(spec)
     if isinstance(model, OnnxEncoder): return model.encode(texts, side)
-    if packed := packed_model(spec): return encode_packed(packed, texts)
+    if packed := packed_model(spec, half): return encode_packed(packed, texts)
     encode = {"": model.encode, "query": model.encode_query, "document": model.encode_document}[side]
     return np.asarray(encode(list(texts), batch_size=batch_size, show_progress_bar=False), np.float32)
 
@@ -212,22 +217,24 @@ class Embedder:
         cache: Path | None = None,      # SQLite file that keeps vectors; None keeps nothing
         batch_size: int = 64,           # Texts computed together
         unit: bool = True,              # Bring vectors to length 1
+        half: bool = False,             # Products in bfloat16, where the model is a plain BERT
     ) -> None:
-        self.spec, self.batch_size, self.unit = spec, batch_size, unit
+        self.spec, self.batch_size, self.unit, self.half = spec, batch_size, unit, half
         self.store = VectorStore(cache) if cache else None
 
     @property
     def identity(self) -> dict[str, str]:
         "What a vector depends on besides its text."
-        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"})}
+        return {"model": self.spec, "digest": model_digest(self.spec), **({} if self.unit else {"length": "own"}),
+                **({"products": "bf16"} if self.half else {})}
 
     def _keys(self, texts: Sequence[str], side: TextRole) -> dict[str, str]:
-        kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own")
+        kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own") + ("/bf16" if self.half else "")
         head = f"{model_digest(self.spec)}\0" + (f"{kind}\0" if kind else "")
         return {text: digest_text(head + text) for text in texts}
 
     def _compute(self, texts: Sequence[str], side: TextRole) -> np.ndarray:
-        vectors = compute_vectors(self.spec, texts, side, self.batch_size)
+        vectors = compute_vectors(self.spec, texts, side, self.batch_size, self.half)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if self.unit else vectors
 
     def encode(

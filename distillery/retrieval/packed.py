@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.extras import later, need
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['TOKENS', 'is_plain_bert', 'attend', 'PackedEncoder', 'one_thread_each', 'encode_packed']
+__all__ = ['TOKENS', 'is_plain_bert', 'has_bf16_tiles', 'joined', 'layer_parts', 'attend', 'PackedEncoder', 'one_thread_each',
+           'encode_packed']
 
 # %% ../../nbs/retrieval/07_packed.ipynb #2a738639
 def is_plain_bert(
@@ -34,8 +37,36 @@ def is_plain_bert(
     if not mean or type(bert).__name__ != "BertModel" or not getattr(model.tokenizer, "is_fast", False): return False
     return bert.config.hidden_act == "gelu" and getattr(bert.config, "position_embedding_type", "absolute") == "absolute"
 
+# %% ../../nbs/retrieval/07_packed.ipynb #7c3e19a4
+@cache
+def has_bf16_tiles(
+) -> bool:  # False where it is not known
+    "Whether the CPU multiplies matrices of bfloat16 in hardware (Intel AMX)."
+    try: return " amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError: return False
+
 # %% ../../nbs/retrieval/07_packed.ipynb #603687b1
 TOKENS = 512  # of a batch: its matrices stay in the cache of a core
+
+
+def joined(
+    kind: Any,    # Type of number
+    *parts: Any,  # Linear layers with the same input
+) -> tuple[Any, Any]:  # Weight and bias of one layer that does what they do
+    "Linear layers as one."
+    cat = need("torch", extra="retrieval").cat
+    weight, bias = (cat([getattr(p, name).detach() for p in parts]) for name in ("weight", "bias"))
+    return weight.to(kind), bias.to(kind)
+
+
+def layer_parts(
+    block: Any,  # A layer of the model
+    kind: Any,   # Type of number of its products
+) -> tuple[Any, ...]:  # Queries, keys and values; what follows attention, and its norm; there and back, and their norm
+    "Matrices and norms of a layer, in the order of their use."
+    own, after = block.attention.self, block.attention.output
+    return (joined(kind, own.query, own.key, own.value), joined(kind, after.dense), after.LayerNorm,
+            joined(kind, block.intermediate.dense), joined(kind, block.output.dense), block.output.LayerNorm)
 
 
 def attend(
@@ -50,16 +81,16 @@ def attend(
 class PackedEncoder:
     "BERT sentence encoder without padding."
 
-    def __init__(self, model: Any) -> None:
+    def __init__(
+        self,
+        model: Any,          # A SentenceTransformer; see `is_plain_bert`
+        half: bool = False,  # Products in bfloat16
+    ) -> None:
         self.torch, bert = need("torch", extra="retrieval"), model[0].auto_model
         self.unit, self.embeddings, self.heads = len(model) == 3, bert.embeddings, bert.config.num_attention_heads
         self.tokenizer, self.most = model.tokenizer.backend_tokenizer, model.get_max_seq_length() or 512
-        self.layers = [(self._joined(block.attention.self), block.attention.output, block.intermediate.dense, block.output)
-                       for block in bert.encoder.layer]
-
-    def _joined(self, attention: Any) -> tuple[Any, Any]:
-        parts = (attention.query, attention.key, attention.value)
-        return tuple(self.torch.cat([getattr(p, name).detach() for p in parts]) for name in ("weight", "bias"))
+        self.kind = self.torch.bfloat16 if half else self.torch.float32
+        self.layers = [layer_parts(block, self.kind) for block in bert.encoder.layer]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         "Token ids of texts, cut at the model's length."
@@ -83,12 +114,13 @@ class PackedEncoder:
         return e.LayerNorm(e.word_embeddings(ids) + e.position_embeddings(positions) + e.token_type_embeddings.weight[0])
 
     def _layer(self, x: Any, layer: Any, sizes: Sequence[tuple[int, int]]) -> Any:
-        (weight, bias), after, wide, narrow = layer
+        qkv, after, norm, wide, narrow, last = layer
         f = self.torch.nn.functional
-        parts = f.linear(x, weight, bias).split([length * n for length, n in sizes])
+        product = lambda rows, matrix: f.linear(rows.to(self.kind), *matrix)
+        parts = product(x, qkv).float().split([length * n for length, n in sizes])
         seen = [attend(p.view(n, length, 3, self.heads, -1)) for p, (length, n) in zip(parts, sizes, strict=True)]
-        x = after.LayerNorm(after.dense(self.torch.cat(seen)).add_(x))
-        return narrow.LayerNorm(narrow.dense(f.gelu(wide(x))).add_(x))
+        x = norm(x.add_(product(self.torch.cat(seen), after)))
+        return last(x.add_(product(f.gelu(product(x, wide)), narrow)))
 
 # %% ../../nbs/retrieval/07_packed.ipynb #21018e74
 @contextmanager

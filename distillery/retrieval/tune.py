@@ -26,11 +26,13 @@ def split_queries(
     queries: QuerySet,         # All questions
     train_share: float = 0.5,  # Share of the documents that train
     salt: str = "tune",        # Change it for another draw
+    single: bool = False,      # Questions one by one, where nothing is said of other documents
 ) -> tuple[QuerySet, QuerySet]:  # To train on and to measure on; both search all passages
     "Grouped split of questions by document, decided by a digest of the documents' names."
-    trains = first_part((q.cluster for q in queries.queries), train_share, salt)
-    train = tuple(q for q in queries.queries if q.cluster in trains)
-    test = tuple(q for q in queries.queries if q.cluster not in trains)
+    part = lambda q: q.query_id if single else q.cluster
+    trains = first_part(map(part, queries.queries), train_share, salt)
+    train = tuple(q for q in queries.queries if part(q) in trains)
+    test = tuple(q for q in queries.queries if part(q) not in trains)
     return replace(queries, queries=train), replace(queries, queries=test)
 
 # %% ../../nbs/retrieval/60_tune.ipynb #6be4efdf
@@ -77,7 +79,8 @@ def _train(pairs: Sequence[dict[str, str]], base: str, work: Path, settings: Tun
     losses = need("sentence_transformers.sentence_transformer.losses", extra="retrieval")
     need("transformers", extra="train").set_seed(settings.seed)
     check_weights(base)
-    model = library.SentenceTransformer(str(model_dir(base)), device="cpu", model_kwargs={"use_safetensors": True})
+    model = library.SentenceTransformer(
+        str(model_dir(base)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
     length = model.max_seq_length
     model.max_seq_length = min(settings.max_length, length or settings.max_length)
     loss = losses.MultipleNegativesRankingLoss(model)

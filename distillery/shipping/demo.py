@@ -100,7 +100,7 @@ def demo_facts(
     chat = ChatTokenizer(folder)
     head_size = model.get("decoder", {}).get("head_size", 64)
     return {"title": title, "sentence": sentence, "questions": list(questions), "max_new_tokens": max_new_tokens, "special": chat.special,
-            "stop": sorted(chat.stop_ids), "context": model.get("context_length", 2048), "head_size": head_size,
+            "stop": sorted(chat.stop_ids), "lead": chat.lead, "context": model.get("context_length", 2048), "head_size": head_size,
             "template": folder_template(folder), "tokenizer": read_json(folder / "tokenizer.json"),
             "tokenizer_config": {k: v for k, v in read_json(folder / "tokenizer_config.json").items() if k != "chat_template"},
             "external": sorted(p.name for p in folder.glob("*.onnx.data"))}

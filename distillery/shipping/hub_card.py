@@ -106,12 +106,13 @@ def hub_card(
     teacher = str(facts.get("teacher", config.teacher.model))
     licence = config.dataset.licence if kind == "dataset" else config.model.licence
     setting = "dataset.licence" if kind == "dataset" else "model.licence"
-    theirs = licence_of(base).name or "not stated here: see the base's own card"
+    theirs = licence_of(base).name or "unknown here: see the base's own card"
+    revision = f" at revision {facts['base revision']}" if "base revision" in facts else ""
     stated = licence or f"none is stated yet (`{setting}`); until then, all rights are reserved"
     return "\n".join([
         "---", _front_matter(kind, licence, base, config), "---", "", f"# {repo.partition('/')[2]}", "",
         f"The {WHAT[kind]} of run {inline_code(facts.get('run', run.name))}, made with distillery.", "",
-        "## Base and licence", "", f"- base: {inline_code(public_name(base))}, licence: {inline_code(theirs)}",
+        "## Base and licence", "", f"- base: {inline_code(public_name(base) + revision)}, licence: {inline_code(theirs)}",
         f"- licence of this {WHAT[kind]}: {stated}", "",
         "## Data", "",
         f"- source: {inline_code(facts.get('source', 'unknown'))}; questions and answers written by {inline_code(public_name(teacher))}",

@@ -129,6 +129,7 @@ class Story:
     data: str  # One sentence
     figures: Mapping[str, Any]  # eval/<variant>/metrics.json; may be empty
     made: Mapping[str, str]  # Facts of the run: id, seeds, versions
+    drift: str = ""  # Which fidelity limits it misses; empty where it keeps them
 
 # %% ../../nbs/shipping/62_package.ipynb #d1a1b83b
 def _figure(value: Mapping[str, Any]) -> str:
@@ -162,6 +163,7 @@ def model_card(
     if check:
         alike = (f"It prefers the token that its PyTorch model prefers at {check['same_top1']:.4f} of {check['n_positions']} "
                  "answer positions.")
+    if story.drift: alike += f" It was packed although it misses its limits: {story.drift}"
     file = next(folder.glob("*.onnx")).name
     config = read_json(folder / "genai_config.json").get("model", {})
     made = "\n".join(f"- {k}: {v}" for k, v in story.made.items())
@@ -182,6 +184,7 @@ def empty_place(
     out: Path,  # Where a package shall be
 ) -> Path:  # The same, empty
     "Remove an older package from a folder, and nothing else."
+    if out.exists() and not out.is_dir(): raise DistilleryError(f"{out} is a file", "name a folder with --out")
     if not out.exists() or not any(out.iterdir()):
         out.mkdir(parents=True, exist_ok=True)
         return out

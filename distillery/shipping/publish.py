@@ -12,12 +12,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.address import hosts_in
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
@@ -68,6 +69,7 @@ def repo_names(
 def parts_of(
     run: Path,  # A finished run
     config: Config,  # Its settings, with today's model.* and dataset.hub_id
+    without: Collection[str] = (),  # Variants that are left out
 ) -> list[HubRepo]:  # Those that have a name and files
     "Hub repositories of a run, with their files and cards."
     parts: list[HubRepo] = []
@@ -75,6 +77,7 @@ def parts_of(
     for kind, repo in names.items():
         place, patterns = REPO_FILES[kind]
         found = sorted({p for pattern in patterns for p in (run / place).glob(pattern) if p.is_file()})
+        if kind == "onnx": found = [p for p in found if p.parent.name not in without]
         measured = sorted(v.name for v in (run / "eval").glob("*") if v.is_dir())
         variants = sorted({p.parent.name for p in found}) if kind == "onnx" else measured
         files = {p.relative_to(run / place).as_posix(): p for p in found}
@@ -97,7 +100,10 @@ def forbidden(
     home = Path.home()  # root's home is the same everywhere, and stands in many manuals
     places = {str(p) for p in (Path.cwd(), Path(run).resolve(), Path(run).absolute(), home) if p not in (Path("/root"), Path("/"))}
     paths = b"|".join(re.escape(p.encode()) + rb"[/\\]" for p in sorted(places))
-    return {**SHAPES, **{what: re.escape(value.encode()) for what, value in values.items()}, "a path of this machine": paths}
+    settings = Path(run, "config.json")
+    hosts = hosts_in(settings.read_text("utf-8", "replace")) if settings.is_file() else []
+    named = {"the host of a server": b"|".join(re.escape(host.encode()) for host in hosts)} if hosts else {}
+    return {**SHAPES, **{what: re.escape(value.encode()) for what, value in values.items()}, "a path of this machine": paths, **named}
 
 # %% ../../nbs/shipping/72_publish.ipynb #88e2e1e5
 def _holds(file: Path, pattern: re.Pattern[bytes], size: int = 1 << 24, shared: int = 4096) -> bool:

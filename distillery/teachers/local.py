@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
+from ..wire.folder import check_folder
 from ..wire.hub import hub_revision
 from ..core.store import digest_file, digest_json
 from .chat import ChatTokenizer, read_json
-from .memory import BatchSize, load_causal_lm, out_of_memory, too_long
+from .memory import BatchSize, load_causal_lm, out_of_memory, reads_all, too_long
 from .protocol import ChatRequest, ChatResult, FinishReason, TopLogprobs, failed
 from .sampling import Sampler, cut_at_stop
 
@@ -47,13 +48,15 @@ def model_folder(
     spec: str | Path,  # A folder, or a name on the hub such as "Qwen/Qwen2.5-0.5B-Instruct"
 ) -> Path:             # The folder with its files
     "Resolve a model folder or hub name, downloading from the hub when that is allowed."
-    if Path(spec).is_dir(): return Path(spec).resolve()
+    if Path(spec).is_dir(): return check_folder(Path(spec).resolve())
     hub = need("huggingface_hub", extra="train")
-    name, kinds = str(spec), ["*.safetensors", "*.json", "*.jinja"]
-    try: return Path(hub.snapshot_download(name, revision=hub_revision(name) or None, allow_patterns=kinds))
+    name, words = str(spec), ["*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+    kinds = ["*.safetensors", *words, "README.md", "LICEN[CS]E*"]  # a student comes under the base's licence
+    try: found = Path(hub.snapshot_download(name, revision=hub_revision(name) or None, allow_patterns=kinds))
     except Exception as error:
         fix = "check the spelling; with HF_HUB_OFFLINE=1 the model must be in the cache already"
         raise DistilleryError(f"there is no model {name!r}: neither a folder here nor on the hub", fix) from error
+    return check_folder(found)
 
 # %% ../../nbs/teachers/40_local.ipynb #167288bf
 def finish(
@@ -67,12 +70,13 @@ def finish(
     "Turn generated tokens into a `ChatResult`, cut at the end token or stop text."
     end = next((i for i, token in enumerate(tokens) if token in chat.stop_ids), None)
     written = len(tokens) if end is None else end + 1
-    text, stopped = cut_at_stop(chat.decode(tokens[:end]), request.stop)
+    answer, thought = chat.said(tokens[:end])
+    text, stopped = cut_at_stop(answer, request.stop)
     top = sampler.top[:written]
     texts = tuple(tuple(chat.decode([i], special=True) for i in ids) for ids, _ in top)
     logprobs = TopLogprobs(texts, tuple(tuple(values) for _, values in top), tuple(tuple(ids) for ids, _ in top)) if top else None
     finish_reason: FinishReason = "stop" if stopped or end is not None else "length"
-    return ChatResult(request.key, text.strip(), finish_reason, prompt_tokens, written, latency_ms, logprobs)
+    return ChatResult(request.key, text.strip(), finish_reason, prompt_tokens, written, latency_ms, logprobs, reasoning=thought)
 
 # %% ../../nbs/teachers/40_local.ipynb #42e28609
 @dataclass
@@ -143,8 +147,8 @@ def prefill(
 ) -> tuple[Any, list[list[int]], list[list[int]]]:  # Cache [B, ...] or None, what each row has in it, what it has still to read
     "Prefill the key-value cache: read each shared prefix once, and copy it to every row."
     import torch
-    kept = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kept != {"full_attention"}: return None, [[]] * len(rows), [row.prompt for row in rows]
+    if not reads_all(model.config, max(len(row.prompt) for row in rows) + answer):
+        return None, [[]] * len(rows), [row.prompt for row in rows]
     groups = prefix_groups(rows)
     place = {id(row): i for i, group in enumerate(groups) for row in group}
     shared = list[list[int]]()

@@ -20,6 +20,7 @@ from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import atomic_write, digest_text
 from ..wire.hub import hub_digest
+from ..wire.trust import check_trust
 from ..core.store import content_digest
 from .protocol import Teacher, run_async
 from ..wire.bounded import BadJson, read_json
@@ -121,11 +122,13 @@ def client_options(
 def _open_server(config: Config, url: str, model: str) -> Teacher:
     from distillery.teachers.openai import OpenAITeacher
 
+    check_trust(url, config.teacher.api_key_env)
     return OpenAITeacher(url, model, **client_options(config, url, model))
 
 def _open_backed_server(config: Config, url: str, model: str, second: Opener) -> Teacher:
     from distillery.teachers.fallback import FallbackTeacher
 
+    check_trust(url, config.teacher.api_key_env)
     return FallbackTeacher(url, model, second(config), **client_options(config, url, model))
 
 # %% ../../nbs/teachers/70_open.ipynb #7ce91edd
@@ -134,9 +137,9 @@ OPENERS: dict[str, Callable[..., Teacher]] = {
     "batch": _open_batch, "http": _open_server, "https": _open_server}
 
 def _unknown(spec: str) -> DistilleryError:
-    near = difflib.get_close_matches(spec, TEACHER_SPECS, 1, 0.5)
+    near = difflib.get_close_matches(spec[:200], TEACHER_SPECS, 1, 0.5)
     fix = f"did you mean {near[0]}?" if near else f"use one of: {', '.join(TEACHER_SPECS)}"
-    return DistilleryError(f"no teacher is called {spec!r}", fix)
+    return DistilleryError(f"no teacher is called {spec[:200]!r}", fix)
 
 def _plain_opener(spec: str) -> Opener:
     spec = public_address(spec)

@@ -142,6 +142,7 @@ def resumable(
     "Trainer with resumable checkpoints: no pickles, and the same weights wherever a run was interrupted."
     class Resumable(trainer):  # type: ignore[misc, valid-type]
         step_loss: Any = 0.0
+        step_tokens: int = 0
         order: EpochSampler | None = None
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -177,6 +178,8 @@ def resumable(
 
         def training_step(self, *args: Any, **kwargs: Any) -> "torch.Tensor":
             loss = super().training_step(*args, **kwargs)
+            batch = args[1]  # on_policy takes a list of rows
+            self.step_tokens += len(batch) if isinstance(batch, list) else batch["input_ids"].numel()
             self.step_loss = self.step_loss + loss.detach()  # read once a step: reading it here would make an accelerator wait
             return loss
 

@@ -18,14 +18,19 @@ from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.files import atomic_write, digest_bytes, digest_json
 from ..core.records import Example
-from .arguments import lora_arguments, sft_arguments, training_rows
+from .arguments import lora_arguments, sft_arguments, training_precision, training_rows
 from .checkpoints import EpochSampler, resumable
 from distillery.training.distill_data import (
     Targets, TeacherAnswers, context_examples, missing_mass, open_book_examples, row_of, row_targets, sequence_examples,
 )
 from .distill_loss import distillation_trainer
-from .sft import TrainLog, base_folder, load_base, make_trainer, train_adapter
+from .bases import base_folder, load_base
+from .sft import TrainLog, make_trainer, train_adapter
+from ..teachers.chat import ChatTokenizer
 from ..teachers.local import model_identity
+from ..teachers.logprobs import tokenizer_digest
+from .vocabulary import FIX, cut_alike, in_words_of
+from ..teachers.memory import this_device
 
 # %% ../../nbs/training/16_distill.ipynb #b9588bf1
 def make_distiller(
@@ -72,10 +77,10 @@ def _on_policy(trainer: type) -> type:
 
 
 def _on_policy_arguments(cfg: Config, checkpoints: Path, rows: int) -> dict[str, Any]:
-    shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "gradient_checkpointing", "bf16", "save_strategy",
-              "save_steps", "save_total_limit", "logging_steps", "seed", "data_seed", "output_dir", "report_to", "disable_tqdm",
-              "dataloader_pin_memory")
-    arguments = sft_arguments(cfg, checkpoints)
+    shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "gradient_checkpointing", "bf16", "use_cpu",
+              "save_strategy", "save_steps", "save_total_limit", "logging_steps", "seed", "data_seed", "output_dir", "report_to",
+              "disable_tqdm", "dataloader_pin_memory")
+    arguments = sft_arguments(cfg, checkpoints, this_device())
     batch = min(arguments["per_device_train_batch_size"], rows)
     return {**{k: arguments[k] for k in shared}, "per_device_train_batch_size": batch,
             "gradient_accumulation_steps": min(arguments["gradient_accumulation_steps"], rows // batch),
@@ -97,8 +102,9 @@ def make_on_policy(
     if not train: raise DistilleryError("there is nothing to train on", fix="check the counts of the dataset stage")
     if cfg.sft.processes > 1: raise DistilleryError("on_policy trains in one process", fix="set sft.processes to 1")
     transformers.set_seed(cfg.sft.seed)
-    model, tokenizer = load_base(folder)
-    teacher_model = load_base(teacher)[0]
+    precision = training_precision(cfg, this_device())
+    model, tokenizer = load_base(folder, precision)
+    teacher_model = load_base(teacher, precision)[0]
     tokenizer.padding_side = "left"
     prompts = datasets.Dataset.from_list([{"prompt": row["prompt"]} for row in training_rows(train)])
     with warnings.catch_warnings(action="ignore"):
@@ -138,12 +144,17 @@ def _logit_distillation(
     if taught.logprobs is None:
         raise DistilleryError(f"distill.method={method} needs the teacher's log-probabilities, and none were kept",
                               "set distill.top_k above 0")
-    tokenizer = need("transformers", extra="train").AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    targets = row_targets(lessons, taught.logprobs, tokenizer)
+    chat = ChatTokenizer(folder)
+    logprobs = taught.logprobs
+    if logprobs.tokenizer != tokenizer_digest(folder): logprobs = in_words_of(folder, taught.words, logprobs)
+    alike = cut_alike(logprobs, chat)
+    if not alike:
+        raise DistilleryError(f"teacher and student cut none of {len(logprobs)} answers into the same tokens", FIX)
+    targets = row_targets(lessons, logprobs, chat)
     weight = cfg.distill.weight if method == "logits" else 1.0
     temperature = cfg.distill.temperature
-    facts = {**missing_mass(taught.logprobs), "weight": weight, "temperature": temperature, "tokenizer": taught.logprobs.tokenizer,
-             "rows": len(lessons), "rows_with_odds": sum(row_of(e, tokenizer)[1] in targets for e in lessons)}
+    facts = {**missing_mass(logprobs), "weight": weight, "temperature": temperature, "tokenizer": taught.logprobs.tokenizer,
+             "cut_alike": alike, "rows": len(lessons), "rows_with_odds": sum(row_of(e, chat)[1] in targets for e in lessons)}
     make = partial(make_distiller, targets=targets, weight=weight, temperature=temperature)
     return make, _targets_digest(targets, weight, temperature), facts
 

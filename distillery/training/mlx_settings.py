@@ -20,6 +20,8 @@ from ..core.extras import need
 from ..core.files import write_jsonl
 from ..core.knobs import Config
 from ..core.records import Example
+from ..teachers.chat import ChatTokenizer
+from ..teachers.protocol import Message
 from .arguments import training_rows
 from .checkpoints import EpochSampler
 
@@ -92,12 +94,9 @@ def mlx_rows(
     folder: Path,  # The base model
     longest: int,  # sft.max_length
 ) -> list[MlxRow]:  # Rows whose answer is cut away altogether are left out
-    "Training rows for mlx-lm, tokenized as its `ChatDataset` with `--mask-prompt` does."
-    transformers = need("transformers", extra="train")
-    chats = need("mlx_lm.tuner.datasets", extra="mlx").ChatDataset
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    data = chats([{"messages": [*r["prompt"], *r["completion"]]} for r in training_rows(examples)], tokenizer, mask_prompt=True)
-    pairs = [data.process(data[i]) for i in range(len(data))]
+    "Training rows for mlx-lm, in the tokens that PyTorch's trainer gets."
+    chat = ChatTokenizer(folder)
+    pairs = [chat.row([Message(m.role, m.content) for m in e.messages]) for e in examples]
     return [MlxRow(list(ids[:longest]), first) for ids, first in pairs if first < min(len(ids), longest)]
 
 # %% ../../nbs/training/17_mlx_settings.ipynb #88d01ec4

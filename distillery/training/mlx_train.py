@@ -25,7 +25,9 @@ from ..core.records import Example
 from .arguments import training_rows
 from .checkpoints import STATE
 from .mlx_settings import MlxRow, mlx_batches, mlx_differences, mlx_lora_config, mlx_optimizer, mlx_rows, mlx_steps
-from .sft import LOG, base_folder, claim_checkpoints, read_log
+from .bases import base_folder, save_words
+from .sft import claim_checkpoints
+from .train_log import LOG, read_log
 from ..teachers.local import MODEL_FILES, model_identity
 from ..teachers.mlx import check_mlx, load_mlx
 
@@ -225,5 +227,6 @@ def fuse_mlx(
     need("mlx_lm.utils", extra="mlx").save_model(Path(out), model)
     beside_weights = {f for pattern in MODEL_FILES if not pattern.startswith("*") for f in folder.glob(pattern)}
     for file in beside_weights: shutil.copyfile(file, Path(out, file.name))
+    save_words(folder, Path(out))
     atomic_write(Path(out, "merge.json"), json.dumps({"max_abs_diff": difference}) + "\n")
     return difference

@@ -13,6 +13,7 @@ from ..core.config import Config, knobs
 from ..core.errors import DistilleryError
 from ..core.numbers import count, with_interval
 from ..core.records import Contrast
+from ..core.sections import can_compare
 from ..core.words import metric_name
 from ..evaluation.evaluate import EvalRow, deciding_metric
 from ..questions.decide import compare, level_verdicts
@@ -46,7 +47,8 @@ def run_contrasts(
     for name in sorted({r.set for r in rows["first"]}):
         for metric in (deciding_metric(rows), *METRICS):
             scores, documents = scores_of(rows, metric, name)
-            if scores["first"].keys() != scores["second"].keys() or len(set(documents.values())) < 2: continue
+            if scores["first"].keys() != scores["second"].keys(): continue
+            if not can_compare(documents.values(), config.decisions.population): continue
             c, = compare(scores, documents, "first", config, metric)[1]
             found.append((name, metric, c, level_verdicts([c], config.decisions.margins[metric], metric, "documents")["second"][0]))
     return found
@@ -75,7 +77,7 @@ def compare_warnings(
     other: Results,  # Another
 ) -> list[str]:  # Sentences; empty where nothing stands against the comparison
     "Why a difference between two runs may not mean what it seems to."
-    a, b = (r.json("config.json", {}) for r in (one, other))
+    a, b = (r.settings() for r in (one, other))
     (x, y), changed, warned = (r.json("provenance.json", {}) for r in (one, other)), changed_settings(a, b), list[str]()
     if len(changed) > 2:
         warned.append(f"{count(len(changed), 'settings')} differ ({', '.join(changed)}): "

@@ -49,7 +49,7 @@ def _stages(source: Source, config: Config, cache: Path) -> list[Stage]:
     stages = list[Stage]()
     if source.kind != "articles":
         stages += [*pairs_stages(source, config, cache), *student_stages(config, cache), *logprob_stages(source, config, cache)]
-    for question in QUESTIONS: stages += question.stages(source, config, cache)
+    for question in QUESTIONS: stages += question.planned(source, config, cache)
     return list({s.name: s for s in stages}.values())  # two questions may need the same stage
 
 
@@ -88,8 +88,11 @@ def check_request(
 
 # %% ../../nbs/workbook/66_experiment.ipynb #af70d1b8
 def peak_gib() -> float:
-    "The most memory that this process or one of its children held, in GiB."
-    import resource
+    "The most memory that this process or one of its children held, in GiB; of this process alone where the system does not count children."
+    try: import resource
+    except ImportError:  # Windows
+        import psutil
+        return float(psutil.Process().memory_info().peak_wset) / 2**30
 
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return most / (2**30 if sys.platform == "darwin" else 2**20)
@@ -134,7 +137,8 @@ def pages_key(
     drawing = [Place("distillery.workbook.assemble", name) for name in ("write_pages", "write_decisions")]  # not imported
     stages = [q.stages for q in QUESTIONS]  # what a stage does shows in its output
     code = reached_code(*drawing, *notebooks, sources=plan.sources, without=stages)
-    settings = result_keys(plan.config, ("decisions",)) | {name: flatten(plan.config)[name] for name in SOURCES}
+    shown = (*SOURCES, "evaluation.hub.model_id", "evaluation.hub.dataset_id")
+    settings = result_keys(plan.config, ("decisions",)) | {name: flatten(plan.config)[name] for name in shown}
     return digest_json([{n: d.digest for n, d in done.items()}, settings, code, [digest_file(template(q.name)) for q in QUESTIONS]])
 
 # %% ../../nbs/workbook/66_experiment.ipynb #51aeeba2

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.address import without_hosts
 from ..core.config import Config, load_config
 from ..core.errors import DistilleryError
-from ..core.files import atomic_write, digest_json, write_jsonl
+from ..core.files import atomic_write, digest_json, write_json, write_jsonl
 from ..core.records import Gate
 from ..core.table import Table
 from ..evaluation.evaluate import EvalCase, EvalRow, Rows, add_bert_scores, align_rows, draw_suite
@@ -27,12 +28,14 @@ from ..evaluation.measure import measure_variants
 from ..evaluation.own_sets import read_own_sets, without_overlaps
 from ..evaluation.summary import gate_line, gate_table, latency_table, worst_cases, write_evaluation
 from ..evaluation.markdown import render_overview, write_summaries
+from ..pages.figures import run_hosts
 from ..pages.html import finding, note, sections_page, table
 from ..pairs.set_notes import examples_of
 from ..questions.results import Results, require_one_metric
 from ..retrieval.embed import embedder_dir
 from ..teachers.local import model_identity
 from ..teachers.onnx import OnnxTeacher
+from .assemble import hub_stamp
 
 # %% ../../nbs/workbook/67_reevaluate.ipynb #4f9e5b78
 LATER = ("evaluation.", "thresholds.", "decisions.")
@@ -43,7 +46,7 @@ def settings_of(
     now: Mapping[str, Any],  # Dotted name to value: what a person asks for today
 ) -> Config:  # The run's settings with today's questions and thresholds
     "Evaluate a run under its own settings, but for what concerns evaluation."
-    return load_config(overrides={**results.json("config.json", {}), **{k: v for k, v in now.items() if k.startswith(LATER)}})
+    return load_config(overrides={**results.settings(), **{k: v for k, v in now.items() if k.startswith(LATER)}})
 
 
 def cases_of(
@@ -151,8 +154,7 @@ def _about(config: Config, cases: Sequence[EvalCase], incumbent: Results | None)
     sets = {name: sum(c.set == name for c in cases) for name in dict.fromkeys(c.set for c in cases)}
     said = [f"suite {config.evaluation.suite}, seed {config.evaluation.seed}: " + ", ".join(f"{n} cases of {s}" for s, n in sets.items())]
     if incumbent: said.append(f"compared with run {incumbent.path.resolve().name}, on the same cases")
-    hub = config.evaluation.hub
-    return said + [f"{what} on the hub: {name}" for what, name in (("model", hub.model_id), ("dataset", hub.dataset_id)) if name]
+    return said + [f"{what}: {name}" for what, name in hub_stamp(config).items()]
 
 # %% ../../nbs/workbook/67_reevaluate.ipynb #013eb15a
 def write_overview(
@@ -171,8 +173,10 @@ def write_overview(
     sections.append(("Latency", [table(latency_table(made.latency))]))
     sections.append(("The worst cases side by side", [table(worst_cases(made.rows, config))]))
     lead = [finding(verdict_of(made.gates)), *map(note, made.notes)]
-    facts = {"run": made.folder.parent.name}
-    return atomic_write(made.folder / "index.html", sections_page(f"Evaluation of {made.folder.parent.name}", lead, sections, facts))
+    facts = {"run": made.folder.parent.name, **hub_stamp(config)}
+    write_json(made.folder / "about.json", {**facts, "suite": config.evaluation.suite, "seed": config.evaluation.seed, "notes": made.notes})
+    page = sections_page(f"Evaluation of {made.folder.parent.name}", lead, sections, facts)
+    return atomic_write(made.folder / "index.html", without_hosts(page, run_hosts(made.folder)))
 
 
 def verdict_of(

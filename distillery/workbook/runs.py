@@ -16,9 +16,10 @@ from ..core.files import read_memory
 from ..core.store import RunFolder, list_runs, open_run
 from ..engine.plan import Done
 from ..evaluation.summary import gate_figures
+from ..exporting.reader import reader_of, readers_of
 from ..pages.report import template, templates
 from ..pages.terminal import facts_table, times_table
-from ..questions.results import open_results
+from ..questions.results import open_results, variant_folder
 from ..teachers.protocol import ask_all, user_request
 from .assemble import keep_pages, write_pages
 from .sharing import locked
@@ -27,20 +28,17 @@ from .sharing import locked
 def ask(
     config: Config,  # For workbook.runs_dir and inference.*
     run: str,  # A run id or latest
-    variant: str,  # fp32, int8, uint8 or q4
+    variant: str,  # fp32, int8, uint8, q4, or extractive for its reader
     question: str,  # What to ask
 ) -> str:  # What the student says
     "Ask one variant of a finished run."
     from distillery.teachers.onnx import OnnxTeacher
 
-    folder = open_run(Path(config.workbook.runs_dir), run).path / "onnx" / variant
-    if not folder.is_dir():
-        known = sorted(p.name for p in folder.parent.glob("*")) if folder.parent.is_dir() else []
-        raise DistilleryError(f"run {run} has no variant {variant!r}",
-                              f"one of: {', '.join(known)}" if known else "run `distillery run` first")
+    place = open_run(Path(config.workbook.runs_dir), run).path
+    reader = reader_of(place, variant)
     how = config.inference
     request = user_request("q", question, max_tokens=how.max_new_tokens, repetition_penalty=how.repetition_penalty)
-    answer = ask_all(OnnxTeacher(folder), [request])[0]
+    answer = ask_all(reader or OnnxTeacher(variant_folder(place, variant, besides=readers_of(place))), [request])[0]
     if answer.error: raise DistilleryError(f"the student failed: {answer.error}", "run `distillery doctor`")
     return answer.text.strip()
 

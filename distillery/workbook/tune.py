@@ -16,10 +16,11 @@ from ..core.config import Config, flatten, load_config
 from ..core.errors import DistilleryError
 from ..core.files import read_jsonl
 from ..evaluation.evaluate import EvalRow, deciding_metric
-from ..training.sft import read_log
+from ..training.train_log import read_log
+from ..core.sections import can_compare
 from ..questions.decide import compare, level_verdicts
 from .experiment import prepare
-from ..engine.plan import Event, Plan
+from ..engine.plan import Event, until
 from ..questions.tables import primary_set, scores_of
 from ..questions.results import Results
 from ..core.numbers import interval, number
@@ -65,9 +66,7 @@ def trials(
     "What a set of changed settings answers."
     def run(change: Change) -> dict[str, list[EvalRow]]:
         plan = prepare(docs, pairs, load_config(overrides={**flatten(config), **change})).plan
-        needed = {"evaluate"}
-        for stage in reversed(plan.stages): needed |= set(stage.needs) if stage.name in needed else set()
-        done = Plan([s for s in plan.stages if s.name in needed], plan.config, plan.shelf.cache).run(watch)
+        done = until(plan, "evaluate").run(watch)
         return {p.parent.name: read_jsonl(p, EvalRow) for p in sorted(done["evaluate"].path.glob("*/rows.jsonl"))}
     return run
 
@@ -102,7 +101,7 @@ def judge(
     where = primary_set(same)
     metric = deciding_metric(same)
     scores, pages = scores_of(same, metric, where)
-    if len(set(pages.values())) < 2:
+    if not can_compare(pages.values(), config.decisions.population):
         raise DistilleryError("the candidates share no questions about two documents",
                               fix="give reference questions with dataset.gold, or tune another step")
     estimates, contrasts = compare(scores, pages, "as it is", config, metric)

@@ -55,7 +55,7 @@ def shrink(
 ) -> Config:  # With the settings of `question.shrinks` lowered, each to 1 at the least
     "Make a question fit: its requests are proportional to each of these settings."
     for name in question.shrinks:
-        now, key = question.requests(source, config), name.removeprefix("decisions.")
+        now, key = question.sends(source, config), name.removeprefix("decisions.")
         value = int(getattr(config.decisions, key))
         fits = value if now <= most else max(1, int(value * most / now))
         config = config.model_copy(update={"decisions": config.decisions.model_copy(update={key: fits})})
@@ -89,8 +89,8 @@ def asking_stages(
     request: Request,  # From `prepare`
 ) -> list[str]:  # Their names
     "Stages of questions that send the teacher requests."
-    cache, asked = request.plan.shelf.cache, [q for q in QUESTIONS if q.requests(request.source, request.config)]
-    return [s.name for q in asked for s in q.stages(request.source, request.config, cache)]
+    cache, asked = request.plan.shelf.cache, [q for q in QUESTIONS if q.sends(request.source, request.config)]
+    return [s.name for q in asked for s in q.planned(request.source, request.config, cache)]
 
 
 def time_of_the_rest(
@@ -118,14 +118,14 @@ def fit_design(
     taken, total = take_sample(sample_slots(slots), chunks, config, teacher), count(slots)
     told, (later, unknown) = forecast(taken, total), time_of_the_rest(request)
     v, source = config.dataset.variations_per_question, request.source
-    asked = [q for q in QUESTIONS if q.requests(source, config)]
+    asked = [q for q in QUESTIONS if q.sends(source, config)]
     left = 60 * minutes - later if not unknown else min(60 * minutes - later, 40 * minutes)  # a third for what never ran here
     answer_s = told["seconds"].ci_high / max(told["requests"].ci_high, 1)
     fitted = smallest = config
     for question in asked:
         fitted = shrink(question, source, fitted, left / 4 / len(asked) / max(answer_s, 1e-9))
         smallest = shrink(question, source, smallest, 0)
-    asking = answer_s * sum(q.requests(source, fitted) for q in asked)
+    asking = answer_s * sum(q.sends(source, fitted) for q in asked)
     slot_s = lambda wordings: told["seconds"].ci_high / total * wordings / v
 
     def planned(q: int) -> int:
@@ -134,7 +134,7 @@ def fit_design(
 
     fit = fit_questions(planned, (config.dataset.questions_per_chunk, v), slot_s, left - asking)
     if fit is None:
-        least = answer_s * sum(q.requests(source, smallest) for q in asked)
+        least = answer_s * sum(q.sends(source, smallest) for q in asked)
         need = (planned(1) * slot_s(1) + least + later) / 60 * (1.5 if unknown else 1)
         raise DistilleryError(f"{minutes:g} minutes are too few: one question a chunk takes {need:.0f}",
                               f"give at least --within {int(need) + 1}m, fewer documents, or a faster teacher")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INT8', 'BASELINE', 'MUCH', 'ASKS', 'CONTEXT_LENGTH', 'judge_levels', 'cheapest', 'difference_table', 'beats_rivals',
            'noise_sentence', 'stated_sentence', 'eight_bits', 'int8_sentence', 'gain_over', 'given_away',
-           'context_decision', 'why_no_context', 'context_decisions']
+           'context_decision', 'why_no_context', 'context_rows', 'context_decisions']
 
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #df2e996d
 from collections.abc import Sequence
@@ -67,19 +67,22 @@ def difference_table(
 def beats_rivals(
     rows: Sequence[ContextRow],  # From `run_context`
     level: str,  # Which one
+    confidence: float = 0.95,  # Coverage
 ) -> dict[str, Contrast]:  # Rival to the level's error minus the rival's
     "Hold a level against the mean score and the length of the article."
-    found = {rival: level_contrasts(rows, rival) for rival in RIVALS if any(r.level == rival for r in rows)}
+    found = {rival: level_contrasts(rows, rival, confidence=confidence) for rival in RIVALS if any(r.level == rival for r in rows)}
     return {rival: c for rival, some in found.items() for c in some if c.a == level}
 
 
 def noise_sentence(
     rows: Sequence[ContextRow],  # From `run_context`
     level: str,  # Which one
+    confidence: float = 0.95,  # Coverage
 ) -> str:  # For the report
     "Say how much of the scores a level explains, and whether it beats what reads nothing."
     mine = [r for r in rows if r.level == level and r.side == "test"]
-    rank, against = resampled("Spearman", *means(mine), [r.cluster for r in mine]), beats_rivals(rows, level)
+    rank = resampled("Spearman", *means(mine), [r.cluster for r in mine], confidence)
+    against = beats_rivals(rows, level, confidence)
     said = joined("; ", [sentence("{c} points against {rival}", c=with_interval(c), rival=rival) for rival, c in against.items()])
     lost = [rival for rival, c in against.items() if c.ci_high >= 0]
     first = f"Not shown to beat {' or '.join(lost)}: " if lost else "Near the noise of these scores: " if rank.mean < 0.5 else ""
@@ -91,11 +94,12 @@ def stated_sentence(
     rows: Sequence[ContextRow],  # From `run_context`
     level: str,  # Which one
     stated: float,  # Correlation that the scores' own account calls reachable
+    confidence: float = 0.95,  # Coverage
 ) -> str:  # For the report
     "Hold a level against what a set says about its own noise."
     mine, told = [r for r in rows if r.level == level and r.side == "test"], list[Sentence]()
     for d in mine[0].truth:
-        e = resampled("Pearson", *means(mine, d), [r.cluster for r in mine])
+        e = resampled("Pearson", *means(mine, d), [r.cluster for r in mine], confidence)
         how = "short of that" if e.ci_high < stated else "above that" if e.ci_low > stated else "as near the noise as that"
         told.append(sentence("{d} {e}, {how}", d=d, e=with_interval(e), how=how))
     return sentence("The scores' own account calls a correlation of {stated} reachable. "
@@ -106,18 +110,20 @@ def stated_sentence(
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #69b97bb7
 def eight_bits(
     rows: Sequence[ContextRow],  # From `run_context`
+    confidence: float = 0.95,  # Coverage
 ) -> Contrast | None:  # Error in 8 bits minus error in full precision, over the same articles; None: not measured
     "What the small encoder costs in error."
     both = {r.level: r.level.removesuffix(f" {INT8}") for r in rows if r.encoder == INT8}
-    return next((level_contrasts([r for r in rows if r.level in pair], pair[1])[0] for pair in both.items()), None)
+    return next((level_contrasts([r for r in rows if r.level in pair], pair[1], confidence=confidence)[0] for pair in both.items()), None)
 
 
 def int8_sentence(
     rows: Sequence[ContextRow],  # From `run_context`
     margin: float,  # Points
+    confidence: float = 0.95,  # Coverage
 ) -> str:  # Empty where it was not measured
     "Say whether 8 bits are as good."
-    if (c := eight_bits(rows)) is None: return ""
+    if (c := eight_bits(rows, confidence)) is None: return ""
     return "In 8 bits: " + verdict(c, margin, higher_is_better=False, metric=metric_name("mean_absolute_error"), unit="topics")[1]
 
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #c561830b
@@ -165,19 +171,20 @@ def context_decision(
     costs: Sequence[ContextCost],  # From `run_context`, with times
     margin: float = 0.1,  # Points of ten; differences smaller than this do not matter
     gain_share: float = 0.0,  # The margin as a share of what the best level gains over the mean score; 0: `margin` as it is
+    confidence: float = 0.95,  # Coverage
 ) -> Decision:  # With a sentence that says what to read
     "Decide how much of an article to read, and which part."
-    lengths, small = [r for r in rows if r.encoder != INT8], eight_bits(rows)
+    lengths, small = [r for r in rows if r.encoder != INT8], eight_bits(rows, confidence)
     best = best_on_validation([r for r in lengths if r.level not in RIVALS])
-    estimates, gain = level_estimates(rows), gain_over(BASELINE, lengths, best)
+    estimates, gain = level_estimates(rows, confidence=confidence), gain_over(BASELINE, lengths, best)
     if gain_share and gain > 0: margin = gain_share * gain
-    contrasts = ask_equivalence(level_contrasts(lengths, best), margin)
+    contrasts = ask_equivalence(level_contrasts(lengths, best, confidence=confidence), margin)
     chosen = cheapest(lengths, contrasts, best, margin)
     word, said = _wording(contrasts, estimates, costs, best, chosen, margin)
     said = f"{said}{given_away(next((c.diff for c in contrasts if c.a == chosen), 0.0), gain, best)}"
-    if any(c.ci_high >= 0 for c in beats_rivals(lengths, chosen).values()):
-        word, said = "undecided: no scorer beats its rivals", noise_sentence(rows, chosen)
-    said = f"{said} {int8_sentence(rows, margin)}".strip()
+    if any(c.ci_high >= 0 for c in beats_rivals(lengths, chosen, confidence).values()):
+        word, said = "undecided: no scorer beats its rivals", noise_sentence(rows, chosen, confidence)
+    said = f"{said} {int8_sentence(rows, margin, confidence)}".strip()
     read = {c.level: c.tokens_read for c in costs}
     times = ", ".join(f"{c.level} {milliseconds(c.ms_per_article)}" for c in costs
                       if c.ms_per_article is not None and (c.view == "truncate" or c.encoder))
@@ -196,13 +203,23 @@ def why_no_context(
     return None
 
 
+def context_rows(
+    results: Results,  # A finished run
+    config: Config,  # For decisions.population
+) -> tuple[list[ContextRow], list[ContextCost]]:  # Of every level
+    "Predictions and costs; where a run speaks of these articles alone, each is a cluster of its own."
+    rows, costs = read_predictions(results.path / "context")
+    alone = config.decisions.population == "these"
+    return [r.model_copy(update={"cluster": r.id}) for r in rows] if alone else rows, costs
+
+
 def context_decisions(
     results: Results,  # A finished run
     config: Config,  # Its settings
 ) -> list[Decision]:  # One card
     "How much of an article to read."
-    return [context_decision(*read_predictions(results.path / "context"), config.decisions.margins["mean_absolute_error"],
-                             config.decisions.gain_share)]
+    (rows, costs), d = context_rows(results, config), config.decisions
+    return [context_decision(rows, costs, d.margins["mean_absolute_error"], d.gain_share, d.confidence)]
 
 # %% ../../../nbs/questions/context_length/20_decision.ipynb #f83dda80
 CONTEXT_LENGTH = Question(
@@ -210,4 +227,5 @@ CONTEXT_LENGTH = Question(
     asks=ASKS,
     needs="scored articles",
     stages=context_stages, why_not=why_no_context, decisions=context_decisions, kept=("context/*.jsonl",),
+    asked_of=("handbook", "documents", "pairs", "articles"),
 )

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from ...core.extras import later, need
 from ...core.figures import PALETTE, STYLE, WIDTH
 from ...core.numbers import address, estimate, number, with_interval
 from ...core.records import Contrast, Estimate
+from ...core.clusters import StatsError, t_quantile
 from ...core.stats import holm, mean_interval, paired_contrast
 from ...filters.context import ContextCost, ContextRow, errors_by_level
 from ...filters.views import VIEWS, length_table, truncation_table
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['MEASURES', 'SHOWN', 'COSTS', 'spearman', 'slope', 'sd_ratio', 'pearson', 'resampled', 'means', 'level_estimates',
-           'context_table', 'dimension_table', 'error_table', 'level_contrasts', 'lengths_of', 'context_plot']
+__all__ = ['MEASURES', 'SHOWN', 'BOUNDED', 'MOST_PARTS', 'COSTS', 'spearman', 'slope', 'sd_ratio', 'pearson', 'resampled',
+           'means', 'level_estimates', 'context_table', 'dimension_table', 'error_table', 'level_contrasts',
+           'lengths_of', 'context_plot']
 
 # %% ../../../nbs/questions/context_length/15_quality.ipynb #3aacf1aa
 def spearman(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -51,26 +54,29 @@ def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 MEASURES = {"Spearman": spearman, "slope": slope, "SD ratio": sd_ratio, "Pearson": pearson}
 SHOWN = ("Spearman", "slope", "SD ratio")
+BOUNDED = ("Spearman", "Pearson")  # Correlations: nearly normal after Fisher's transformation (atanh)
 
 # %% ../../../nbs/questions/context_length/15_quality.ipynb #d955ead7
+MOST_PARTS = 200  # Clusters are left out in as many parts at most
+
+
 def resampled(
     measure: str,  # One of MEASURES
     truth: np.ndarray,  # One number an article
     predicted: np.ndarray,  # One number an article
-    clusters: Sequence[str],  # Cluster of each
-    resamples: int = 300,  # Samples drawn
-    seed: int = 88,  # Seed of the draws
-) -> Estimate:  # With a 95 % percentile interval
-    "A measure and its interval, by drawing clusters."
+    clusters: Sequence[str],  # Cluster of each; two at least
+    confidence: float = 0.95,  # Coverage
+) -> Estimate:  # With Student's interval
+    "A measure and its interval, by leaving out one cluster at a time (the jackknife)."
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
-    members = [np.flatnonzero(place == i) for i in range(len(names))]
-    rng, found = np.random.default_rng(seed), list[float]()
-    for _ in range(resamples):
-        drawn = np.concatenate([members[i] for i in rng.integers(0, len(names), len(names))])
-        found.append(MEASURES[measure](truth[drawn], predicted[drawn]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Estimate(level=measure, mean=MEASURES[measure](truth, predicted), ci_low=float(low), ci_high=float(high), n=len(truth),
-                    n_clusters=len(names))
+    if len(names) < 2: raise StatsError("all articles lie in one cluster", fix="measure at least two clusters, better twenty")
+    part, g = place % MOST_PARTS, min(len(names), MOST_PARTS)
+    scale, back = (lambda x: np.arctanh(np.clip(x, -1 + 1e-12, 1 - 1e-12)), np.tanh) if measure in BOUNDED else (float, float)
+    whole = MEASURES[measure](truth, predicted)
+    without = np.array([scale(MEASURES[measure](truth[part != i], predicted[part != i])) for i in range(g)])
+    half = t_quantile(g - 1, (1 + confidence) / 2) * sqrt((g - 1) / g * float(((without - without.mean()) ** 2).sum()))
+    return Estimate(level=measure, mean=whole, ci_low=float(back(scale(whole) - half)), ci_high=float(back(scale(whole) + half)),
+                    n=len(truth), n_clusters=len(names))
 
 # %% ../../../nbs/questions/context_length/15_quality.ipynb #349ddd45
 def means(rows: Sequence[ContextRow], dimension: str | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -82,10 +88,11 @@ def means(rows: Sequence[ContextRow], dimension: str | None = None) -> tuple[np.
 def level_estimates(
     rows: Sequence[ContextRow],  # From `run_context`
     dimension: str | None = None,  # None: the mean over all
+    confidence: float = 0.95,  # Coverage
 ) -> list[Estimate]:  # Mean absolute error of each level, in points
     "The error of each level with its interval."
     scores, clusters = errors_by_level(rows, "test", dimension)
-    return [mean_interval(list(s.values()), [clusters[i] for i in s], level=level, scale=None) for level, s in scores.items()]
+    return [mean_interval(list(s.values()), [clusters[i] for i in s], confidence, level, None) for level, s in scores.items()]
 
 
 def _times(cost: ContextCost, i: int, price_per_hour: float, currency: str) -> dict[str, Any]:
@@ -108,13 +115,14 @@ def context_table(
     costs: Sequence[ContextCost],  # From `run_context`
     price_per_hour: float = 0.0,  # budget.hour_price; 0: hours are shown, and no cost
     currency: str = "USD",  # budget.currency
+    confidence: float = 0.95,  # Coverage
 ) -> list[dict[str, Any]]:  # One row a level
     "Error, ranking, shrinkage and cost of each level."
     table, place = [], {c.level: i for i, c in enumerate(costs)}
-    for e in level_estimates(rows):
+    for e in level_estimates(rows, confidence=confidence):
         mine, i = [r for r in rows if r.level == e.level and r.side == "test"], place[e.level]
         truth, predicted = means(mine)
-        measured = {m: with_interval(resampled(m, truth, predicted, [r.cluster for r in mine])) for m in SHOWN}
+        measured = {m: with_interval(resampled(m, truth, predicted, [r.cluster for r in mine], confidence)) for m in SHOWN}
         table.append({"level": e.level, "n": e.n, "clusters": e.n_clusters, "MAE": with_interval(e), **measured,
                       "tokens read": number(round(costs[i].tokens_read), src=address(COSTS, i, "tokens_read")),
                       **_times(costs[i], i, price_per_hour, currency)})
@@ -124,22 +132,25 @@ def context_table(
 def dimension_table(
     rows: Sequence[ContextRow],  # From `run_context`
     level: str,  # Which one
+    confidence: float = 0.95,  # Coverage
 ) -> list[dict[str, Any]]:  # One row a dimension
     "Error, ranking and shrinkage of one level by dimension."
     mine, table = [r for r in rows if r.level == level and r.side == "test"], []
     for d in mine[0].truth:
         truth, predicted = means(mine, d)
         groups = [r.cluster for r in mine]
-        table.append({"dimension": d, "n": len(mine), "MAE": with_interval(mean_interval([r.errors[d] for r in mine], groups, scale=None)),
-                      **{m: with_interval(resampled(m, truth, predicted, groups)) for m in SHOWN}})
+        error = mean_interval([r.errors[d] for r in mine], groups, confidence, scale=None)
+        table.append({"dimension": d, "n": len(mine), "MAE": with_interval(error),
+                      **{m: with_interval(resampled(m, truth, predicted, groups, confidence)) for m in SHOWN}})
     return table
 
 
 def error_table(
     rows: Sequence[ContextRow],  # From `run_context`
+    confidence: float = 0.95,  # Coverage
 ) -> list[dict[str, Any]]:  # One row a level, one column a dimension
     "Mean absolute error of every level in every dimension, with its interval."
-    found = {d: {e.level: e for e in level_estimates(rows, d)} for d in rows[0].truth}
+    found = {d: {e.level: e for e in level_estimates(rows, d, confidence)} for d in rows[0].truth}
     levels = next(iter(found.values()))
     return [{"level": level, "n": e.n, **{d: with_interval(by[level]) for d, by in found.items()}} for level, e in levels.items()]
 
@@ -148,12 +159,13 @@ def level_contrasts(
     rows: Sequence[ContextRow],  # From `run_context`
     baseline: str,  # The level all others are compared with
     dimension: str | None = None,  # None: the mean over all
+    confidence: float = 0.95,  # Coverage
 ) -> list[Contrast]:  # Error of each level minus the baseline's, with Holm's adjustment
     "Compare every level with one, article by article."
     scores, clusters = errors_by_level(rows, "test", dimension)
     items = sorted(scores[baseline])
     groups, base = [clusters[i] for i in items], [scores[baseline][i] for i in items]
-    found = [paired_contrast([s[i] for i in items], base, groups, levels=(level, baseline))
+    found = [paired_contrast([s[i] for i in items], base, groups, confidence=confidence, levels=(level, baseline))
              for level, s in scores.items() if level != baseline]
     return [c.model_copy(update={"p_holm": p}) for c, p in zip(found, holm([c.p for c in found]), strict=True)]
 
@@ -161,12 +173,13 @@ def level_contrasts(
 def lengths_of(
     rows: Sequence[ContextRow],  # From `run_context`
     budgets: Sequence[int],  # Lengths to cut at
+    confidence: float = 0.95,  # Coverage
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # Length by score; truncation
     "The two tables about length, over the test articles."
     level = next(r.level for r in rows)
     some = [r for r in rows if r.level == level and r.side == "test"]
     columns = [r.tokens for r in some], [float(np.mean(list(r.truth.values()))) for r in some], [r.cluster for r in some]
-    return length_table(*columns), truncation_table(*columns, budgets)
+    return length_table(*columns, confidence=confidence), truncation_table(*columns, budgets, confidence=confidence)
 
 # %% ../../../nbs/questions/context_length/15_quality.ipynb #e95bde74
 def _lines(estimates: Sequence[Estimate], costs: Sequence[ContextCost]) -> dict[str, list[tuple[int, Estimate]]]:

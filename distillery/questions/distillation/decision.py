@@ -18,8 +18,9 @@ from ...core.files import read_jsonl
 from ...core.numbers import address, count, number, with_interval
 from ...core.records import Contrast, Decision, Estimate
 from ...core.stats import holm, mean_interval
-from ...core.words import metric_name
-from ..decide import decide, level_verdicts
+from ...core.sections import drawn_by
+from ...core.words import joined, metric_name
+from ..decide import decide, level_verdicts, metric_mean, why_alone
 from .stages import ArmRow, arm_stages
 from ..results import Results
 from ..tables import decision_file
@@ -57,8 +58,8 @@ def why_no_distillation(
     "Why a run has no card about distillation."
     rows = arm_rows(results)
     if len(rows) < 2: return NOT_RUN
-    documents = {r.doc_id for by in rows.values() for some in by.values() for r in some}
-    return None if len(documents) > 1 else "all its questions lie in one document; a difference needs two documents, better twenty"
+    documents = {r.id: r.doc_id for by in rows.values() for some in by.values() for r in some}
+    return why_alone(results, documents.values(), "questions")
 
 # %% ../../../nbs/questions/distillation/20_decision.ipynb #7bf6bfc4
 def seed_means(
@@ -180,19 +181,20 @@ def distillation_decisions(
 def arm_table(
     rows: Arms,          # Of one set
     decision: Decision,  # Of the same set
+    config: Config,      # For decisions.confidence and population
 ) -> list[dict[str, Any]]:  # One row an arm
     "Scores of every arm, and how much its seeds differ."
-    p, (told, document) = decision.contrasts[0].confidence, _question_means(rows, "exact_match")
+    told, document = _question_means(rows, "exact_match")
     place = {e.level: (e, address(decision_file(decision), "estimates", i)) for i, e in enumerate(decision.estimates)}
 
     def exact(arm: str) -> Estimate:
-        alone = mean_interval(list(told[arm].values()), [document[i] for i in told[arm]], p)
-        return estimate_with_seeds(alone, list(seed_means(rows[arm], "exact_match").values()), p)
+        alone = metric_mean(list(told[arm].values()), [document[i] for i in told[arm]], "exact_match", config)
+        return estimate_with_seeds(alone, list(seed_means(rows[arm], "exact_match").values()), config.decisions.confidence)
 
     def row(arm: str) -> dict[str, Any]:
         (e, at), by_seed = place[arm], seed_means(rows[arm], "token_f1").values()
         return {"arm": arm, "questions": e.n, "documents": e.n_clusters, "token F1": with_interval(e, src=at),
-                "exact match": with_interval(exact(arm)), "token F1 by seed": ", ".join(number(m) for m in by_seed)}
+                "exact match": with_interval(exact(arm)), "token F1 by seed": joined(", ", map(number, by_seed))}
 
     return [row(arm) for arm in rows]
 
@@ -208,7 +210,8 @@ def cost_table(
         for name in SETS:
             some = [r for part in by.values() for r in part if r.set == name]
             if not some: continue
-            ms = mean_interval([r.latency_ms for r in some], [r.doc_id for r in some], config.decisions.confidence, scale=None)
+            drawn = drawn_by([r.doc_id for r in some], config.decisions)
+            ms = mean_interval([r.latency_ms for r in some], drawn, config.decisions.confidence, scale=None)
             table.append({
                 "arm": arm, "set": name, "answers": len(some), "prompt tokens": fmean(r.prompt_tokens for r in some),
                 "answer tokens": fmean(r.completion_tokens for r in some),

@@ -27,6 +27,7 @@ from ...pairs.set_notes import examples_of
 from ...retrieval.embed import Embedder
 from ...retrieval.search import Bm25Searcher, DenseSearcher, HybridSearcher
 from ...teachers.open import base_digest
+from ...teachers.protocol import Message
 from ...training.stages import TRAINING, UNTRAINED, lessons_for, teach_stage, train_on
 
 # %% ../../../nbs/questions/distillation/10_stages.ipynb #56fa2568
@@ -71,12 +72,13 @@ ARM = (*TRAINING, *MEASURED, "embedder.base")
 def _trained_arm(job: Job, arm: str, seed: int) -> tuple[Path, dict[str, Any]]:
     from distillery.training.arguments import chat_lengths
     from distillery.exporting.merge import merge_adapter
-    from distillery.training.sft import base_folder, load_base
+    from distillery.teachers.chat import ChatTokenizer
+    from distillery.training.bases import base_folder
 
     config = altered(job.config, {"sft.seed": seed, "sft.packing": False, "distill.method": arm})
-    tokenizer = load_base(base_folder(config.student.base))[1]
+    chat = ChatTokenizer(base_folder(config.student.base))
     lessons, plain = lessons_for(job, config), examples_of(job.needs["dataset"], ["train"])
-    tokens, budget = sum(chat_lengths(lessons, tokenizer)), sum(chat_lengths(plain, tokenizer)) * config.sft.epochs
+    tokens, budget = sum(chat_lengths(lessons, chat)), sum(chat_lengths(plain, chat)) * config.sft.epochs
     config = altered(config, {"sft.epochs": budget / tokens})
     train_on(job, config, lessons, job.scratch / "adapter", job.scratch / "checkpoints")
     told = json.loads((job.scratch / "adapter/training.json").read_text())
@@ -86,10 +88,10 @@ def _trained_arm(job: Job, arm: str, seed: int) -> tuple[Path, dict[str, Any]]:
 
 
 def _arm(job: Job, arm: str, seed: int, cache: Path) -> None:
-    from distillery.training.arguments import chat_lengths
     from distillery.exporting.export import build_onnx
     from distillery.evaluation.measure import measure_variant
-    from distillery.training.sft import base_folder, load_base
+    from distillery.teachers.chat import ChatTokenizer
+    from distillery.training.bases import base_folder
 
     e, base, search_ms = job.config.evaluation, base_folder(job.config.student.base), 0.0
     examples = draw_examples(examples_of(job.needs["dataset"], ["recall", "test"]), e.full_samples_per_set, e.seed)
@@ -100,7 +102,8 @@ def _arm(job: Job, arm: str, seed: int, cache: Path) -> None:
     build_onnx(model, job.scratch / "onnx", "fp32")
     rows, cost = measure_variant("fp32", job.scratch / "onnx", examples, job.scratch / "answers", job.config,
                                  lambda done, total: job.say("questions", done, total))
-    asked = chat_lengths([x.model_copy(update={"messages": x.messages[:-1]}) for x in examples], load_base(base)[1])
+    chat = ChatTokenizer(base)
+    asked = [len(chat.encode([Message(m.role, m.content) for m in x.messages[:-1]])) for x in examples]
     write_jsonl(job.out / "rows.jsonl", [ArmRow(
         **r.model_dump(include=set(ArmRow.model_fields) - {"prompt_tokens", "completion_tokens", "latency_ms"}), prompt_tokens=n,
         completion_tokens=r.completion_tokens or 0, latency_ms=r.latency_ms + search_ms) for r, n in zip(rows, asked, strict=True)])
@@ -114,7 +117,7 @@ def arm_stages(
 ) -> list[Stage]:    # Empty where fewer than two arms are to be compared; arms without a training have one seed
     "One stage for each arm and seed."
     arms, seeds = list(dict.fromkeys(config.decisions.distill_arms)), list(dict.fromkeys(config.decisions.train_seeds))
-    if len(arms) < 2 or source.kind == "articles": return []
+    if len(arms) < 2: return []
     inputs = {"base": base_digest(config.student.base, cache)}
     needs = lambda arm: ("documents", "dataset", *(("teach",) if arm not in ("base", "rag", "sft") else ()))
     about = "one way to make it answer"

@@ -17,8 +17,10 @@ from ...core.figures import Point
 from ...core.files import read_jsonl
 from ...core.numbers import address, count, milliseconds, number, with_interval
 from ...core.records import Contrast, Decision
+from ...core.sections import can_compare
+from ...core.stats import least_clusters
 from ...core.words import Quoted, metric_name
-from ..decide import Scores, compare, decide, level_verdicts
+from ..decide import Scores, compare, decide, level_verdicts, why_alone
 from .stages import EmbedderCost, EmbedderRow, embedder_stages
 from ..question import Question
 from ..results import Results
@@ -45,8 +47,7 @@ def why_no_embedder(
     if reason := results.json("embedder/facts.json", {}).get("why_not"): return str(reason)
     rows = embedder_rows(results)[0]
     if not rows: return "it compared no embedders"
-    if len({r.doc_id for r in rows}) > 1: return None
-    return "all questions that were held out are about one document; a difference needs two documents, better twenty"
+    return why_alone(results, [r.doc_id for r in rows], "held-out questions")
 
 
 def query_scores(
@@ -76,15 +77,22 @@ def confirm_pick(
     rows: EmbedderRows,  # Questions
     costs: Sequence[EmbedderCost],  # Of the levels
     config: Config,  # For the decisions section
-) -> tuple[str, Contrast | None]:  # What one half picks, and its difference to the base on the other half
+    chosen: str,  # What all of them picked
+) -> str:  # For the card
     "Pick on one half of the documents and look at the other."
     from distillery.retrieval.ranking import first_part
 
-    if len({r.doc_id for r in rows}) < 4: return "base", None
-    half, ms = first_part(r.doc_id for r in rows), {c.level: c.ms_per_query for c in costs}
-    part = lambda wanted: compare(*query_scores(rows, keep=lambda r: (r.doc_id in half) == wanted), "base", config, "ndcg")[1]
-    best = pick_embedder(part(True), config.decisions.margins["ndcg"], ms)
-    return best, next((c for c in part(False) if c.a == best), None)
+    d, ms = config.decisions, {c.level: c.ms_per_query for c in costs}
+    alone, unit = d.population == "these", "questions" if d.population == "these" else "documents"
+    drawn = lambda r: r.id if alone else r.doc_id
+    least = 2 * least_clusters((1 - d.confidence) / max(1, len(costs) - 1))
+    if (found := len(set(map(drawn, rows)))) < least:
+        return f"not checked: {count(least, unit)} are needed for halves that can show anything, and there are {count(found)}"
+    half = first_part(map(drawn, rows))
+    part = lambda wanted: compare(*query_scores(rows, keep=lambda r: (drawn(r) in half) == wanted), "base", config, "ndcg")[1]
+    best = pick_embedder(part(True), d.margins["ndcg"], ms)
+    same = "the same" if best == chosen else f"{best} instead: half of the {unit} shows less than all do"
+    return same + "".join(f"; {c.a} − base {with_interval(c)}" for c in part(False) if c.a == best)
 
 # %% ../../../nbs/questions/embedder/20_decision.ipynb #f8e910cd
 ASKS = "Which embedder finds the right passage?"
@@ -119,8 +127,7 @@ def embedder_decision(
                   ("questions", "documents"), config, spent)
     best = pick_embedder(made.contrasts, made.margin, {c.level: c.ms_per_query for c in costs})
     word, sentence = _wording(made, best, by_level)
-    first, other = confirm_pick(rows, costs, config)
-    half = f"{first} − base {with_interval(other)}" if other else "not checked" if len(set(documents.values())) < 4 else "base"
+    half = confirm_pick(rows, costs, config, best)
     return made.model_copy(update={"verdict": word, "sentence": sentence, "cost": {**spent, "picked on one half, on the other": half},
                                    "figures": {f"ms a question, {c.level}": c.ms_per_query for c in costs}})
 
@@ -139,13 +146,13 @@ def stratum_table(
     config: Config,  # For the decisions section
     by: str = "stratum",  # A field of the rows: stratum or difficulty
 ) -> list[dict[str, Any]]:  # One row a stratum and level
-    "nDCG@10 within each stratum that lies in two documents at least, and its difference to the base."
+    "nDCG@10 within each stratum that has two draws at least, and its difference to the base."
     order = ["low", "middle", "high", "easy", "medium", "hard"]
     names = sorted({str(v) for r in rows if (v := getattr(r, by))}, key=lambda n: (order.index(n) if n in order else 9, n))
     table = []
     for name in names:
         scores, documents = query_scores([r for r in rows if getattr(r, by) == name])
-        if len(set(documents.values())) < 2: continue
+        if not can_compare(documents.values(), config.decisions.population): continue
         estimates, contrasts = compare(scores, documents, "base", config, "ndcg")
         apart = {c.a: with_interval(c) for c in contrasts}
         table += [{by: name, "level": e.level, "n": e.n, metric_name("ndcg"): with_interval(e),

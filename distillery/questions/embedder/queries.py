@@ -13,6 +13,7 @@ from pathlib import Path
 from ...core.errors import DistilleryError
 from ...core.files import digest_bytes, digest_text, read_jsonl
 from ...core.records import Chunk, Document, Pair
+from ...core.sections import can_compare
 from ...engine.plan import Job
 from ...engine.source import Source
 from ...reading.listing import list_files
@@ -55,13 +56,14 @@ def own_questions(
 # %% ../../../nbs/questions/embedder/05_queries.ipynb #d035545e
 def few_documents(
     queries: QuerySet | None,  # A set, if there is one
+    population: str = "like these",  # decisions.population
 ) -> bool:  # True where a difference between embedders has no interval
-    "Whether the questions are about fewer than two documents."
-    return queries is None or len({q.cluster for q in queries.queries}) < 2
+    "Whether the questions are about fewer than two documents, or fewer than two where these documents are all that is spoken of."
+    return queries is None or not can_compare((q.cluster for q in queries.queries), population)
 
 
 def run_questions(
-    job: Job,  # Reads documents.include, embedder.headings and embedder.judged
+    job: Job,  # Reads documents.include, embedder.headings, embedder.judged and decisions.population
     source: Source,  # What the run works on
 ) -> tuple[QuerySet | None, dict[str, str]]:  # The questions, and the difficulty of those that have one
     "The questions of a run, or those of a judged set that it was given."
@@ -70,7 +72,7 @@ def run_questions(
     pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
     try: made: QuerySet | None = pair_queries(pairs, chunks)
     except DistilleryError: made = None  # refusals only
-    if chunks and (few_documents(made) or job.config.embedder.headings):
+    if chunks and (few_documents(made, job.config.decisions.population) or job.config.embedder.headings):
         documents = read_jsonl(job.needs["documents"] / "documents.jsonl", Document)
         made = own_questions(source, documents, chunks, job.config.documents.include) or made
     return made, {p.id: p.difficulty for p in pairs}

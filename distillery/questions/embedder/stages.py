@@ -158,7 +158,9 @@ def _tuned(job: Job, source: Source) -> None:
     from distillery.retrieval.tune import TuneSettings, split_queries, training_pairs, tune_embedder
 
     (queries, _), c, settings = run_questions(job, source), job.config.embedder, TuneSettings()
-    pairs = [] if queries is None or few_documents(queries) else training_pairs(split_queries(queries, c.train_share)[0])
+    population = job.config.decisions.population
+    few = queries is None or few_documents(queries, population)
+    pairs = [] if queries is None or few else training_pairs(split_queries(queries, c.train_share, single=population == "these")[0])
     enough = len({p["positive"] for p in pairs}) > 1
     if not enough or not c.tune_steps:
         atomic_write(job.out / WHY, "embedder.tune_steps is 0" if enough else "needs questions about two passages to train on")
@@ -190,9 +192,10 @@ def _embedder(job: Job, source: Source, cache: Path) -> None:
     c, (queries, difficulty) = job.config.embedder, run_questions(job, source)
     facts: dict[str, Any] = {"base": c.base, "why_not": None, "not_asked": {}}
     rows, costs = list[EmbedderRow](), list[EmbedderCost]()
-    if queries is None or few_documents(queries): facts["why_not"] = NOTHING
+    population = job.config.decisions.population
+    if queries is None or few_documents(queries, population): facts["why_not"] = NOTHING
     else:
-        train, held = split_queries(queries, c.train_share)
+        train, held = split_queries(queries, c.train_share, single=population == "these")
         asked, (more, gone) = draw_queries(held, c.queries), _more(job)
         found, costs = compare_embedders(asked, c.base, more, cache / "vectors.sqlite", job.say)
         rows = [EmbedderRow(id=q.query_id, doc_id=q.cluster, question=q.text, difficulty=difficulty.get(q.query_id), overlap=q.overlap,
@@ -219,8 +222,8 @@ def embedder_stages(
     cache: Path,  # The store's folder
 ) -> list[Stage]:  # After documents and select
     "The 8-bit export, the tuned copy, and the comparison of all."
-    c, read = config.embedder, ("documents.include", "embedder.base", "embedder.headings", "embedder.judged", "embedder.train_share")
-    if source.kind == "articles": return []
+    c, read = config.embedder, ("documents.include", "embedder.base", "embedder.headings", "embedder.judged", "embedder.train_share",
+               "decisions.population")
     memory = cache / "files.json"
     base = {"embedder": model_digest(c.base, memory)}
     others = {f"embedder {spec}": _digest(spec, memory) for spec in c.others}

@@ -12,6 +12,7 @@ from typing import Any
 from ...core.config import Config
 from ...core.figures import dominated
 from ...core.numbers import count, estimate, label, milliseconds, number, with_interval
+from ...core.sections import can_compare
 from ...core.words import Quoted, joined, sentence
 from ..decide import compare, level_verdicts
 from .decision import MPNET, EmbedderRows, embedder_decision, level_points, query_scores
@@ -39,7 +40,8 @@ def _against(rows: EmbedderRows, config: Config, level: str, not_asked: Mapping[
     c = next(c for c in contrasts if c.a == level)
     word = level_verdicts(contrasts, margin, "ndcg", "documents")[level][0]
     low = query_scores(rows, keep=lambda r: r.stratum == "low")
-    hard = [k for k in compare(*low, "base", config, "ndcg")[1] if k.a == level] if len(set(low[1].values())) > 1 else []
+    enough = can_compare(low[1].values(), config.decisions.population)
+    hard = [k for k in compare(*low, "base", config, "ndcg")[1] if k.a == level] if enough else []
     where = sentence("; where questions share fewest words with their passage {c}", c=with_interval(hard[0], n=True)) if hard else ""
     same = "No, the same" if word.startswith("equivalent") else "Not known"
     start = {f"{level} better": "Yes", "base better": "No, worse"}.get(word, same)

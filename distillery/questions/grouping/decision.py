@@ -11,9 +11,10 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.files import read_jsonl
-from ...core.numbers import address, count, exact, percent, with_interval
+from ...core.numbers import address, count, exact, label, percent, with_interval
+from ...core.words import Quoted
 from ...core.records import Decision
-from ..decide import decide, level_verdicts
+from ..decide import decide, level_verdicts, why_alone
 from ..results import Results
 from ..question import NOT_RUN, Question
 from ..tables import decision_file
@@ -35,11 +36,8 @@ def why_no_grouping(
 ) -> str | None:  # The reason, or None
     "Why a run has no card about several questions per call."
     rows = grouped_rows(results)
-    if results.json("provenance.json", {}).get("source") == "pairs":
-        return "the pairs of this run were brought along: no teacher wrote them, so there were no calls to save"
     if not rows: return NOT_RUN
-    if len({r.doc_id for r in rows}) > 1: return None
-    return "all its slots lie in one document; a difference needs two documents, better twenty"
+    return why_alone(results, {r.slot_id: r.doc_id for r in rows}.values(), "slots")
 
 # %% ../../../nbs/questions/grouping/20_decision.ipynb #fa92b8db
 ASKS = "How many questions should one call ask for?"
@@ -83,8 +81,9 @@ def grouping_table(
     made = grouping_decision(rows, config)
     sent = {str(r.level): r.requests for r in rows}
     saved = {n: percent(1 - k / sent[made.levels[0]]) for n, k in sent.items()}
-    return [{"questions per call": e.level, "requests": sent[e.level], "saved": saved[e.level], "slots": e.n, "documents": e.n_clusters,
-             "slots with a pair": with_interval(e, src=address(decision_file(made), "estimates", i))} for i, e in enumerate(made.estimates)]
+    at = lambda i, *key: address(decision_file(made), "estimates", i, *key)
+    return [{"questions per call": label(e.level, at(i, "level")), "requests": sent[e.level], "saved": saved[e.level], "slots": e.n,
+             "documents": e.n_clusters, "slots with a pair": with_interval(e, src=at(i))} for i, e in enumerate(made.estimates)]
 
 
 def changed_by_grouping(
@@ -95,7 +94,7 @@ def changed_by_grouping(
     kept: dict[str, set[float]] = {}
     for r in rows: kept.setdefault(r.slot_id, set()).add(r.kept)
     apart = [name for name, seen in kept.items() if len(seen) > 1][:most]
-    return [{"slot": r.slot_id, "questions per call": r.level, "question": r.question, "answer": r.answer}
+    return [{"slot": Quoted(r.slot_id), "questions per call": r.level, "question": Quoted(r.question), "answer": Quoted(r.answer)}
             for name in apart for r in rows if r.slot_id == name]
 
 # %% ../../../nbs/questions/grouping/20_decision.ipynb #8423f454
@@ -106,4 +105,5 @@ GROUPING = Question(
     ask_with={"decisions.questions_per_call": "[1, 4]"},
     stages=grouping_stages, why_not=why_no_grouping, decisions=grouping_decisions, requests=grouping_requests,
     shrinks=("decisions.prompt_slots",), kept=("grouping/*",),
+    asked_of=("handbook", "documents"),
 )

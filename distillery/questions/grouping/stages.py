@@ -40,7 +40,7 @@ def grouping_stages(
     cache: Path,  # The store's folder
 ) -> list[Stage]:  # Empty where fewer than two numbers are to be compared
     "The stage that asks the same slots at every number of questions per call."
-    if len(set(config.decisions.questions_per_call)) < 2 or source.kind in ("pairs", "articles"): return []
+    if len(set(config.decisions.questions_per_call)) < 2: return []
     kinds = asked_kinds(max(config.decisions.questions_per_call))
     inputs = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack, kinds)}
     run = partial(_ask_levels, cache=cache, opener=teacher_opener(config.teacher.model, config))
@@ -53,5 +53,5 @@ def grouping_requests(
 ) -> int:  # At most; question and answer, in groups
     "Requests of the comparison of group sizes."
     asked = set(config.decisions.questions_per_call)
-    if len(asked) < 2 or source.kind in ("pairs", "articles"): return 0
+    if len(asked) < 2: return 0
     return sum(2 * -(-config.decisions.prompt_slots // n) for n in asked)

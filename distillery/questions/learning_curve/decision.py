@@ -13,18 +13,18 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.files import read_jsonl
-from ...core.numbers import count, number, with_interval
+from ...core.numbers import count, label, number, with_interval
 from ...core.records import Contrast, Decision, Example
 from ...core.stats import paired_contrast
 from ...core.verdicts import verdict
 from ...core.words import metric_name
 from ...evaluation.evaluate import EvalRow, Rows, deciding_metric
-from ..decide import Scores, decide, metric_mean
+from ..decide import Scores, decide, metric_mean, why_alone
 from .stages import curve_stages, taught_documents
 from ..results import Results
 from ..tables import scores_of
 from ..question import NOT_RUN, Question
-from ...core.sections import drawn_by
+from ...core.sections import can_compare, drawn_by
 
 # %% ../../../nbs/questions/learning_curve/20_decision.ipynb #841c63af
 def curve_rows(
@@ -54,11 +54,12 @@ def why_no_curve(
     "Why a run has no card about dataset sizes."
     rows = curve_rows(results)
     if len(rows) < 2: return NOT_RUN
-    return None if max(len(_asked_about(rows, s)) for s in ("test", "recall")) > 1 else "its questions are about one document"
+    alone = [why_alone(results, _asked_about(rows, name), f"{name} questions") for name in ("test", "recall")]
+    return "; ".join(map(str, alone)) if all(alone) else None
 
 
-def _asked_about(rows: Rows, set_name: str) -> set[str]:
-    return {r.doc_id for r in next(iter(rows.values())) if r.set == set_name and r.kind == "answer"}
+def _asked_about(rows: Rows, set_name: str) -> list[str]:
+    return [r.doc_id for r in next(iter(rows.values())) if r.set == set_name and r.kind == "answer"]
 
 # %% ../../../nbs/questions/learning_curve/20_decision.ipynb #7568dbcd
 def doubling(
@@ -92,7 +93,7 @@ def curve_decision(
     config: Config,  # For the decisions section
 ) -> Decision:  # With a sentence about the next doubling
     "What more documents would bring."
-    where = "test" if len(_asked_about(rows, "test")) > 1 else "recall"
+    where = "test" if can_compare(_asked_about(rows, "test"), config.decisions.population) else "recall"
     metric = deciding_metric(rows)
     scores, clusters = scores_of(rows, metric, where)
     *_, before, whole = rows
@@ -139,7 +140,7 @@ def curve_table(
                 mine = [r for r in some if keep(r) and r.kind == "answer" and level in ("all", r.difficulty)]
                 if not mine: continue
                 e = metric_mean([getattr(r, metric) for r in mine], [r.doc_id for r in mine], metric, config, share)
-                found.append({"asked about": reading, "difficulty": level, "documents": share, "n": e.n, "clusters": e.n_clusters,
+                found.append({"asked about": reading, "difficulty": level, "documents": label(share), "n": e.n, "clusters": e.n_clusters,
                               metric_name(metric): with_interval(e), "estimate": e})
     return found
 

@@ -68,7 +68,6 @@ def curve_stages(
     cache: Path,  # The store's folder
 ) -> list[Stage]:  # Empty where fewer than two shares are to be compared
     "One stage for each share below the whole."
-    if source.kind == "articles": return []
     reads, base = ("lora", "sft", "student", *MEASURED), {"base": base_digest(config.student.base, cache)}
     return [Stage(f"curve-{share:g}", partial(_fit, share=share), reads, ("dataset",), base, f"a student of {share:.0%} of the documents",
                   place=f"curve/{share:g}")

@@ -12,13 +12,14 @@ from statistics import fmean
 from typing import Any
 
 from ...core.config import Config
-from ...core.numbers import count, number, percent, quantity, with_interval
+from ...core.numbers import address, count, label, number, percent, quantity, with_interval
+from ...core.words import joined, sentence
 from ...core.records import Decision
-from ...core.stats import mean_interval
-from ..decide import decide, level_verdicts
+from ..decide import decide, level_verdicts, metric_mean
 from .stages import is_local, memory_requests, memory_stages
 from .parallel import Trials, asked_in_trials, failures, pick_level, slot_quality, time_ratio, ratio_text, trials_of, why_no_trials, working
 from ..results import Results
+from ..tables import cited
 from .trials import Trial
 from ..question import Question
 
@@ -56,15 +57,15 @@ def memory_table(
         some, weights = ended.get(level, []), facts.get("weights_gib")
         peaks = [memory_of(t, facts) for t in every]
         room = peaks[0][1]
-        row: dict[str, Any] = {"level": level, "ended": f"{len(some)} of {len(every)}"}
+        row: dict[str, Any] = {"level": label(level), "ended": sentence("{n} of {all}", n=number(len(some)), all=number(len(every)))}
         row |= {"model / memory": weights / room if weights else None, "before GiB": fmean(t.start_gib for t in every),
                 "peak GiB": max(p for p, _ in peaks), "peak / memory": max(p for p, _ in peaks) / room}
         if some and base is not None:
             order = sorted(documents)
-            e = mean_interval([scores[level][i] for i in order], [documents[i] for i in order], config.decisions.confidence)
+            e = metric_mean([scores[level][i] for i in order], [documents[i] for i in order], "evidence", config)
             row |= {"largest batch": max(t.batch or 0 for t in some), "batches halved": sum(t.refused for t in some)}
             row |= {"tokens/s": fmean(t.tokens / t.seconds for t in some),
-                    "time ratio": "1" if level == base else ratio_text(time_ratio(ended, level, base, config.decisions.confidence)),
+                    "time ratio": number(1) if level == base else ratio_text(time_ratio(ended, level, base, config.decisions.confidence)),
                     "slots with a pair": with_interval(e)}
         table.append(row)
     return sorted(table, key=lambda row: "tokens/s" not in row)
@@ -125,23 +126,29 @@ def answer_memory(
     base, full = next(iter(ended)), {n: max(p / room for p, room in (memory_of(t, facts) for t in some)) for n, some in ended.items()}
     judged = level_verdicts(made.contrasts, made.margin, "slots with a pair", "documents")
     near = max(made.contrasts, key=lambda c: full[c.a])
-    dropped = "; ".join(dict.fromkeys(f"{row['level']} did not end: {row['why']}" for row in lost))
+    gone = [sentence("{level} did not end: {why}", level=label(level), why=why)
+            for level, why in dict.fromkeys((row["level"], row["why"]) for row in lost)]
     rate = {n: fmean(t.tokens / t.seconds for t in some) for n, some in ended.items()}
     best = max(rate, key=lambda n: rate[n])
+    each = joined("; ", [sentence("{n}: {batch}{rate}, {share}", n=label(n), batch=_batch(facts, n, some), share=percent(full[n]),
+                                  rate=quantity(rate[n], "tokens/s")) for n, some in ended.items()])
     return [
         {"question": "Does running near memory limits degrade quality?",
-         "answer": f"The fullest other level, {near.a}, used {percent(full[near.a])} of its memory; slots with a pair {near.a} − {base} = "
-                   f"{with_interval(near, n=True, level=near.confidence)}: {judged[near.a][0]}. {dropped or 'Every trial ended'}."},
-        {"question": "Is there a sweet spot of memory against quality?", "answer": made.sentence},
+         "answer": sentence("The fullest other level, {a}, used {share} of its memory; slots with a pair {a} − {b} = {c}: {word}. {gone}.",
+                            a=label(near.a), b=label(base), share=percent(full[near.a]), word=label(judged[near.a][0]),
+                            c=with_interval(near, n=True, level=near.confidence), gone=joined("; ", gone or ["Every trial ended"]))},
+        {"question": "Is there a sweet spot of memory against quality?", "answer": cited(made)},
         {"question": "How does batch size interact with memory pressure?",
-         "answer": f"Most tokens a second at {best}: {number(rate[best])} with {percent(full[best])} of its memory; "
-                   + "; ".join(f"{n}: {_batch(facts, n, some)}{quantity(rate[n], 'tokens/s')}, {percent(full[n])}"
-                               for n, some in ended.items()) + "."}]
+         "answer": sentence("Most tokens a second at {best}: {rate} with {share} of its memory; {each}.", best=label(best),
+                            rate=number(rate[best]), share=percent(full[best]), each=each)}]
 
 
 def _batch(facts: Mapping[str, Any], level: str, some: Sequence[Trial]) -> str:
     refused, most = sum(t.refused for t in some), max((t.batch or 0 for t in some), default=0)
-    return f"{refused} batches of up to {facts['levels'][level]['teacher.batch_size']} halved, at most {most} fitted, " if refused else ""
+    if not refused: return ""
+    asked = number(facts["levels"][level]["teacher.batch_size"], src=address("memory/facts.json", "levels", level, "teacher.batch_size"))
+    return sentence("{refused} batches of up to {asked} halved, at most {most} fitted, ",
+                    refused=number(refused), asked=asked, most=number(most))
 
 # %% ../../../nbs/questions/load/25_memory.ipynb #dee289ff
 MEMORY = Question(
@@ -151,4 +158,5 @@ MEMORY = Question(
     ask_with={"decisions.memory_batches": "[1, 8, 32]", "decisions.memory_gib": "[1, 4]"},
     stages=memory_stages, why_not=why_no_memory, decisions=memory_decisions, requests=memory_requests,
     shrinks=("decisions.teacher_slots",), kept=("memory/*",),
+    asked_of=("handbook", "documents"),
 )

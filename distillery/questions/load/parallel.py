@@ -15,10 +15,10 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.files import read_jsonl
-from ...core.numbers import count, estimate, number, seconds, with_interval
+from ...core.numbers import count, estimate, label, number, seconds, with_interval
+from ...core.words import Quoted, joined, sentence
 from ...core.records import Contrast, Decision, Slot
-from ...core.stats import mean_interval
-from ..decide import Scores, decide, level_verdicts
+from ..decide import Scores, decide, level_verdicts, metric_mean, why_alone
 from ..results import Results
 from .trials import Trial
 from ..question import NOT_RUN, Question
@@ -59,7 +59,7 @@ def failures(
     trials: Trials,  # Level to its trials
 ) -> list[dict[str, Any]]:  # One row a trial
     "The trials that did not come to an end."
-    return [{"level": level, "round": t.repeat + 1, "why": t.error, "after s": t.seconds}
+    return [{"level": label(level), "round": t.repeat + 1, "why": Quoted(t.error), "after s": t.seconds}
             for level, some in trials.items() for t in some if t.error]
 
 # %% ../../../nbs/questions/load/20_parallel.ipynb #7247ffe3
@@ -76,13 +76,10 @@ def why_no_trials(
 ) -> str | None:  # The reason, or None
     "Why trials decide nothing."
     trials, documents = trials_of(results, name)
-    if results.json("provenance.json", {}).get("source") == "pairs":
-        return "the pairs of this run were brought along: no teacher wrote them"
     if not trials: return NOT_RUN
     if len(ended := working(trials)) < 2:
         return f"only {len(ended)} of {len(trials)} levels came to an end; the others: {failures(trials)[0]['why']}"
-    if len(set(documents.values())) > 1: return None
-    return "all its slots lie in one document; a difference needs two documents, better twenty"
+    return why_alone(results, documents.values(), "slots")
 
 # %% ../../../nbs/questions/load/20_parallel.ipynb #d6815904
 def time_ratio(
@@ -121,14 +118,14 @@ def equality(
     documents: Mapping[str, str],  # Slot to its document
     level: str,  # Which one
     base: str,  # Compared with this one; with itself, a round with the next
-    confidence: float = 0.95,  # Coverage
+    config: Config,  # For decisions.confidence and population
 ) -> str:  # Share of slots with the very same questions and answers, with its interval
     "How often two ways write the same text."
     first = trials[base][0].outputs
     others = trials[level][1:] if level == base else trials[level]
     if not others: return "one round only"
     same = [fmean(float(t.outputs.get(i) == first.get(i)) for t in others) for i in sorted(documents)]
-    return with_interval(mean_interval(same, [documents[i] for i in sorted(documents)], confidence=confidence))
+    return with_interval(metric_mean(same, [documents[i] for i in sorted(documents)], "evidence", config))
 
 
 def consistency(
@@ -181,7 +178,7 @@ def parallel_decision(
     ended = working(trials)
     base, sure = next(iter(ended)), config.decisions.confidence
     cost = {"asked": asked_in_trials(trials),
-            **{f"time at {n}": f"{ratio_text(time_ratio(ended, n, base, sure))} of that at {base}" for n in ended if n != base}}
+            "time": "; ".join(f"at {n} {ratio_text(time_ratio(ended, n, base, sure))} of that at {base}" for n in ended if n != base)}
     made = decide("parallel", ASKS, "requests in flight", slot_quality(ended, documents), documents, base, "evidence",
                   ("slots", "documents"), config, cost)
     judged = level_verdicts(made.contrasts, made.margin, "slots with a pair", "documents")
@@ -204,14 +201,14 @@ def trial_table(
     if not ended: return []
     base, scores, sure = next(iter(ended)), slot_quality(ended, documents), config.decisions.confidence
     for level, some in ended.items():
-        e = mean_interval([scores[level][i] for i in sorted(documents)], [documents[i] for i in sorted(documents)], sure)
+        e = metric_mean([scores[level][i] for i in sorted(documents)], [documents[i] for i in sorted(documents)], "evidence", config)
         firsts = [t.first_s for t in some if t.first_s is not None]
         table.append({
-            "level": level, "rounds": len(some), "seconds": fmean(t.seconds for t in some),
-            "time ratio": "1" if level == base else ratio_text(time_ratio(ended, level, base, sure)),
+            "level": label(level), "rounds": len(some), "seconds": fmean(t.seconds for t in some),
+            "time ratio": number(1) if level == base else ratio_text(time_ratio(ended, level, base, sure)),
             "first answer s": fmean(firsts) if firsts else None,
             "tokens/s": fmean(t.tokens / t.seconds for t in some) if any(t.tokens for t in some) else None,
-            "slots with a pair": with_interval(e), "same text": equality(ended, documents, level, base, sure),
+            "slots with a pair": with_interval(e), "same text": equality(ended, documents, level, base, config),
             "SD over rounds": consistency(some, documents), "peak GiB": max(t.peak_gib for t in some), "fragmented": fragmentation(some)})
     return table
 
@@ -219,24 +216,25 @@ def trial_table(
 def answer_parallel(
     trials: Trials,  # Level to its trials
     documents: Mapping[str, str],  # Slot to its document
-    confidence: float = 0.95,  # Of the intervals
+    config: Config,  # For decisions.confidence and population
 ) -> list[dict[str, str]]:  # Question and answer, three of them
     "The questions of takeaway 7, each in a sentence."
     ended = working(trials)
     base, most = next(iter(ended)), list(ended)[-1]
     firsts = {n: fmean(t.first_s for t in ended[n] if t.first_s is not None) for n in (base, most) if any(t.first_s for t in ended[n])}
-    first = "; ".join(f"first answer after {seconds(s)} at {n}" for n, s in firsts.items())
+    first = joined("; ", [sentence("first answer after {s} at {n}", s=seconds(s), n=label(n)) for n, s in firsts.items()])
     spreads = {n: consistency(ended[n], documents) for n in (base, most)}
-    said = "; ".join(f"{n}: {'one round only' if s is None else number(s)}" for n, s in spreads.items())
-    same = lambda level: equality(ended, documents, level, base, confidence)
+    said = joined("; ", [sentence("{n}: {s}", n=label(n), s="one round only" if s is None else number(s)) for n, s in spreads.items()])
+    same = lambda level: equality(ended, documents, level, base, config)
+    took, names = ratio_text(time_ratio(ended, most, base, config.decisions.confidence)), {"base": label(base), "most": label(most)}
     return [
         {"question": "What is the total time difference for the full generation?",
-         "answer": f"At {most} it takes {ratio_text(time_ratio(ended, most, base, confidence))} of the time at {base} ({first})."},
+         "answer": sentence("At {most} it takes {took} of the time at {base} ({first}).", **names, took=took, first=first)},
         {"question": "Does serial processing reduce GPU memory fragmentation?",
-         "answer": f"{base}: {fragmentation(ended[base])}; {most}: {fragmentation(ended[most])}."},
+         "answer": sentence("{base}: {one}; {most}: {other}.", **names, one=fragmentation(ended[base]), other=fragmentation(ended[most]))},
         {"question": "Are quality scores more consistent in serial runs?",
-         "answer": f"Standard deviation of the share of slots with a pair over rounds, {said}; same text as {base}: "
-                   f"{same(most)} at {most}, {same(base)} when {base} is repeated."}]
+         "answer": sentence("Standard deviation of the share of slots with a pair over rounds, {said}; same text as {base}: "
+                            "{other} at {most}, {one} when {base} is repeated.", **names, said=said, one=same(base), other=same(most))}]
 
 # %% ../../../nbs/questions/load/20_parallel.ipynb #8f2496cc
 PARALLEL = Question(
@@ -246,4 +244,5 @@ PARALLEL = Question(
     ask_with={"decisions.parallel": "[1, 4, 16]"},
     stages=parallel_stages, why_not=why_no_parallel, decisions=parallel_decisions, requests=parallel_requests,
     shrinks=("decisions.teacher_slots",), kept=("parallel/*",),
+    asked_of=("handbook", "documents"),
 )

@@ -149,7 +149,7 @@ def parallel_stages(
 ) -> list[Stage]:  # Empty where fewer than two numbers are to be compared
     "The stage that asks the same slots with different numbers of requests in flight."
     ways = parallel_ways(config)
-    if len(ways) < 2 or source.kind in ("pairs", "articles"): return []
+    if len(ways) < 2: return []
     return [_stage("parallel", ways, "the same slots, more at once", ("decisions.parallel",), source, config, cache)]
 
 
@@ -160,7 +160,7 @@ def memory_stages(
 ) -> list[Stage]:  # Empty where fewer than two batch sizes are to be compared, or the teacher does not compute here
     "The stage that asks the same slots in other batches, under other budgets of memory."
     ways = memory_ways(config)
-    if len(ways) < 2 or source.kind in ("pairs", "articles") or not is_local(config.teacher.model): return []
+    if len(ways) < 2 or not is_local(config.teacher.model): return []
     reads = ("decisions.memory_batches", "decisions.memory_gib")
     return [_stage("memory", ways, "the same slots in other batches", reads, source, config, cache)]
 
@@ -170,7 +170,7 @@ def parallel_requests(
     config: Config,  # All settings
 ) -> int:  # At most; question and answer of every slot, every way, every repeat
     "Requests of the trials in parallel."
-    asked = len(parallel_ways(config)) > 1 and source.kind not in ("pairs", "articles")
+    asked = len(parallel_ways(config)) > 1
     return 2 * config.decisions.teacher_slots * REPEATS * len(parallel_ways(config)) if asked else 0
 
 
@@ -179,5 +179,5 @@ def memory_requests(
     config: Config,  # All settings
 ) -> int:  # At most; question and answer of every slot, every way, every repeat
     "Requests of the trials of batch sizes."
-    asked = len(memory_ways(config)) > 1 and source.kind not in ("pairs", "articles") and is_local(config.teacher.model)
+    asked = len(memory_ways(config)) > 1 and is_local(config.teacher.model)
     return 2 * config.decisions.teacher_slots * REPEATS * len(memory_ways(config)) if asked else 0

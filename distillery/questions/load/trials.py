@@ -27,6 +27,7 @@ from ...core.config import Config, from_values
 from ...core.errors import DistilleryError
 from ...core.files import read_jsonl, write_jsonl
 from ...core.records import Chunk, Slot
+from ...engine.child import child_command
 from ...teachers.budget import open_journal
 from ...teachers.open import Opener
 from ...teachers.protocol import ChatRequest, ChatResult, Teacher
@@ -207,7 +208,7 @@ def in_child(
     work.mkdir(parents=True)
     asked = {"level": level, "repeat": repeat, "settings": dict(settings), "opener": opener_to_json(opener),
              "chunks": str(chunks), "slots": str(slots), "work": str(work), "out": str(work / "trial.jsonl"), "gib": gib}
-    done = subprocess.run([sys.executable, "-c", "from distillery.questions.load.trials import main; main()"],
+    done = subprocess.run(child_command("distillery.questions.load.trials"),  # noqa: S603
                           input=json.dumps(asked), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if (work / "trial.jsonl").is_file(): return read_jsonl(work / "trial.jsonl", Trial)[0]
     why = f"killed by signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["it ended"])[-1][:300]

@@ -16,15 +16,15 @@ from typing import Any
 
 from ...core.config import Config
 from ...core.files import read_jsonl
-from ...core.numbers import count, number, percent, with_interval
+from ...core.numbers import count, label, number, percent, with_interval
 from ...core.records import Contrast, Decision
 from ...core.stats import SHARE, paired_contrast
-from ...core.words import metric_name
-from ..decide import Scores, compare, decide, level_verdicts
+from ...core.words import Quoted, joined, metric_name, sentence
+from ..decide import Scores, compare, decide, level_verdicts, why_alone
 from .stages import PromptRow, pack_levels, prompts_requests, prompts_stages
 from ..results import Results
 from ..question import NOT_RUN, Question
-from ...core.sections import drawn_by
+from ...core.sections import can_compare, drawn_by
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #504435d8
 AGAIN = "~reworded"
@@ -50,11 +50,8 @@ def why_no_prompts(
 ) -> str | None:  # The reason, or None
     "Why a run has no card about prompts."
     rows = packs_of(prompt_rows(results))
-    if results.json("provenance.json", {}).get("source") == "pairs":
-        return "the pairs of this run were brought along: no teacher wrote them, so there were no prompts to choose"
     if len(rows) < 2: return NOT_RUN
-    documents = set(prompt_scores(rows, "answerable")[1].values())
-    return None if len(documents) > 1 else "fewer than two documents have slots that every pack was asked"
+    return why_alone(results, prompt_scores(rows, "answerable")[1].values(), "slots that every pack was asked")
 
 
 def prompt_scores(
@@ -101,7 +98,7 @@ def spreads(
     "How much of what packs do is more than a rewording does."
     (scores, documents), d = prompt_scores(rows, "answerable"), config.decisions
     packs = [level for level in packs_of(rows) if f"{level}{AGAIN}" in rows]
-    if len(packs) < 2 or len(set(documents.values())) < 2: return None
+    if len(packs) < 2 or not can_compare(documents.values(), d.population): return None
     items = sorted(documents)
     wording = [fmean(float(scores[p][i] != scores[f"{p}{AGAIN}"][i]) for p in packs) for i in items]
     pack = [fmean(float(scores[p][i] != scores[q][i]) for p, q in combinations(packs, 2)) for i in items]
@@ -119,7 +116,8 @@ def wording_contrasts(
     for level in packs_of(rows):
         pair = {k: rows[k] for k in (level, f"{level}{AGAIN}") if k in rows}
         scores, documents = prompt_scores(pair, "answerable")
-        if len(pair) == 2 and len(set(documents.values())) > 1: found += compare(scores, documents, level, config, "answerable")[1]
+        if len(pair) < 2 or not can_compare(documents.values(), config.decisions.population): continue
+        found += compare(scores, documents, level, config, "answerable")[1]
     return found
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #7b0ce456
@@ -180,7 +178,8 @@ def prompt_table(
     for metric in PROMPT_MEASURES:
         scores, documents = prompt_scores(rows, metric)
         if not documents: continue
-        means = compare(scores, documents, next(iter(rows)), config, metric)[0] if len(set(documents.values())) > 1 else []
+        enough = can_compare(documents.values(), config.decisions.population)
+        means = compare(scores, documents, next(iter(rows)), config, metric)[0] if enough else []
         table.append({"measure": metric_name(metric), **{e.level: with_interval(e) for e in means}, "slots": len(documents)})
     return table
 
@@ -191,7 +190,7 @@ def reason_table(
     "Why slots were not answerable."
     counted = {level: Counter(r.reason.split(":")[0] for r in some if r.reason) for level, some in rows.items()}
     order = sum(counted.values(), Counter[str]()).most_common()
-    return [{"reason": reason, **{level: counted[level][reason] for level in rows}} for reason, _ in order]
+    return [{"reason": label(reason), **{level: counted[level][reason] for level in rows}} for reason, _ in order]
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #c24af033
 def changed_by_prompts(
@@ -202,7 +201,8 @@ def changed_by_prompts(
     packs = packs_of(rows)
     scores, documents = prompt_scores(packs, "answerable")
     apart = [i for i in sorted(documents) if len({scores[level][i] for level in packs}) > 1][:most]
-    return [{"slot": i, "pack": level, "question": r.question, "answer": r.answer, "why not": r.reason or ""}
+    return [{"slot": Quoted(i), "pack": label(level), "question": Quoted(r.question), "answer": Quoted(r.answer),
+             "why not": Quoted(r.reason or "")}
             for i in apart for level, some in packs.items() for r in some if r.id == i]
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #a8104ad5
@@ -214,21 +214,27 @@ def answer_prompts(
     made, base = prompts_decision(rows, config), baseline_pack(rows, config)
     top, moved, words = max(made.estimates, key=lambda e: e.mean), spreads(rows, config), wording_contrasts(rows, config)
     judged = level_verdicts(made.contrasts, made.margin, "answerable slots", "documents")
-    said = "; ".join(f"{c.a} − {base} = {with_interval(c)}: {judged[c.a][0]}" for c in made.contrasts)
+    said = joined("; ", [sentence("{a} − {b} = {c}: {word}", a=label(c.a), b=label(base), c=with_interval(c), word=label(judged[c.a][0]))
+                         for c in made.contrasts])
     rivals = judged.values() if top.level == base else [judged[top.level]]
     shown = all(word == f"{top.level} better" for word, _ in rivals)
-    first = "All the same" if alike(rows) else top.level if shown else f"{top.level}, by its mean, which is not shown to be the best"
-    if moved:
-        more = "more than" if moved[2].ci_low > 0 else "less than" if moved[2].ci_high < 0 else "not shown to be other than"
-        third = (f"A rewording changes {percent(moved[0])} of the slots, another pack {percent(moved[1])}: packs do {more} a rewording "
-                 f"(difference {with_interval(moved[2], n=True, level=moved[2].confidence)}); "
-                 + "; ".join(f"{c.a} − {c.b} = {with_interval(c)}" for c in words) + ".")
-    else: third = "Not measured: the packs were not asked in other words."
+    best = "All the same" if alike(rows) else "{top}" if shown else "{top}, by its mean, which is not shown to be the best"
     return [
         {"question": "Which prompts produce most answerable questions?",
-         "answer": f"{first}: {with_interval(top)}, n = {count(made.n_items, 'slots')}."},
-        {"question": "Do domain-specific prompts outperform others?", "answer": f"The run's own pack is {base}. {said}."},
-        {"question": "How sensitive is quality to minor changes?", "answer": third}]
+         "answer": sentence(best + ": {e}, n = {n}.", top=label(top.level), e=with_interval(top), n=count(made.n_items, "slots"))},
+        {"question": "Do domain-specific prompts outperform others?",
+         "answer": sentence("The run's own pack is {base}. {said}.", base=label(base), said=said)},
+        {"question": "How sensitive is quality to minor changes?", "answer": _sensitivity(moved, words)}]
+
+
+def _sensitivity(moved: tuple[float, float, Contrast] | None, words: list[Contrast]) -> str:
+    if not moved: return "Not measured: the packs were not asked in other words."
+    wording, pack, c = moved
+    more = "do more than" if c.ci_low > 0 else "do less than" if c.ci_high < 0 else "are not shown to do other than"
+    each = [sentence("{a} − {b} = {c}", a=label(w.a), b=label(w.b), c=with_interval(w)) for w in words]
+    return sentence("A rewording changes {wording} of the slots, another pack {pack}: packs {more} a rewording (difference {c}); {each}.",
+                    wording=percent(wording), pack=percent(pack), more=more, each=joined("; ", each),
+                    c=with_interval(c, n=True, level=c.confidence))
 
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #1fc157ae
 PROMPTS = Question(
@@ -238,4 +244,5 @@ PROMPTS = Question(
     ask_with={"decisions.prompt_packs": "[handbook, technical-docs]"},
     stages=prompts_stages, why_not=why_no_prompts, decisions=prompts_decisions, requests=prompts_requests,
     shrinks=("decisions.prompt_slots",), kept=("prompts/*/*.json*",),
+    asked_of=("handbook", "documents"),
 )

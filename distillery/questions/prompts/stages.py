@@ -183,7 +183,7 @@ def prompts_stages(
 ) -> list[Stage]:  # Empty where fewer than two packs are to be compared
     "Two stages per pack: as it is, and reworded."
     levels = pack_levels(config.decisions.prompt_packs)
-    if len(levels) < 2 or source.kind in ("pairs", "articles"): return []
+    if len(levels) < 2: return []
     inputs = {"teacher": teacher_digest(config.teacher.model, cache)}
     if source.gold: inputs["gold"] = content_digest(source.gold, cache)
     for spec in levels.values(): load_pack(spec)
@@ -201,4 +201,4 @@ def prompts_requests(
 ) -> int:  # At most; question, answer and reference question of every slot
     "Requests of the comparison of prompt packs."
     levels = pack_levels(config.decisions.prompt_packs)
-    return 0 if len(levels) < 2 or source.kind in ("pairs", "articles") else 2 * len(levels) * 3 * config.decisions.prompt_slots
+    return 0 if len(levels) < 2 else 2 * len(levels) * 3 * config.decisions.prompt_slots

@@ -18,13 +18,14 @@ from ...core.records import Contrast, Decision, Gate
 from ...core.numbers import count, interval, milliseconds, number, percent, quantity, with_interval
 from ...core.verdicts import noninferiority_gate
 from ...evaluation.evaluate import Rows, deciding_metric
-from ...evaluation.ladder import Ladders, ladder_sentence, read_ladders, variants_at_chance
+from ...evaluation.ladder import Ladders, ladder_sentence, read_ladders, variants_at_chance, variants_beyond
 from ...evaluation.summary import gate_figures
-from ..decide import decide, level_verdicts
+from ..decide import decide, level_verdicts, why_alone
 from .stages import teacher_requests, teacher_stages, why_no_levels
 from ..question import Question
 from ..results import Results, TeacherRow
 from ..tables import primary_set, scores_of
+from ...core.sections import can_compare
 from ...core.words import metric_name
 
 # %% ../../../nbs/questions/quantization/20_decision.ipynb #09bbe307
@@ -44,10 +45,10 @@ def ship(
     sizes: Mapping[str, int],  # Bytes by variant
     ladders: Ladders = MappingProxyType({}),  # How far each variant drifted
 ) -> str:  # The variant to ship
-    "The smallest variant shown to be as good as fp32, whose gate passes and that does not just guess; fp32 itself if there is none."
+    "The smallest variant shown to be as good as fp32, whose gate passes and that keeps its limits; fp32 itself if there is none."
     judged, gates = level_verdicts(decision.contrasts, decision.margin, decision.metric, "documents"), gates_of(decision)
     fit = [v for v, (word, _) in judged.items() if word.startswith("equivalent") or word == f"{v} better"]
-    fit = [v for v in fit if v not in variants_at_chance(ladders) and gates[v].state == "PASS"]
+    fit = [v for v in fit if v not in variants_beyond(ladders) and gates[v].state == "PASS"]
     return min(["fp32", *fit], key=lambda v: (sizes.get(v, 10**18), v))
 
 
@@ -66,7 +67,7 @@ def quantization_decision(
                   (unit, "documents"), config,
                   {"size": ", ".join(f"{v} {quantity(n / 1e6, 'MB')}" for v, n in sizes.items())})
     best = ship(made, sizes, ladders)
-    word, sentence = _wording(made, best, sizes, variants_at_chance(ladders))
+    word, sentence = _wording(made, best, sizes, ladders)
     if best in variants_at_chance(ladders): word, sentence = "ship none", "Ship none of these."
     figures = {"share of the bytes": sizes[best] / sizes["fp32"]} if best != "fp32" else {}
     return made.model_copy(update={"verdict": word, "sentence": f"{sentence} {ladder_sentence(ladders)}".strip(), "figures": figures})
@@ -78,15 +79,24 @@ def _shown(c: Contrast, word: str) -> str:
     return f", {interval(c.equivalence['ci_low'], c.equivalence['ci_high'], level=c.equivalence['level'], signed=True)}"
 
 
-def _wording(d: Decision, best: str, sizes: Mapping[str, int], barred: Sequence[str]) -> tuple[str, str]:
+def _unfit(d: Decision, judged: Mapping[str, tuple[str, str]], ladders: Ladders) -> tuple[str, str]:
+    "Why no smaller variant is shipped: the verdict, and a reason for each."
+    gates, alarmed, beyond = gates_of(d), variants_at_chance(ladders), variants_beyond(ladders)
+    words = {v: word for v, (word, _) in judged.items() if v not in beyond}
+    short = {v: f", its gate is {gates[v].state}: {gate_figures(gates[v])}" for v, word in words.items()
+             if word.startswith("equivalent") and gates[v].state != "PASS"}
+    barred = {v: "alarm" if v in alarmed else f"{word}, but beyond its limits" for v, (word, _) in judged.items() if v in beyond}
+    reasons = "; ".join(f"{v}: {barred.get(v, word)}{short.get(v, '')}" for v, (word, _) in judged.items())
+    alone = any(judged[v][0] != "fp32 better" for v in barred)
+    verdict = "undecided: a gate is open" if short else "fp32 alone qualifies" if alone else "fp32 better"
+    return next((w for w in words.values() if w.startswith("undecided")), verdict), reasons
+
+
+def _wording(d: Decision, best: str, sizes: Mapping[str, int], ladders: Ladders) -> tuple[str, str]:
     mean = {e.level: e.mean for e in d.estimates}
     judged = level_verdicts(d.contrasts, d.margin, d.metric, "documents")
     if best == "fp32":
-        gates = gates_of(d)
-        short = {v: f", its gate is {g.state}: {gate_figures(g)}" for v, g in gates.items()
-                 if judged[v][0].startswith("equivalent") and g.state != "PASS"}
-        reasons = "; ".join(f"{v}: {'alarm' if v in barred else word}{short.get(v, '')}" for v, (word, _) in judged.items())
-        word = next((w for w, _ in judged.values() if w.startswith("undecided")), "undecided: a gate is open" if short else "fp32 better")
+        word, reasons = _unfit(d, judged, ladders)
         return word, f"Ship fp32 for now: no smaller variant is shown to be as good on {count(d.n_items, d.unit)} ({reasons})."
     c = next(c for c in d.contrasts if c.a == best)
     return judged[best][0], (
@@ -105,8 +115,8 @@ def asked_levels(
 ) -> list[str]:  # The reference first; empty where there is nothing to compare
     "Levels that a run asked for and has, in the order it named them."
     named: list[str] = list(config.decisions.teacher_levels)
-    found, documents = [level for level in named if level in rows], {r.doc_id for some in rows.values() for r in some}
-    enough = len(documents) > 1 or config.decisions.population == "these"
+    found, documents = [level for level in named if level in rows], {r.id: r.doc_id for some in rows.values() for r in some}
+    enough = can_compare(documents.values(), config.decisions.population)
     return found if len(found) > 1 and found[0] == named[0] and enough else []
 
 
@@ -146,12 +156,9 @@ def why_no_quantization(
     rows = results.rows()
     if "fp32" not in rows or len(rows) < 2: return "it needs fp32 and at least one smaller variant in export.variants"
     where = primary_set(rows)
-    documents = set(scores_of(rows, deciding_metric(rows), where)[1].values())
-    alone = results.json("config.json", {}).get("decisions.population") == "these"
-    if len(documents) > 1 or (documents and alone): return None
+    documents = scores_of(rows, deciding_metric(rows), where)[1]
     if not documents: return f"no question of its {where} set has an answer in the documents"
-    return (f"all questions of its {where} set are about one document; documents like it need questions about two, better twenty; "
-            "this one alone is answered for with decisions.population=these")
+    return why_alone(results, documents.values(), f"{where} questions")
 
 
 def quantization_decisions(

@@ -158,7 +158,7 @@ def _scored(
 # %% ../../../nbs/questions/quantization/10_stages.ipynb #f4ecab80
 def _asked(source: Source, config: Config) -> bool:
     there = source.gold is not None or config.decisions.teacher_reference == "pairs"
-    return source.kind != "articles" and why_no_levels(config.teacher.model, there) is None
+    return why_no_levels(config.teacher.model, there) is None
 
 
 def teacher_stages(

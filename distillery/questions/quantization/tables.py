@@ -14,6 +14,7 @@ import numpy as np
 from ...core.knobs import Config
 from ...core.numbers import Number, address, count, number, p_value, percent, quantity, with_interval
 from ...core.records import Contrast, Decision
+from ...core.sections import can_compare
 from ...core.words import joined, metric_name, sentence
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, read_ladders
@@ -54,7 +55,8 @@ def by_difficulty(
     for level in levels:
         chosen = metric or deciding_metric(rows)
         scores, documents = scores_of(rows, chosen, set_name, level)
-        if len(set(documents.values())) > 1: found += [(level, c) for c in compare(scores, documents, "fp32", config, chosen)[1]]
+        if not can_compare(documents.values(), config.decisions.population): continue
+        found += [(level, c) for c in compare(scores, documents, "fp32", config, chosen)[1]]
     return found
 
 

@@ -17,8 +17,9 @@ from ...core.files import read_jsonl
 from ...core.metrics import normalize_answer
 from ...core.numbers import count, number, plus_minus, with_interval
 from ...core.records import Contrast, Decision, Estimate
+from ...core.sections import can_compare
 from ...core.verdicts import what_is_missing
-from ..decide import Scores, compare, decide, interaction_contrasts, level_verdicts
+from ..decide import Scores, compare, decide, interaction_contrasts, level_verdicts, why_alone
 from ..question import NOT_RUN, Question
 from ..results import Results
 from .design import why_not_asked
@@ -41,10 +42,9 @@ def why_no_temperature(
 ) -> str | None:  # The reason, or None
     "Why a run has no temperature card."
     facts, rows = results.json("provenance.json", {}), temperature_rows(results)
-    if why := why_not_asked(str(facts.get("teacher")), str(facts.get("source"))): return why
+    if why := why_not_asked(str(facts.get("teacher"))): return why
     if len(rows) < 2: return NOT_RUN
-    if len({r.doc_id for some in rows.values() for r in some}) > 1: return None
-    return "all its slots lie in one document; a difference needs two documents, better twenty"
+    return why_alone(results, {r.id: r.doc_id for some in rows.values() for r in some}.values(), "slots")
 
 
 def factor_of(
@@ -118,7 +118,7 @@ def temperature_decision(
     if len(rows) < 2: return None
     metric, base = quality_metric(rows), baseline_temperature(rows, config, factor)
     scores, documents = temperature_scores(rows, metric)
-    if len(set(documents.values())) < 2: return None
+    if not can_compare(documents.values(), config.decisions.population): return None
     some, tokens = next(iter(rows.values())), sum(r.tokens or 0 for every in rows.values() for r in every)
     cost = {"asked": f"{count(sum(map(len, rows.values())), 'answers')}, {len({r.replicate for r in some})} a slot and temperature",
             **({"tokens written": tokens} if tokens else {})}
@@ -202,7 +202,8 @@ def by_level_and_difficulty(
     found = []
     for d in dict.fromkeys(("easy", "medium", "hard")) | dict.fromkeys(sorted({r.difficulty for some in rows.values() for r in some})):
         scores, documents = temperature_scores(rows, metric, d)
-        if len(set(documents.values())) > 1: found.append((d, *compare(scores, documents, base, config, metric)))
+        if not can_compare(documents.values(), config.decisions.population): continue
+        found.append((d, *compare(scores, documents, base, config, metric)))
     return found
 
 
@@ -244,4 +245,5 @@ TEMPERATURE = Question(
     stages=temperature_stages, why_not=why_no_temperature, decisions=temperature_decisions, requests=temperature_requests,
     shrinks=("decisions.temperature_replicates", "decisions.temperature_slots"), metrics=temperature_metrics,
     kept=("temperature/*/rows.jsonl", "temperature/*/facts.json"),
+    asked_of=("handbook", "documents"),
 )

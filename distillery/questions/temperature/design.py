@@ -38,10 +38,8 @@ def level_name(
 # %% ../../../nbs/questions/temperature/05_design.ipynb #6fc7b8a4
 def why_not_asked(
     spec: str,  # teacher.model
-    kind: str,  # handbook, documents or pairs: what the run worked on
 ) -> str | None:  # The reason, or None where the question can be asked
     "Say why temperature is no question for a teacher."
-    if kind == "pairs": return "the pairs of this run were brought along: no teacher wrote them, so there was no temperature to choose"
     if spec == "builtin:extractive":
         return "the teacher builtin:extractive is a set of rules that does not sample: it writes the same at every temperature"
     return None

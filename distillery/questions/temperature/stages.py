@@ -237,7 +237,7 @@ def temperature_stages(
 ) -> list[Stage]:  # Empty where there is nothing to compare
     "One stage per temperature."
     plan = design or design_of(config)
-    if why_not_asked(config.teacher.model, source.kind) or len(set(plan.temperatures)) < 2: return []
+    if why_not_asked(config.teacher.model) or len(set(plan.temperatures)) < 2: return []
     inputs = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack),
               "base": base_digest(config.student.base, cache), **({"gold": content_digest(source.gold, cache)} if source.gold else {}),
               **({"design": digest_json([plan.slots, plan.replicates, plan.factor])} if design else {})}
@@ -258,5 +258,5 @@ def temperature_requests(
     "Requests of the temperature experiment."
     plan = design_of(config)
     levels = len(set(plan.temperatures))
-    if why_not_asked(config.teacher.model, source.kind) or levels < 2: return 0
+    if why_not_asked(config.teacher.model) or levels < 2: return 0
     return levels * plan.slots * plan.replicates
