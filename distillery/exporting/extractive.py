@@ -259,8 +259,7 @@ def main(
     began = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        if done % 10 == 0: sys.stdout.write(f"{done} of {total} steps, {time.monotonic() - began:.0f} s\n")
-        sys.stdout.flush()
+        if done % 10 == 0: sys.stderr.write(f"{done} of {total} steps, {time.monotonic() - began:.0f} s\n")
 
     log = train_extractive(items, options.base, cfg, out / "model", out / "checkpoints", report)
     export_extractive(out / "model", out, items[::25])
