@@ -156,6 +156,7 @@ def gates(place, config):
     half = {"fp32_alignment": 0.8, "token_f1": 0.5, "keyword_coverage": 0.5}
     aligned = {v: [r.model_copy(update=half if i % 2 else {"fp32_alignment": 0.8}) for i, r in enumerate(some)]
                for v, some in rows().items()}
+    aligned = {v: some + [r.model_copy(update={"set": "recall"}) for r in some] for v, some in aligned.items()}
     return student_gates(aligned, config), [f["id"] for f in find_failures(aligned["q4"], config)]
 
 
@@ -207,7 +208,6 @@ def answered(place, config):
         m.setattr(runs, "open_run", lambda *a: SimpleNamespace(path=place.folder))
         m.setattr(runs, "ask_all", lambda teacher, requests: seen.append(str(requests)) or [ChatResult("q", "x", "stop")])
         (place.folder / "onnx/q4").mkdir(parents=True, exist_ok=True)
-        (place.folder / "onnx/q4/model.onnx").touch()
         runs.ask(config, "latest", "q4", "Who?")
     return seen
 
@@ -224,8 +224,10 @@ def served(place, config):
         async def cleanup(self): pass
     async def start(runner, host, port, most):
         calls.append((host, port, most))
-        return SimpleNamespace(sockets=[SimpleNamespace(getsockname=lambda: ("", 1))], close=lambda: None)
-    def show_out(server, busy, seconds): return calls.append(seconds) or asyncio.sleep(0)
+        return SimpleNamespace(close=lambda: None, sockets=[SimpleNamespace(getsockname=lambda: ("", 1))])
+    def show_out(server, busy, seconds):
+        calls.append(seconds)
+        return asyncio.sleep(0)
     engine = SimpleNamespace(ask=lambda request, wait: calls.append(wait) or ChatResult("w", "x", "stop"))
     with pytest.MonkeyPatch.context() as m:
         m.setattr(serve.web, "AppRunner", Runner)
@@ -238,15 +240,18 @@ def served(place, config):
 
 
 def door(place, config):
-    "Which names and which token the door of the server takes."
+    "By which names a served student may be called, and which token it asks for."
     from distillery.shipping.door import Door
     with pytest.MonkeyPatch.context() as m:
-        m.setenv("DISTILLERY_TOKEN", "a")
-        return [Door(config).names, Door(config).token]
+        m.setenv("DISTILLERY_TOKEN", "one")
+        m.setenv("OTHER_TOKEN", "two")
+        made = Door(config)
+    return made.names, made.token
 
 
 def engine(place, config):
     "What `distillery serve` starts."
+    from distillery.exporting import reader
     from distillery.commands import serve
     from distillery.shipping import engine as engines, serve as serving
     from distillery.teachers import onnx
@@ -255,10 +260,13 @@ def engine(place, config):
         m.setattr(serve, "settings", lambda *a: config)
         m.setattr(serve, "finished_run", lambda *a: SimpleNamespace(path=place.folder))
         m.setattr(serve, "variant_folder", lambda *a: None)
+        m.setattr(serve, "drift_of", lambda *a: "")
+        m.setattr(reader, "reader_of", lambda *a: None)
+        m.setattr(reader, "readers_of", lambda *a: {})
         m.setattr(onnx, "OnnxTeacher", lambda *a: None)
         m.setattr(engines, "Engine", lambda student, workers, queue: calls.append((workers, queue)))
         m.setattr(serving, "warm_up", lambda *a: None)
-        m.setattr(serving, "Service", lambda *a: SimpleNamespace(report=dict, door=SimpleNamespace(token="")))
+        m.setattr(serving, "Service", lambda *a: SimpleNamespace(report=dict))
         async def nothing(*a): pass
         m.setattr(serving, "run_server", nothing)
         serve.serve("q4")
@@ -494,7 +502,8 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (latency, {}, "evaluation.concurrency evaluation.latency_questions evaluation.max_new_tokens"),
     (measured, {}, "evaluation.device"),
     (stamped, {}, "evaluation.hub.model_id evaluation.hub.dataset_id"),
-    (gates, {}, "thresholds.exact_match_rate_min thresholds.token_f1_min thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
+    (gates, {}, "thresholds.exact_match_rate_min thresholds.recall_match_min thresholds.token_f1_min "
+                "thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
                 "thresholds.response_length_compliance_min thresholds.behavior_accuracy_min thresholds.fp32_alignment_min "
                 "thresholds.case_token_f1_min thresholds.case_keyword_coverage_min thresholds.p95_latency_ms_max"),
     (served, {}, "serve.host serve.port serve.timeout serve.health_check_timeout serve.connections serve.read_timeout"),
@@ -552,7 +561,6 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "sft.early_stopping_patience": "test_training_sft::test_training_stops_early_and_keeps_the_best",
     "sft.processes": "test_training_sft::test_two_processes_train_as_one",
     "sft.wait_policy": "test_devices::test_a_child_is_told_its_environment",
-    "evaluation.device": "test_devices::test_a_variant_is_measured_where_the_settings_say",
     "distill.teacher": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "distill.top_k": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "evaluation.refusal_markers": "test_evaluation::test_markers_of_a_refusal_come_from_the_settings",

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -40,7 +41,9 @@ from distillery.workbook.sharing import locked, refuse_strangers
 from distillery.workbook.storekeeping import find_waste, remove_waste, verify_store
 
 HERE = str(Path(__file__).parent)
-WORK = f"import sys, json; sys.path.insert(0, {HERE!r}); import attack_runs; a = json.loads(sys.argv[1]); print(attack_runs.work(**a))"
+OLDEN = "import attack_olden; " if "attack_olden" in sys.modules else ""
+WORK = (f"import sys, json; sys.path.insert(0, {HERE!r}); {OLDEN}import attack_runs; "
+        "a = json.loads(sys.argv[1]); print(attack_runs.work(**a))")
 
 
 def start(tmp_path: Path, name: str, **how) -> tuple[warm.Warm, Path]:
@@ -100,7 +103,7 @@ def test_four_runs_killed_at_random_ask_what_was_in_flight_again_and_no_more(tmp
 @pytest.mark.attack(row=2)
 def test_runs_of_other_settings_share_the_questions_they_have_in_common(tmp_path):
     "Other stages, other keys, one journal: 0-19 and 10-29 overlap in ten."
-    ended(tmp_path, [start(tmp_path, "one", n=20), start(tmp_path, "two", n=20, offset=10)])
+    ended(tmp_path, [start(tmp_path, "one", n=20, pause=0.1), start(tmp_path, "two", n=20, pause=0.1, offset=10)])
     assert sorted(asked(tmp_path), key=lambda q: int(q.split()[1])) == [f"question {i}" for i in range(30)]
 
 
@@ -633,3 +636,20 @@ def test_a_run_reads_nothing_of_a_folder_that_went(grown):
     assert len(left) == 1
     require_intact(left[0].path)
     assert Results(left[0].path).json("config.json") == {"docs": None}
+
+
+# Positive controls
+
+LOST = ["two_runs_ask", "other_settings_share", "claim_of", "stage_reads", "unchanged_run", "list_of_digests", "damaged_weights_answer",
+        "no_page", "damaged_answer", "another_text", "damaged_vector", "twenty_flips", "torn_file_of_a_run"]
+
+
+@pytest.mark.slow
+def test_yesterday_these_attacks_succeeded():
+    "Without locks and digests each of them is lost: a test that cannot be lost proves nothing."
+    how = ["-q", "-p", "attack_olden", "-p", "no:cacheprovider", "--tb=no", "-k", " or ".join(LOST)]
+    command = [sys.executable, "-m", "pytest", *how, __file__]
+    paths = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    failed = [line for line in said.stdout.splitlines() if line.startswith("FAILED")]
+    assert [name for name in LOST if not any(name in line for line in failed)] == [], said.stdout

@@ -1,0 +1,33 @@
+"""Yesterday's behaviour, put back: no locks, no claims, sizes instead of digests, torn files as they come.
+A pytest plugin (`-p attack_olden`): under it the attacks of `test_attack_store` succeed, so each of them can be lost."""
+import json
+
+import numpy as np
+
+from distillery.core import store
+from distillery.questions import results
+from distillery.retrieval import embed
+from distillery.teachers import call_file
+from distillery.wire import claims, intact, locks
+
+
+def listing(self, stage, digest): return json.loads((self.place(stage, digest) / "artifact.json").read_text())["files"]
+
+
+def get(self, stage, digest):
+    place = self.place(stage, digest)
+    try: whole = all((place / n).stat().st_size == e["size"] for n, e in listing(self, stage, digest).items())
+    except (OSError, ValueError, KeyError): return None
+    return place if whole else None
+
+
+store.ArtifactPlaces.listing, store.ArtifactReader.get = listing, get
+store.ArtifactReader.verify = lambda self, stage, digest: []
+store.RunFolder.manifest = property(lambda self: json.loads((self.path / "manifest.json").read_text("utf-8")))
+intact.changed_files = results.changed_files = lambda *names: []
+call_file.sound_rows = lambda file, rows: iter(rows)
+embed._sound = lambda key, blob: np.frombuffer(blob[:-8], np.float32) if isinstance(blob, bytes) else None
+claims.Claims.take = lambda self, request: None
+locks.OwnedLock.acquire = lambda self: True
+locks.OwnedLock.release = lambda self: None
+locks.OwnedLock.tell = lambda self, *said, **more: None
