@@ -152,5 +152,6 @@ def open_results(
     if not (path / "provenance.json").is_file():
         raise DistilleryError(f"{path.name} is not a finished run", "give a folder in runs/, or run `distillery run`")
     kept = read_kept(path / "manifest.json")
-    refuse_changed(path, changed_files(path, {n: e for n, e in kept.items() if not n.startswith(APART) and not n.endswith(WEIGHTS)}))
+    read = {n: e for n, e in kept.items() if not n.startswith(APART) and not n.endswith(WEIGHTS) and (path / n).exists()}
+    refuse_changed(path, changed_files(path, read))
     return Results(path)
