@@ -24,7 +24,7 @@ def get(self, stage, digest):
 store.ArtifactPlaces.listing, store.ArtifactReader.get = listing, get
 store.ArtifactReader.verify = lambda self, stage, digest: []
 store.RunFolder.manifest = property(lambda self: json.loads((self.path / "manifest.json").read_text("utf-8")))
-intact.changed_files = results.changed_files = lambda *names: []
+intact.changed_files = results.changed_files = lambda *names, **how: []
 call_file.sound_rows = lambda file, rows: iter(rows)
 embed._sound = lambda key, blob: np.frombuffer(blob[:-8], np.float32) if isinstance(blob, bytes) else None
 claims.Claims.take = lambda self, request: None

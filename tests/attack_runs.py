@@ -73,7 +73,7 @@ def folder_of(runs: Path, done: dict[str, Done], name: str = "4f2a4f2a4f") -> Ru
         run.write_json(file, value)
     stages = {n: {"digest": d.digest, "seconds": d.seconds, "cached": d.cached} for n, d in done.items()}
     kept = {k: v for k, v in file_entries(run.path).items() if k != "manifest.json"}
-    run.write_json("manifest.json", {"files": kept, "stages": stages, "ended": time.time(), "pages": "p"})
+    run.write_json("manifest.json", {"files": kept, "seal": 1, "stages": stages, "ended": time.time(), "pages": "p"})
     return run
 
 

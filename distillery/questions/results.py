@@ -152,6 +152,6 @@ def open_results(
     if not (path / "provenance.json").is_file():
         raise DistilleryError(f"{path.name} is not a finished run", "give a folder in runs/, or run `distillery run`")
     kept = read_kept(path / "manifest.json")
-    read = {n: e for n, e in kept.items() if not n.startswith(APART) and not n.endswith(WEIGHTS) and (path / n).exists()}
-    refuse_changed(path, changed_files(path, read))
+    light = {name: entry for name, entry in kept.items() if not name.startswith(APART) and not name.endswith(WEIGHTS)}
+    refuse_changed(path, changed_files(path, light, gone=False))
     return Results(path)

@@ -168,6 +168,10 @@ class BudgetedCalls(AskingClock):
         found = self.lookup(request_digest(request, second.identity), request)
         return replace(found, by=second.name) if found else None
 
+    def first_known(self, teacher: Teacher, alike: Sequence[ChatRequest]) -> ChatRequest:
+        "Of requests that would do equally well, the first whose answer is recorded; the last where none is."
+        return next((r for r in alike if self.known(teacher, request_digest(r, teacher.identity), r)), alike[-1])
+
     def keep(self, teacher: Teacher, digest: str, request: ChatRequest, result: ChatResult) -> None:
         "Charge and commit one new result, under the name of the teacher that gave it."
         bill = self.budget.bill(teacher, request, result) if self.budget else UNBILLED

@@ -43,9 +43,10 @@ def teaching_requests(
     passages: Mapping[str, str],  # Text of a passage by chunk
     config: Config,               # Prompts and sampling
     k: int = 0,                   # Log-probabilities to keep at every token; distill.top_k where a method needs them
+    as_asked: bool = True,        # In the words and at the temperature of generation, where that had the same teacher
 ) -> list[ChatRequest]:           # One a question
     "Requests that ask the teacher every training question once."
-    again = k == 0 and config.distill.teacher in (None, config.teacher.model)  # as in generation
+    again = as_asked and k == 0 and config.distill.teacher in (None, config.teacher.model)  # as in generation
     pack = load_pack(config.prompts.pack)
     requests: dict[str, ChatRequest] = {}
     for e in examples:

@@ -100,9 +100,10 @@ def _teach(job: Job, k: int, cache: Path, opener: Opener) -> None:
 
     spec = teacher_of(job.config)
     weights = weights_of(spec)
-    requests = teaching_requests(examples_of(job.needs["dataset"], ["train"]), passages_of(job), job.config, k)
-    teacher = opener(job.config)
-    journal = open_journal(cache, job.config, job.scratch)
+    examples, passages = examples_of(job.needs["dataset"], ["train"]), passages_of(job)
+    teacher, journal = opener(job.config), open_journal(cache, job.config, job.scratch)
+    requests = [journal.first_known(teacher, pair) for pair in zip(*(teaching_requests(examples, passages, job.config, k, again)
+                                                                     for again in (True, False)), strict=True)]
     first = next(iter(journal.ask(teacher, requests[:1]).values()), None) if k and spec.startswith("http") else None
     if first and first.ok and not first.logprobs:  # said before the others are paid for
         raise DistilleryError(f"the teacher {spec} was asked for log-probabilities and sent none", FIX)

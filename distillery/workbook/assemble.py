@@ -27,7 +27,7 @@ from ..pages.story import tell_story, warnings_of
 from ..reading.listing import by_reason
 from ..questions.all import QUESTIONS, answers, question_metrics, reasons
 from ..questions.results import Results
-from ..wire.intact import read_kept
+from ..wire.intact import SEAL, read_kept
 from .costs import ledger_rows
 from ..wire.hub import hub_revision
 
@@ -164,7 +164,7 @@ def write_manifest(
     "Write manifest.json: digest and size of everything, and times."
     entries = {k: v for k, v in file_entries(run.path).items() if k != "manifest.json"}
     stages = {n: {"digest": d.digest, "seconds": d.seconds, "cached": d.cached} for n, d in done.items()}
-    run.write_json("manifest.json", {"files": entries, "stages": stages, **clock})
+    run.write_json("manifest.json", {"files": entries, "seal": SEAL, "stages": stages, **clock})
 
 
 def keep_pages(
