@@ -156,6 +156,7 @@ def gates(place, config):
     half = {"fp32_alignment": 0.8, "token_f1": 0.5, "keyword_coverage": 0.5}
     aligned = {v: [r.model_copy(update=half if i % 2 else {"fp32_alignment": 0.8}) for i, r in enumerate(some)]
                for v, some in rows().items()}
+    aligned = {v: some + [r.model_copy(update={"set": "recall"}) for r in some] for v, some in aligned.items()}
     return student_gates(aligned, config), [f["id"] for f in find_failures(aligned["q4"], config)]
 
 
@@ -218,25 +219,39 @@ def served(place, config):
     ending.set()
 
     class Runner:
-        addresses = (("", 1),)
+        server = None
         def __init__(self, app, **how): calls.append(how["shutdown_timeout"])
         async def cleanup(self): pass
-    async def start(runner, host, port):
-        calls.append((host, port))
-        async def stop(): pass
-        return SimpleNamespace(stop=stop)
+    async def start(runner, host, port, most):
+        calls.append((host, port, most))
+        return SimpleNamespace(close=lambda: None, sockets=[SimpleNamespace(getsockname=lambda: ("", 1))])
+    def show_out(server, busy, seconds):
+        calls.append(seconds)
+        return asyncio.sleep(0)
     engine = SimpleNamespace(ask=lambda request, wait: calls.append(wait) or ChatResult("w", "x", "stop"))
     with pytest.MonkeyPatch.context() as m:
         m.setattr(serve.web, "AppRunner", Runner)
         m.setattr(serve, "_start", start)
+        m.setattr(serve, "show_out", show_out)
         m.setattr(serve, "make_app", lambda service: None)
-        asyncio.run(serve.run_server(SimpleNamespace(draining=False, in_flight=0), config, calls.append, ending))
+        asyncio.run(serve.run_server(SimpleNamespace(draining=False, in_flight=0, busy=set()), config, calls.append, ending))
         serve.warm_up(engine, config)
     return calls
 
 
+def door(place, config):
+    "By which names a served student may be called, and which token it asks for."
+    from distillery.shipping.door import Door
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("DISTILLERY_TOKEN", "one")
+        m.setenv("OTHER_TOKEN", "two")
+        made = Door(config)
+    return made.names, made.token
+
+
 def engine(place, config):
     "What `distillery serve` starts."
+    from distillery.exporting import reader
     from distillery.commands import serve
     from distillery.shipping import engine as engines, serve as serving
     from distillery.teachers import onnx
@@ -244,7 +259,10 @@ def engine(place, config):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(serve, "settings", lambda *a: config)
         m.setattr(serve, "finished_run", lambda *a: SimpleNamespace(path=place.folder))
-        m.setattr(serve, "served_folder", lambda *a: None)
+        m.setattr(serve, "variant_folder", lambda *a: None)
+        m.setattr(serve, "drift_of", lambda *a: "")
+        m.setattr(reader, "reader_of", lambda *a: None)
+        m.setattr(reader, "readers_of", lambda *a: {})
         m.setattr(onnx, "OnnxTeacher", lambda *a: None)
         m.setattr(engines, "Engine", lambda student, workers, queue: calls.append((workers, queue)))
         m.setattr(serving, "warm_up", lambda *a: None)
@@ -484,10 +502,12 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (latency, {}, "evaluation.concurrency evaluation.latency_questions evaluation.max_new_tokens"),
     (measured, {}, "evaluation.device"),
     (stamped, {}, "evaluation.hub.model_id evaluation.hub.dataset_id"),
-    (gates, {}, "thresholds.exact_match_rate_min thresholds.token_f1_min thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
+    (gates, {}, "thresholds.exact_match_rate_min thresholds.recall_match_min thresholds.token_f1_min "
+                "thresholds.keyword_coverage_min thresholds.refusal_accuracy_min "
                 "thresholds.response_length_compliance_min thresholds.behavior_accuracy_min thresholds.fp32_alignment_min "
                 "thresholds.case_token_f1_min thresholds.case_keyword_coverage_min thresholds.p95_latency_ms_max"),
-    (served, {}, "serve.host serve.port serve.timeout serve.health_check_timeout"),
+    (served, {}, "serve.host serve.port serve.timeout serve.health_check_timeout serve.connections serve.read_timeout"),
+    (door, {}, "serve.names serve.token_env"),
     (engine, {}, "serve.workers serve.queue"),
     (cards, {}, "model.licence dataset.licence dataset.hub_id"),
     (articles, {}, "articles.cluster articles.scales articles.scores"),
@@ -541,7 +561,6 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "sft.early_stopping_patience": "test_training_sft::test_training_stops_early_and_keeps_the_best",
     "sft.processes": "test_training_sft::test_two_processes_train_as_one",
     "sft.wait_policy": "test_devices::test_a_child_is_told_its_environment",
-    "evaluation.device": "test_devices::test_a_variant_is_measured_where_the_settings_say",
     "distill.teacher": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "distill.top_k": "test_distill::test_a_vocabulary_mismatch_is_refused_by_name_when_the_run_is_planned",
     "evaluation.refusal_markers": "test_evaluation::test_markers_of_a_refusal_come_from_the_settings",

@@ -46,6 +46,7 @@ OTHER: dict[str, Any] = {
     "quantization.block_size": 64,
     "quantization.keep8": ["o_proj"],
     "selection.max_pairs": 7,
+    "serve.token_env": "OTHER_TOKEN",
     "teacher.concurrency": 3,
     "teacher.concurrency_of": {"m": 2},
     "teacher.load_bits": 8,

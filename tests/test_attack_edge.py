@@ -97,7 +97,7 @@ def test_a_model_folder_runs_nothing_of_its_own(files, here):
 
 @attack(5)
 @slow
-@pytest.mark.parametrize("files", FOLDERS, ids=str)
+@pytest.mark.parametrize("files", FOLDERS, ids=range(len(FOLDERS)))
 def test_no_loader_takes_such_a_folder(files, here):
     from distillery.filters.views import token_counter
     from distillery.teachers.checkpoint import loadable
@@ -648,7 +648,7 @@ class Endless:
     (b"x" * 65536, "identity", 10**6), (b"[" * 10, "identity", 10**9), (b" " * 4096, "identity", 10**6),
     (b"data: {}\n\n" * 1000, "identity", 10**6),
     (gzip.compress(b"0" * 10**7), "gzip", 1), (gzip.compress(b"0" * 10**7), "x-gzip", 1), (b"\0" * 8192, "deflate", 10**6),
-    (gzip.compress(gzip.compress(b"0" * 10**7)) + b"\0" * 2_000_000, "gzip", 10**6)], ids=str)
+    (gzip.compress(gzip.compress(b"0" * 10**7)) + b"\0" * 2_000_000, "gzip", 10**6)], ids=range(8))
 def test_a_reply_has_an_end(piece, packed, times):
     from distillery.wire.bounded import BadJson, TooLong
     from distillery.wire.http import read_body
@@ -704,8 +704,9 @@ def test_the_breaker_does_not_look_at_the_clock_on_the_wall(step, monkeypatch):
     assert breaker.wait() <= 10
 
 
-STAMPS = {
-    "shipping/wire.py", "workbook/experiment.py", "teachers/call_file.py", "teachers/journal.py", "commands/calls.py",
+STAMPS = {  # when something was, for people and for the ages of files
+    "shipping/wire.py", "workbook/experiment.py", "teachers/call_file.py", "teachers/journal.py", "commands/calls.py", "wire/locks.py",
+    "workbook/storekeeping.py",
 }
 
 

@@ -58,7 +58,7 @@ def test_only_one_list_names_the_questions():
     from distillery.questions.all import QUESTIONS
 
     names = [q.name for q in QUESTIONS]
-    templates = {nb.path.stem.split("_", 1)[1] for nb in REPORTS}
+    templates = {nb.path.stem.split("_", 1)[1] for nb in REPORTS if nb.path.stem[0].isdigit()}  # pipeline is no question
     assert set(names) == templates
     listing = [
         path for path in (house.ROOT / "distillery").rglob("*.py")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from typed import distillery
 
+from distillery.core.files import file_entries
+
 KEPT = Path(__file__).parent / "data/run_before"
 FACTS = json.loads((KEPT / "provenance.json").read_text("utf-8"))
 REPORT = {"distillation_test": "distillation", "sizes-recall": "sizes", "quantization-teacher": "quantization"}
@@ -18,7 +20,12 @@ CARDS = [json.loads(path.read_text("utf-8")) for path in sorted(KEPT.glob("decis
 def place(tmp_path_factory):
     "A folder in which the old run is the only one and the latest."
     folder = tmp_path_factory.mktemp("old")
-    shutil.copytree(KEPT, folder / "runs" / FACTS["run"])
+    run = folder / "runs" / FACTS["run"]
+    shutil.copytree(KEPT, run)
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    small = file_entries(run / "onnx")  # a student that was put there in place of the large one
+    manifest["files"] |= {f"onnx/{name}": entry for name, entry in small.items()}
+    (run / "manifest.json").write_text(json.dumps(manifest))
     (folder / "runs/latest").symlink_to(FACTS["run"])
     return folder
 
@@ -83,4 +90,4 @@ def test_its_student_answers(place):
     assert said("ask", "q4", "Where does the Raven 74 stand?", cwd=place)
     gone = distillery("ask", "q5", "Where?", cwd=place)
     assert gone.returncode in (1, 2)
-    assert "fp32, int8, q4, uint8" in gone.stderr
+    assert "one of: q4" in gone.stderr  # the others were not kept

@@ -19,7 +19,8 @@ def unguarded(source: str) -> set[str]:
     for node in ast.walk(tree := ast.parse(source)):
         if isinstance(node, ast.Try) and any("ImportError" in ast.unparse(h.type) for h in node.handlers if h.type):
             guarded |= {id(n) for line in node.body for n in ast.walk(line)}
-        if isinstance(node, ast.FunctionDef) and "sys.platform" in ast.unparse(node): guarded |= {id(n) for n in ast.walk(node)}
+        asks = isinstance(node, ast.FunctionDef) and ("sys.platform" in ast.unparse(node) or "os.name" in ast.unparse(node))
+        if asks: guarded |= {id(n) for n in ast.walk(node)}
     found = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and id(n) not in guarded]
     return UNIX & {name for n in found for name in ([a.name for a in n.names] if isinstance(n, ast.Import) else [n.module or ""])}
 

@@ -209,10 +209,10 @@ def read_text(
 ) -> str:  # Its text, without a byte order mark
     "Read a UTF-8 text file, plain or in gzip; an error names the line."
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file: raw = file.read(MOST_TEXT + 1)
-        if len(raw) > MOST_TEXT: raise StoreError(f"{path} holds more than {MOST_TEXT >> 20} MiB", fix="take a part of it")
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file: raw = file.read(MOST_TEXT + 1)
     except FileNotFoundError as e: raise StoreError(f"{path} does not exist", fix="check the path") from e
     except (OSError, EOFError, zlib.error) as e: raise StoreError(f"cannot read {path}: {e}", fix="make the file again") from e
+    if len(raw) > MOST_TEXT: raise StoreError(f"{path} holds more than {MOST_TEXT >> 20} MiB", fix="take a part of it")
     try: return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = raw[: e.start].count(b"\n") + 1

@@ -23,12 +23,20 @@ SCRIPT = """
 import ctypes, json, sys
 import llama_cpp
 
+defaults = llama_cpp.llama_model_default_params
+
+def plain():
+    how = defaults()
+    how.use_extra_bufts = False
+    return how
+
 def quantize(source, target, kind):
     how = llama_cpp.llama_model_quantize_default_params()
     how.ftype, how.nthread = kind, 1
     return llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(how))
 
 def read(file, texts, rows, ends, asked, most):
+    llama_cpp.llama_cpp.llama_model_default_params = plain
     model = llama_cpp.Llama(file, n_ctx=0, n_threads=1, n_batch=512, logits_all=True, type_k=0, type_v=0, verbose=False)
     told = {"tokens": [model.tokenize(t.encode(), add_bos=False, special=True) for t in texts], "logits": [], "greedy": [], "texts": []}
     for ids in rows:

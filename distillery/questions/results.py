@@ -125,11 +125,7 @@ def require_one_metric(
     raise DistilleryError(f"what counts as right was measured in two ways: {said}",
                           fix="make the older run again with its settings (no answer is paid for twice), then compare")
 
-
-APART = ("reports/", "kpis.")  # written again and again
-WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".gguf")  # compared by whoever loads them
-
-
+# %% ../../nbs/questions/20_results.ipynb #3dbfea78
 def variant_folder(
     run: Path,     # A run folder
     variant: str,  # fp32, int8, uint8, q4, mixed
@@ -141,6 +137,10 @@ def variant_folder(
     if variant in there: return there[variant]
     raise DistilleryError(f"run {run.name} has no variant {variant[:40]!r}",
                           f"one of: {', '.join([*there, *besides]) or 'none was exported; run `distillery run` first'}")
+
+# %% ../../nbs/questions/20_results.ipynb #29d125ad
+APART = ("reports/", "kpis.")  # written again and again
+WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".gguf")  # compared by whoever loads them
 
 
 def open_results(

@@ -252,7 +252,7 @@ def preflight(
 ) -> list[Finding]:  # In the order in which a person would ask
     "Preflight check of a base model, before it is trained."
     folder = local_base(base)
-    if folder is None: return [Finding("base", False, f"{base} is not on this machine", "fetch it: `hf download NAME`, or name a folder")]
+    if folder is None: return [Finding("base", False, f"{base} is not on this machine", f"fetch it: `hf download {base}`, or name a folder")]
     it = Base(folder)
     longest = int(it.config.get("max_position_embeddings", 0))
     return [
