@@ -208,6 +208,7 @@ def answered(place, config):
         m.setattr(runs, "open_run", lambda *a: SimpleNamespace(path=place.folder))
         m.setattr(runs, "ask_all", lambda teacher, requests: seen.append(str(requests)) or [ChatResult("q", "x", "stop")])
         (place.folder / "onnx/q4").mkdir(parents=True, exist_ok=True)
+        (place.folder / "onnx/q4/model.onnx").touch()
         runs.ask(config, "latest", "q4", "Who?")
     return seen
 
@@ -380,7 +381,7 @@ def monitored(place, config):
     def stop(every, showing): seen.append(every); raise Stop
     with pytest.MonkeyPatch.context() as m:
         m.setattr(experiment, "RunMonitor", stop)
-        with pytest.raises(Stop): experiment._run_watched(SimpleNamespace(config=config), lambda e: None, place.folder)
+        with pytest.raises(Stop): experiment._run_watched(SimpleNamespace(config=config), lambda e: None, place.folder, SimpleNamespace())
     return seen
 
 
@@ -424,7 +425,7 @@ def margins(place, config):
     seen = []
     with pytest.MonkeyPatch.context() as m:
         m.setattr(decision, "read_predictions", lambda folder: ([], []))
-        m.setattr(decision, "context_decision", lambda rows, costs, margin, share: seen.append((margin, share)))
+        m.setattr(decision, "context_decision", lambda rows, costs, margin, share, sure: seen.append((margin, share)))
         decision.context_decisions(SimpleNamespace(path=place.folder), config)
     return seen
 
@@ -435,8 +436,8 @@ def stated(place, config):
     code = next(text for c in cells if "if stated:" in (text := "".join(c["source"])))
     seen, results = [], SimpleNamespace(json=lambda *a: {})
     exec(compile(code, "report", "exec"), {
-        "config": config, "results": results, "display": seen.append, "note": str, "rows": [], "best": "all",
-        "stated_sentence": lambda rows, best, stated: f"{best} against {stated}"})
+        "config": config, "results": results, "display": seen.append, "note": str, "rows": [], "best": "all", "sure": 0.95,
+        "stated_sentence": lambda rows, best, stated, *sure: f"{best} against {stated}"})
     return seen
 
 

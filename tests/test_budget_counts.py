@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
-from distillery.teachers import budget, journal as journal_module
+from distillery.teachers import budget, call_file, journal as journal_module
 from distillery.teachers.budget import FIRST, Budget, BudgetSpent, Limits, estimate_tokens, open_journal, price_of, call_tokens
 from distillery.teachers.call_file import read_calls
 from distillery.teachers.calls import Usage, usage
@@ -185,7 +185,7 @@ def test_a_lazy_teacher_may_pull_while_there_is_room(tmp_path):
 def test_the_time_spent_is_written_down_once_in_a_second_and_at_the_end(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     ours = SimpleNamespace(monotonic=lambda: clock.now, time=lambda: 1.7e9)
-    for module in (budget, journal_module): monkeypatch.setattr(module, "time", ours)
+    for module in (budget, journal_module, call_file): monkeypatch.setattr(module, "time", ours)
 
     class HalfASecond(Teacher):
         async def stream(self, requests):

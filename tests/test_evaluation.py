@@ -12,7 +12,7 @@ from distillery.core.errors import DistilleryError
 from distillery.core.files import write_jsonl
 from distillery.core.records import Example
 from distillery.evaluation.evaluate import EvalCase, align_rows, draw_suite, score_answer
-from distillery.evaluation.gates import THRESHOLDS, budget_key, student_gates
+from distillery.evaluation.gates import TAUGHT, THRESHOLDS, budget_key, student_gates
 from distillery.evaluation.incumbent import incumbent_variants, unseen_cases
 from distillery.evaluation.latency import Timing, latency_summary, measure_latency
 from distillery.evaluation.own_sets import find_overlaps, read_own_sets, without_overlaps
@@ -298,7 +298,7 @@ def distillery(*args: str, cwd: Path, code: int) -> str:
     return out.getvalue() + err.getvalue()
 
 
-EASY = [x for name in THRESHOLDS for x in ("--set", f"thresholds.{name}=0")]
+EASY = [x for name in THRESHOLDS | TAUGHT for x in ("--set", f"thresholds.{name}=0")]
 
 
 def test_exit_codes(runs):

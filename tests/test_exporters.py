@@ -163,8 +163,8 @@ def test_optimum_is_asked_in_its_own_environment(toy, tmp_path, monkeypatch):
     "The environment beside ours is found, asked what it knows, and called with three arguments; a failure is named."
     python = tmp_path / "envs/.venv-optimum/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\n[ $# = 3 ] && { [ "$3" = bloom ] && echo True || echo False; exit; }\n'
-                      '[ -f "$3/graph.onnx" ] && cp "$3/graph.onnx" "$4/model.onnx" || { echo no such model >&2; exit 1; }\n')
+    python.write_text('#!/bin/sh\n[ "$1" = -P ] && shift\n[ $# = 3 ] && { [ "$3" = bloom ] && echo True || echo False; exit; }\n'
+                      '[ -f "$4/graph.onnx" ] && cp "$4/graph.onnx" "$5/model.onnx" || { echo no such model >&2; exit 1; }\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("DISTILLERY_ENVIRONMENTS", str(tmp_path / "envs"))
     exporters.optimum_exports.cache_clear()

@@ -110,7 +110,7 @@ def test_init_estimate_and_doctor_count_as_a_run_does(tmp_path):
     counted = sum(int(n) for n in re.findall(r"documents in \S+ +(\d+)", said))
     assert counted == 2 == len(list_files(root))
     assert sum(n for _, n in document_folders(root)) == 2
-    assert "documents: ." in said
+    assert "docs: ." in said
     assert len(read_documents(root).documents) == 2
     assert documents_of(load_config(overrides={"docs": str(root)})) == f"2 in {root}"
     config, cache = load_config(), tmp_path / "cache"

@@ -217,7 +217,7 @@ def test_an_edit_moves_the_cheap_stages_that_touch_it(cheap, seed):
     plan, touched, keys, tmp_path = cheap
     missing, more, share = held_against(keys, draw_edits(plan, touched, 16, seed))
     assert not missing, missing
-    assert share <= 0.1, (share, more)
+    assert share <= 0.15, (share, more)  # of sixteen edits; a hundred keep to a tenth, weekly
     assert not [e for e in draw_wording(touched, 6, seed) if keys.moved(e)]
     missing, tried = settings_not_in_keys(tmp_path, plan, touched, True, 4, seed)
     assert tried == 4

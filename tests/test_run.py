@@ -191,7 +191,8 @@ def test_a_full_disk_loses_nothing(finished, tmp_path):
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("no tmpfs to fill here")
-    begin = "from distillery.workbook import needs; needs.LEAST_GIB = 0"  # a disk that is full before the run stops it earlier
+    begin = ("from distillery.workbook import checks, needs; needs.LEAST_GIB = 0; "
+             "checks.check_room = lambda *a: iter(())")  # a disk that is full before the run stops it earlier
     try:
         done = distillery("run", "--docs", str(cwd / "docs"), *QUICK, "--set", f"workbook.cache_dir={small}/cache",
                           "--set", f"workbook.runs_dir={small}/runs", cwd=cwd, first=begin)

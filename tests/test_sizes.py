@@ -40,7 +40,8 @@ def test_asking_adds_stages_and_moves_none():
     plain = stages()
     asked = stages(**{"decisions.bases": ["builtin:tiny", "builtin:mini"], "student.extractive": True, "student.mlx": True})
     assert {n: (s.reads, s.needs) for n, s in asked.items() if n in plain} == {n: (s.reads, s.needs) for n, s in plain.items()}
-    assert set(asked) - set(plain) == {"base-tiny", "sizes-tiny", "sizes-mini", "reader", "sizes-extractive", "sizes-extractive-int8",
+    assert set(asked) - set(plain) == {"base-tiny", "sizes-tiny", "sizes-mini", "reader", "reader-gates",
+                                       "sizes-extractive", "sizes-extractive-int8",
                                        "mlx", "sizes-mlx", "sizes-mlx-8bit", "sizes-mlx-4bit"}
     assert asked["sizes-mini"].needs == ("sft", "measure-fp32")  # trained once
     assert "student.extractive" not in {r for s in asked.values() for r in s.reads}
@@ -82,7 +83,7 @@ def test_another_base_is_exported_as_the_runs_own_is(tmp_path, monkeypatch, vari
         (tmp_path / "scratch/adapter/training.json").write_text("{}")
     monkeypatch.setattr(sft, "train_adapter", train)
     monkeypatch.setattr(merge, "merge_adapter", lambda *_: None)
-    monkeypatch.setattr(export, "build_onnx", lambda merged, out, form, how=None: built.append((out.name, form, how)))
+    monkeypatch.setattr(export, "build_onnx", lambda merged, out, form, how=None, backend="": built.append((out.name, form, how)))
     stage = next(s for s in sizes_stages(open_source(None, None, None), config, tmp_path / "cache") if s.name == "base-tiny")
     for name in ("train", "validation"): write_jsonl(tmp_path / f"dataset/{name}.jsonl", toy_examples(2, name))
     (tmp_path / "out").mkdir()

@@ -169,7 +169,7 @@ def test_programs_beside_the_weights_are_refused(micro, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"model_file": "model.py"}))
     uses = lambda: load_mlx(folder), lambda: ask_all(MlxTeacher(folder), REQUESTS[:1]), lambda: convert_mlx(folder, tmp_path / "out", 4)
     for use in uses:
-        with pytest.raises(DistilleryError, match=r"wants to run 'model\.py'"): use()
+        with pytest.raises(DistilleryError, match=r"wants to run .*'model\.py'"): use()
     assert not (tmp_path / "ran").exists()
 
 

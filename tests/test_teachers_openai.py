@@ -84,7 +84,7 @@ def test_key_is_sent_and_never_written(monkeypatch, tmp_path):
         journal.ask(teacher(server), [user_request("a", "p")])
         journal.close()
     assert server.headers[0]["Authorization"] == "Bearer sk-very-secret"
-    assert all(b"sk-very-secret" not in f.read_bytes() for f in tmp_path.iterdir())
+    assert all(b"sk-very-secret" not in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
 
 
 def test_stop_texts_are_cut_here():

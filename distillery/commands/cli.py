@@ -27,7 +27,7 @@ from ..core.errors import DistilleryError, hide_secrets, plain
 COMMANDS = {
     "run": Listed("run:run", "Run the whole job: documents to a shrunken student and its decision cards."),
     "init": Listed("init:init", "Look around and write a commented distillery.yaml."),
-    "doctor": Listed("doctor:doctor", "Check packages, weights, disk, teacher and settings; exit with 1 if something is missing."),
+    "doctor": Listed("doctor:doctor", "Check packages, weights, disk, teacher, base and settings; exit with 1 if something is missing."),
     "estimate": Listed("estimate:estimate", "Say what a run would ask and take, from a small sample that is kept."),
     "preview": Listed("preview:preview_command",
         "Make a few pairs and show them with their evidence, what was rejected and why, and what it cost."),
@@ -49,7 +49,7 @@ COMMANDS = {
         "List the servers that may be sent an API key although only a settings file names them; add or remove some."),
     "calls": Listed("calls:calls_app", "List, show, sum up and export the calls to teachers, failures included."),
     "prompts": Listed("prompts:prompts_app", "List, show and compare prompt packs."),
-    "config": Listed("config:config_app", "Show, explain and compare settings."),
+    "config": Listed("config:config_app", "Show, explain and compare settings; `show --why KEY` says which layer set a value."),
 }
 
 # %% ../../nbs/commands/90_cli.ipynb #5e28102e
