@@ -1,7 +1,6 @@
 """Long files start first, so that all processes of pytest-xdist end at about the same time. Attacks (`make attack`) are counted:
-import os
-import os
 a row of findings that lost one names it."""
+import os
 from collections import defaultdict
 
 import pytest
