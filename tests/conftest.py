@@ -1,6 +1,5 @@
 """Long files start first, so that all processes of pytest-xdist end at about the same time. Attacks (`make attack`) are counted:
 a row of findings that lost one names it."""
-import os
 from collections import defaultdict
 
 import pytest
@@ -31,9 +30,3 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.line(f"row {row:>2}: " + ", ".join(f"{n} {word}" for word, n in said.items() if n))
     total = {word: sum(r[word] for r in rows.values()) for word in ("survived", "lost", "not tried")}
     terminalreporter.line(f"{total['survived']} survived, {total['lost']} lost, {total['not tried']} not tried")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    "Programs of the tests import their neighbours, whatever an earlier test protected its own children from."
-    os.environ.pop("PYTHONSAFEPATH", None)

@@ -195,12 +195,12 @@ def test_without_the_switch_it_would(here):
 @slow
 @pytest.mark.parametrize("name", SHADOWS)
 def test_no_name_is_taken_from_the_current_folder(name, here, monkeypatch):
-    from distillery.engine.child import protect_children
+    from distillery.engine.child import protected_children
     shadowed(here, [name])
     monkeypatch.setenv("PYTHONSAFEPATH", "")
-    protect_children()
-    subprocess.run([sys.executable, "-c", f"import {name}"], cwd=here, capture_output=True)
-    subprocess.run([sys.executable, "-m", "multiprocessing.resource_tracker"], cwd=here, capture_output=True)
+    with protected_children():
+        subprocess.run([sys.executable, "-c", f"import {name}"], cwd=here, capture_output=True)
+        subprocess.run([sys.executable, "-m", "multiprocessing.resource_tracker"], cwd=here, capture_output=True)
     assert "TAKEN" not in os.listdir(here)
 
 

@@ -224,6 +224,13 @@ def test_no_passage_is_ever_on_two_sides(n, planted, seed):
             assert where[a] == where[b]
 
 
+def test_equal_copies_with_other_editions_between_them_make_no_boilerplate():
+    texts = [page(1000 + i) for i in range(8)]
+    texts += [EDITIONS[e](texts[1]) for e in ("quoted", "edited", "quoted")]
+    groups = link_documents([f"d{i}" for i in range(11)], texts, Counter(f"d{i}" for i in range(11))).groups
+    assert groups == dict.fromkeys(("d1", "d8", "d9", "d10"), "d1")
+
+
 # Real pages, and work
 
 

@@ -47,9 +47,9 @@ def nodes(folder, attribute):
 
 
 def test_every_variant_stays_within_its_limits(student, variants):
-    checks = check_variants(student, variants, toy_examples(12), load_config(overrides=TRAIN))
+    checks = check_variants(student, variants, toy_examples(16), load_config(overrides=TRAIN))
     assert checks["fp32"].max_abs_diff <= 1e-3
-    assert all(c.ok and c.n_positions >= 75 and c.n_all > c.n_positions for c in checks.values())
+    assert all(c.ok and c.n_positions >= 80 and c.n_all > c.n_positions for c in checks.values())
     assert json.loads((variants["q4"] / "check.json").read_text())["same_top1"] == checks["q4"].same_top1
 
 
@@ -131,7 +131,7 @@ def test_the_same_model_gives_the_same_files(student, variants, tmp_path):
 def test_an_export_of_another_model_is_stopped(student, variants, tmp_path):
     other = build_onnx(toy_base(tmp_path / "other", hidden=128), tmp_path / "fp32", "fp32")
     with pytest.raises(ExportError, match=r"fp32: largest difference .*limit: difference at most 0\.001"):
-        check_variants(student, {"fp32": other}, toy_examples(12), load_config(overrides=TRAIN))
+        check_variants(student, {"fp32": other}, toy_examples(16), load_config(overrides=TRAIN))
 
 
 def test_a_zeroed_layer_is_written_down_and_stops_nothing(student, variants, tmp_path):
@@ -141,7 +141,7 @@ def test_a_zeroed_layer_is_written_down_and_stops_nothing(student, variants, tmp
         if "layers.0.mlp.down_proj" in t.name and "scale" in t.name:
             t.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(t), t.name))
     onnx.save(model, broken / "model.onnx")
-    made = check_variants(student, {"int8": broken}, toy_examples(12), load_config(overrides=TRAIN))
+    made = check_variants(student, {"int8": broken}, toy_examples(16), load_config(overrides=TRAIN))
     assert made["int8"].ok is False
     assert ExportCheck(**json.loads((broken / "check.json").read_text())) == made["int8"]
 

@@ -76,7 +76,8 @@ def origins(
             for said, value in says.items():
                 if said not in (name, knob.name) and not said.startswith(f"{name}."): continue
                 shown = value.get(inner) if inner and said == knob.name else value
-                found[name].append(Said(_placed(layer, said, file, sets)[0], shown, _placed(layer, said, file, sets)[1]))
+                place, reason = _placed(layer, said, file, sets)
+                found[name].append(Said(place, shown, reason))
     return found
 
 

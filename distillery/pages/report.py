@@ -23,7 +23,7 @@ from ..core.address import without_hosts
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.store import atomic_write
-from ..engine.child import protect_children
+from ..engine.child import protected_children
 from .figures import run_hosts, write_page
 from .html import page
 
@@ -121,8 +121,7 @@ def strip_metadata(
 def _papermill(notebook: Path, out: Path | None, asked: Mapping[str, Any]) -> Any:
     pm, traitlets = need("papermill", "reports"), need("traitlets.config", "reports")
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    protect_children()
-    with tempfile.TemporaryDirectory(prefix="distillery-") as sockets:
+    with protected_children(), tempfile.TemporaryDirectory(prefix="distillery-") as sockets:
         way = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}  # sockets of its own: runs side by side
         return pm.execute_notebook(str(notebook), out and str(out), parameters=dict(asked), kernel_name="python3", progress_bar=False,
                                    extra_arguments=["--log-level=40"], config=traitlets.Config({"KernelManager": way}))

@@ -98,9 +98,12 @@ def index_passages(
     order = np.argsort(flat, kind="stable")
     flat, owners = flat[order], owners[order]
     new = np.r_[np.ones(min(1, len(flat)), bool), flat[1:] != flat[:-1]]
-    of_doc = np.fromiter((number[d] for d in docs), np.int64, len(docs))[owners]
-    start = np.flatnonzero(new)
-    spread = np.add.reduceat((new | np.r_[new[:1], of_doc[1:] != of_doc[:-1]]).astype(np.int64), start) if len(start) else start
+    start, gram = np.flatnonzero(new), np.cumsum(new) - 1
+    first = {n: d for d, n in reversed(number.items())}  # of the documents with one text, the one that is counted
+    counted = np.fromiter((first[number[d]] == d for d in docs), bool, len(docs))[owners]
+    of_doc = np.fromiter((number[d] for d in docs), np.int64, len(docs))[owners[counted]]
+    fresh = np.r_[np.ones(min(1, len(of_doc)), bool), (np.diff(gram[counted]) != 0) | (np.diff(of_doc) != 0)]
+    spread = np.bincount(gram[counted][fresh], minlength=len(start))
     common = flat[start][spread > max(BOILERPLATE * len(set(number.values())), LEAST_SPREAD)]
     return Passages(list(docs), letters, every, flat[start], np.r_[start, len(flat)], owners, common)
 

@@ -35,10 +35,11 @@ def load_tokenizer(
     "Tokenizer of a base as its `tokenizer.json` has it, with the chat template of a student."
     source = folder_source(folder)
     if source is None: raise DistilleryError(f"base {folder.name} has no chat template", fix="choose an instruction-tuned base")
-    try_template(student_template(source))
+    template = student_template(source)
+    try_template(template)
     kind = need("transformers", extra="train").PreTrainedTokenizerFast
     with loading(folder): tokenizer = kind.from_pretrained(loadable(folder), trust_remote_code=False)
-    tokenizer.chat_template = student_template(source)
+    tokenizer.chat_template = template
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     return tokenizer
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..core.errors import DistilleryError
 from ..core.extras import need
-from ..engine.child import protect_children
+from ..engine.child import protected_children, put_back
 
 # %% ../../nbs/training/09_processes.ipynb #ef103533
 def free_port() -> int:  # On the loopback address
@@ -69,8 +69,7 @@ def run_processes(
     threads = max(1, torch.get_num_threads() // processes)
     where = {"world_size": processes, "nproc": processes, "master_addr": "127.0.0.1", "master_port": free_port(),
              "omp_num_threads": threads, **({} if devices else {"accelerate_use_cpu": "true"}), **environment}
-    protect_children()
-    with launch.patch_environment(**where), _default_sigint(), _without_main():
+    with protected_children(), launch.patch_environment(**where), _default_sigint(), _without_main():
         member = launch.PrepareForLaunch(work, "MULTI_GPU" if devices else "MULTI_CPU")
         context = need("torch.multiprocessing", extra="train").spawn(member, arguments, nprocs=processes, join=False)
     while not context.join(timeout=0.5): tick()
@@ -81,10 +80,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try: yield
-    finally:
-        for name, value in before.items():
-            if value is None: del os.environ[name]
-            else: os.environ[name] = value
+    finally: put_back(before)
 
 # %% ../../nbs/training/09_processes.ipynb #b827a675
 def _die_with_parent() -> None:
@@ -112,11 +108,10 @@ def run_child(
     tick: Callable[[], object] = lambda: None,  # Called while waiting
 ) -> None:
     "Run a function in a child process with an environment of its own; its error and its interrupt are the caller's."
-    protect_children()
     context = multiprocessing.get_context("spawn")
     heard, said = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(said, work, arguments))
-    with _environment(environment), _without_main(): child.start()
+    with protected_children(), _environment(environment), _without_main(): child.start()
     said.close()
     try: _wait_for(child, heard, tick)
     finally:

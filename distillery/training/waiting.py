@@ -26,15 +26,15 @@ def free_share(
 ) -> float:  # 1 where every thread has a core of its own
     "Share of the cores that is left: CPU time over wall time of busy threads."
     block = bytes(1 << 17)
-    end = time.perf_counter() + seconds
+    began = time.perf_counter()  # of all of them: a thread that got its core late waited for it
 
     def burn(_: int) -> float:
-        began = time.perf_counter()
         used = time.thread_time()
-        while time.perf_counter() < end: hashlib.sha256(block).digest()  # other threads run meanwhile: hashing holds no lock
-        return (time.thread_time() - used) / max(time.perf_counter() - began, 1e-9)
+        while time.perf_counter() < began + seconds: hashlib.sha256(block).digest()  # others run meanwhile: hashing holds no lock
+        return time.thread_time() - used
 
-    with ThreadPoolExecutor(threads) as pool: return sum(pool.map(burn, range(threads))) / threads
+    with ThreadPoolExecutor(threads) as pool: used = sum(pool.map(burn, range(threads)))
+    return used / (threads * (time.perf_counter() - began))
 
 # %% ../../nbs/training/06_waiting.ipynb #5706cb2c
 WaitPolicy = Literal["active", "passive"]
