@@ -152,13 +152,19 @@ def test_a_graph_with_one_layer_of_scales_zeroed_is_worse_and_the_sound_one_is_n
     assert made.sentence.startswith("Ship int8")
 
 
+def alike(one, other):
+    if isinstance(one, dict): return one.keys() == other.keys() and all(alike(one[k], other[k]) for k in one)
+    return one == pytest.approx(other, rel=1e-9, abs=1e-12) if isinstance(one, float) else one == other
+
+
 @pytest.mark.parametrize("name", ["quantization", "temperature", "embedder"])
 def test_a_sentence_and_its_table_say_the_confidence_of_their_interval(name):
     kept, results = next(d for d in open_results(KEPT).decisions() if d.name == name), open_results(KEPT)
     question = next(q for q in QUESTIONS if q.name == name)
     usual, narrow = (question.decisions(results, load_config(preset="handbook", overrides={"decisions.confidence": c}))[0]
                      for c in (0.95, 0.8))
-    assert (usual.estimates, usual.contrasts) == (kept.estimates, kept.contrasts)
+    for made, was in zip((*usual.estimates, *usual.contrasts), (*kept.estimates, *kept.contrasts), strict=True):
+        assert alike(made.model_dump(), was.model_dump()), "but for the last digits, in which processors differ"
     assert "95 % interval" in usual.sentence
     assert "80 % interval" in narrow.sentence
     assert "95 %" not in narrow.sentence

@@ -45,7 +45,8 @@ def test_help_loads_the_list_and_nothing_listed(tmp_path):
     assert [name for name in COMMANDS if f"\n  {name} " not in said] == []
     assert not loaded & (HEAVY | {"pydantic", "yaml", "psutil"})
     assert {m for m in loaded if m.startswith("distillery.")} == {
-        "distillery.commands", "distillery.commands.cli", "distillery.commands.group", "distillery.core", "distillery.core.errors"}
+        "distillery.commands", "distillery.commands.cli", "distillery.commands.group", "distillery.core", "distillery.core.errors",
+        "distillery.engine", "distillery.engine.child"}
     assert opened == []
 
 

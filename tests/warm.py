@@ -74,8 +74,9 @@ def end(code: str) -> None:
 
 @functools.cache
 def server() -> subprocess.Popen:
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # its first path is replaced in a fork
     process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "HF_HUB_OFFLINE": "1"})
+                               env={**usual, "HF_HUB_OFFLINE": "1"})
     atexit.register(process.communicate)
     return process
 

@@ -22,6 +22,7 @@ import typer
 
 from .group import Listed, lazy_group
 from ..core.errors import DistilleryError, hide_secrets, plain
+from ..engine.child import protected_children
 
 # %% ../../nbs/commands/90_cli.ipynb #ca7d1903
 COMMANDS = {
@@ -150,8 +151,7 @@ def main(
 ) -> None:
     "Run the command line; errors become two lines and an exit code."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["PYTHONSAFEPATH"] = "1"  # no Python that this one starts imports from the current folder
-    with plain_streams():
+    with plain_streams(), protected_children():
         logging.root.addHandler(logging.lastResort or logging.NullHandler())  # warnings only; before a library sets up a talkative one
         try: app(args)
         except Exception as error: code = ended(error)

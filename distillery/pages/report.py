@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'TAG', 'ANCHOR', 'templates', 'pipeline', 'template', 'notebook_named', 'Parameter', 'parameters',
-           'check_parameters', 'strip_metadata', 'execute', 'run_notebook', 'stated', 'to_html', 'build_report']
+           'check_parameters', 'strip_metadata', 'report_kernel', 'execute', 'run_notebook', 'stated', 'to_html',
+           'build_report']
 
 # %% ../../nbs/pages/30_report.ipynb #c87ce30f
 import ast
@@ -13,7 +14,8 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -117,23 +119,46 @@ def strip_metadata(
             if "execution_count" in out: out.execution_count = None
     return nb
 
+# %% ../../nbs/pages/30_report.ipynb #14ca22de
+async def _emptied(kernel: Any) -> None:
+    client = kernel.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=60)
+        await client.execute_interactive("get_ipython().reset()", silent=True, timeout=60, output_hook=lambda message: None)
+    finally: client.stop_channels()
 
-def _papermill(notebook: Path, out: Path | None, asked: Mapping[str, Any]) -> Any:
-    pm, traitlets = need("papermill", "reports"), need("traitlets.config", "reports")
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+
+@contextmanager
+def report_kernel() -> Iterator[Any]:  # A kernel manager
+    "One kernel for several notebooks, each of which finds it empty."
+    run_sync = need("jupyter_core.utils", "reports").run_sync
     with protected_children(), tempfile.TemporaryDirectory(prefix="distillery-") as sockets:
         way = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}  # sockets of its own: runs side by side
-        return pm.execute_notebook(str(notebook), out and str(out), parameters=dict(asked), kernel_name="python3", progress_bar=False,
-                                   extra_arguments=["--log-level=40"], config=traitlets.Config({"KernelManager": way}))
+        kernel = need("jupyter_client", "reports").AsyncKernelManager(kernel_name="python3", **way)
+        try: yield kernel
+        finally:
+            if kernel.has_kernel: run_sync(kernel.shutdown_kernel)(now=True)
 
 
+def _papermill(notebook: Path, out: Path | None, asked: Mapping[str, Any], kernel: Any = None) -> Any:
+    if kernel is None:
+        with report_kernel() as kernel: return _papermill(notebook, out, asked, kernel)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    if kernel.has_kernel: need("jupyter_core.utils", "reports").run_sync(_emptied)(kernel)
+    return need("papermill", "reports").execute_notebook(
+        str(notebook), out and str(out), parameters=dict(asked), kernel_name="python3", progress_bar=False, km=kernel,
+        extra_arguments=["--log-level=40"])
+
+# %% ../../nbs/pages/30_report.ipynb #f74a1d5b
 def execute(
     notebook: Path,  # A report notebook
     asked: Mapping[str, Any],  # Its parameters
+    kernel: Any = None,  # From `report_kernel`; a new one by default
 ) -> Any:  # The executed notebook, without execution metadata
     "Run a report notebook with papermill, after checking what was asked."
     check_parameters(notebook, asked)
-    try: return strip_metadata(_papermill(notebook, None, asked))
+    try: return strip_metadata(_papermill(notebook, None, asked, kernel))
     except need("papermill", "reports").PapermillExecutionError as e:
         raise DistilleryError(f"the report {notebook.stem} stopped: {e.ename}: {e.evalue}",
                               f"open {notebook.name} in JupyterLab with the same parameters") from e
@@ -190,10 +215,11 @@ def build_report(
     name: str,  # Of the report, or of a notebook file
     out: Path,  # Folder for the page and its notebook
     asked: Mapping[str, Any],  # Parameters
+    kernel: Any = None,  # From `report_kernel`; a new one by default
 ) -> Path:  # The page
     "Run one report and write `<name>.html`, `<name>.ipynb` and the figures of the page, `<name>.json`."
     notebook = Path(name) if name.endswith(".ipynb") else template(name)
-    nb, stem = execute(notebook, asked), notebook.stem.split("_", 1)[-1]
+    nb, stem = execute(notebook, asked, kernel), notebook.stem.split("_", 1)[-1]
     for cell in nb.cells:  # where the store lies says nothing about the result
         if "injected-parameters" in cell.metadata.get("tags", []): cell.source = "# parameters were set here"
     title = next((c.source.splitlines()[0].lstrip("# ") for c in nb.cells if c.cell_type == "markdown"), stem)

@@ -60,6 +60,7 @@ def load_mlx(
     mx = need("mlx.core", extra="mlx")
     tree = need("mlx.utils", extra="mlx")
     utils = need("mlx_lm.utils", extra="mlx")
+    if mx.default_device() == mx.Device(mx.cpu): mx.disable_compile()  # it writes C++ and calls a compiler: minutes, if there is one
     try: model, config = utils.load_model(folder, lazy=True, model_config=rope_settings(config))
     except (ValueError, FileNotFoundError, KeyError) as error:
         raise DistilleryError(f"mlx-lm cannot load {folder.name}: {error}",

@@ -22,7 +22,7 @@ from ..pages.figures import write_page
 from ..pages.html import note, sections_page
 from ..pages.index import index_page
 from ..pages.monitor import kpi_page
-from ..pages.report import build_report
+from ..pages.report import build_report, report_kernel
 from ..pages.story import tell_story, warnings_of
 from ..reading.listing import by_reason
 from ..questions.all import QUESTIONS, answers, question_metrics, reasons
@@ -131,9 +131,10 @@ def write_pages(
     "Build every report and the index page."
     results, folder = Results(run.path), run.path / "reports"
     none = reasons(results)
-    for name, asked in reports.items():
-        if name in none: write_page(folder, name, _no_result(name, results))
-        else: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked})
+    with report_kernel() as kernel:
+        for name, asked in reports.items():
+            if name in none: write_page(folder, name, _no_result(name, results))
+            else: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked}, kernel)
     kpi_page(run.path, seconds, {"What each stage cost": costs} if (costs := ledger_rows(results)) else None)
     links = {p.stem: p.name for p in sorted(folder.glob("*.html")) if p.name != "index.html"}
     facts = results.json("provenance.json", {})
