@@ -173,6 +173,7 @@ def restless(monkeypatch):
     monkeypatch.setattr(waiting, "SpeedWatch", lambda policy, threads: real(policy, 2, lambda _: 0.5))
 
 
+@pytest.mark.slow
 def test_a_training_that_moved_ends_where_one_that_stayed_does(base, tmp_path, restless):
     cfg, train, seen = load_config(overrides=TINY), toy_examples(24), []
     stays = load_config(overrides={**TINY, "sft.wait_policy": "active"})

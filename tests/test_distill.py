@@ -353,6 +353,7 @@ def test_checkpoints_of_other_targets_are_not_continued(bases, tmp_path):
     assert train_student(lessons, [], bases[0], cfg, tmp_path / "two", tmp_path / "kept", taught).resumed_from is None
 
 
+@pytest.mark.slow
 def test_a_student_on_policy_learns_from_another_and_nothing_from_itself(bases, tmp_path):
     more = {"distill.method": "on_policy", "distill.steps": 24, "distill.beta": 0.0, "sft.learning_rate": 1e-2}
     cfg = load_config(overrides={**SMALL, **more})

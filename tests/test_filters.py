@@ -388,7 +388,8 @@ def boxes(n=40, word=("flimsy", "sturdy")):
                     scores={"strength": 8 * (i % 2) + i % 3 / 2}) for i in range(n)]
 
 
-@pytest.mark.parametrize(("base", "rank", "steps", "share"), [("builtin:mini", 0, 16, 0.85), ("builtin:minilm", 4, 8, 0.85)])
+@pytest.mark.parametrize(("base", "rank", "steps", "share"), [
+    ("builtin:mini", 0, 16, 0.85), pytest.param("builtin:minilm", 4, 8, 0.85, marks=pytest.mark.slow)])
 def test_training_goes_beyond_the_head_it_starts_from(base, rank, steps, share):
     train = cut_articles([m.article for m in make_articles(32)], token_counter(base))
     truth = to_points(score_matrix([e.article for e in train]), TEN)

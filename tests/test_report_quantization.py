@@ -53,6 +53,7 @@ def test_the_page_answers_first_and_explains_after(page):
     assert len(text.encode()) < 1_000_000
 
 
+@pytest.mark.slow
 def test_two_builds_from_two_places_are_the_same(page, tmp_path):
     shutil.copytree(KEPT, tmp_path / "elsewhere")
     again = build_report("quantization", tmp_path / "elsewhere/reports", {"run_dir": str(tmp_path / "elsewhere")})

@@ -75,6 +75,7 @@ def test_every_evidence_span_is_in_its_page(finished):
     assert all(texts[d][e["start"]:e["end"]] == e["text"] for d, e in spans)
 
 
+@pytest.mark.slow
 def test_the_first_pages_are_those_that_are_built_again(finished):
     "Nothing that a page reads is written after it."
     folder = (finished[0] / "runs/latest").resolve() / "reports"
@@ -158,13 +159,18 @@ def test_twelve_german_pairs_end_with_their_page(finished):
     assert "Ship fp32 for now" in (run / "reports/quantization.html").read_text("utf-8")
 
 
-def test_a_worse_small_form_is_reported_gated_and_not_packed(finished, tmp_path):
-    "A resume under its preset, with a layer of int8's scales at zero: the run ends, and takeaway 1 is answered."
+@pytest.fixture(scope="module")
+def worse(finished):
+    "A resume under its preset, with a layer of int8's scales at zero: the run ends."
     cwd, inside = finished[0], ["--set", "workbook.runs_dir=worse"]
     (cwd / "resume.md").write_text(RESUME)
     done = distillery("run", "resume.md", "--preset", "resume", "--teacher", "builtin:extractive", *inside, cwd=cwd, first=PLANT)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = (cwd / "worse/latest").resolve()
+    return (cwd / "worse/latest").resolve()
+
+
+def test_a_worse_small_form_is_reported_and_gated_and_takeaway_1_answered(worse):
+    run = worse
     gates = [json.loads(line) for line in (run / "eval/gates.jsonl").read_text().splitlines()]
     failed = {(g["variant"], g["name"]) for g in gates if g["state"] == "FAIL"}
     assert ("int8", "same_top1_min") in failed
@@ -174,6 +180,11 @@ def test_a_worse_small_form_is_reported_gated_and_not_packed(finished, tmp_path)
     assert "int8 has drifted beyond its limits" in card["sentence"] or "ALARM: int8" in card["sentence"]
     page = (run / "reports/quantization.html").read_text("utf-8")
     for asked in ("quality drop", "certain difficulty levels", "memory saving worth"): assert asked in page
+
+
+@pytest.mark.slow
+def test_a_worse_small_form_is_not_packed(worse, finished, tmp_path):
+    cwd = finished[0]
     (cwd / "pack.yaml").write_text("workbook.runs_dir: worse\n")
     refused = distillery("package", "int8", "--config", "pack.yaml", "--out", str(tmp_path / "box"), cwd=cwd)
     assert refused.returncode == 1

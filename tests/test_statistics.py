@@ -220,6 +220,7 @@ def test_flips_of_many_clusters_are_those_of_a_matrix():
 
 # Several levels
 
+@pytest.mark.slow
 def test_holm_keeps_wrong_equivalents_of_a_card_rare():
     "Levels exactly at the margin: without the adjustment one of twelve would pass in every third card."
     rng, n, alone, adjusted = np.random.default_rng(7), 240, 0, 0
@@ -234,6 +235,7 @@ def test_holm_keeps_wrong_equivalents_of_a_card_rare():
 
 # Gates
 
+@pytest.mark.slow
 def test_a_gate_on_latency_counts_documents():
     rng = np.random.default_rng(8)
     passed = {True: 0, False: 0}

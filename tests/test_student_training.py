@@ -61,16 +61,23 @@ def test_every_knob_reaches_its_library(name, tmp_path):
     assert getattr(after, "value", after) == wanted
 
 
-@pytest.mark.parametrize("change", [{"sft.packing": True}, {"sft.gradient_checkpointing": True}, {"sft.gradient_accumulation": 2},
-                                    {"lora.r": 2},
-                                    {"sft.seed": 3}, {"sft.weight_decay": 0.5}, {"sft.group_by_length": False}, {"sft.max_length": 22},
-                                    {"lora.dropout": 0.5}, {"lora.target_modules": ["o_proj"]}])
-def test_result_knobs_change_the_training_and_execution_knobs_do_not(base, tmp_path, change):
-    train = toy_examples(10)
-    losses = lambda name, overrides: [r["loss"] for r in (train_adapter(
-        train, [], base, load_config(overrides={**FAST, **overrides}), tmp_path / name, tmp_path / f"{name}-c"),
-        read_log(tmp_path / name))[1]]
-    before, after = losses("a", {}), losses("b", change)
+def losses_with(overrides, base, place):
+    train_adapter(toy_examples(10), [], base, load_config(overrides={**FAST, **overrides}), place / "adapter", place / "checkpoints")
+    return [r["loss"] for r in read_log(place / "adapter")]
+
+
+@pytest.fixture(scope="module")
+def before(base, tmp_path_factory): return losses_with({}, base, tmp_path_factory.mktemp("before"))
+
+
+WEEKLY = [{"sft.gradient_checkpointing": True}, {"sft.gradient_accumulation": 2}, {"sft.seed": 3}, {"sft.weight_decay": 0.5},
+          {"sft.group_by_length": False}, {"lora.dropout": 0.5}, {"lora.target_modules": ["o_proj"]}]
+
+
+@pytest.mark.parametrize("change", [{"sft.packing": True}, {"lora.r": 2}, {"sft.max_length": 22},
+                                    *(pytest.param(change, marks=pytest.mark.slow) for change in WEEKLY)])
+def test_result_knobs_change_the_training_and_execution_knobs_do_not(base, before, tmp_path, change):
+    after = losses_with(change, base, tmp_path)
     if change == {"sft.gradient_checkpointing": True}: assert after == pytest.approx(before, abs=1e-5)
     else: assert len(after) != len(before) or max(abs(x - y) for x, y in zip(before, after, strict=True)) > 1e-6
 

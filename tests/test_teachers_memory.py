@@ -45,7 +45,7 @@ def measured(file, kind, *stops):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize("kind", ["instant", "lazy"])
+@pytest.mark.parametrize("kind", ["instant", pytest.param("lazy", marks=pytest.mark.slow)])
 def test_ten_times_the_requests_take_at_most_a_tenth_more_memory(tmp_path, kind):
     small, large = (measured(tmp_path / f"{n}.sqlite", kind, n) for n in (1_000, 10_000))
     assert (small["asked"], large["asked"], large["done"]) == (1_000, 10_000, 10_000)
