@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.address import login_header, public_address
+from ..core.address import login_header, login_secrets, public_address
 from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import atomic_write, digest_text
@@ -177,8 +177,9 @@ def open_teacher(
 @cache
 def _reported(url: str, model: str) -> str:
     from distillery.teachers.openai import model_digest
+    from distillery.teachers.replies import without_echoes
 
-    return run_async(lambda: model_digest(url, model, login_header(url), 2))
+    return without_echoes(run_async(lambda: model_digest(url, model, login_header(url), 2)), login_secrets(url))
 
 
 def remembered_digests(
