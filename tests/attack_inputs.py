@@ -23,6 +23,9 @@ FOLDERS = [
     {"config.json": {"model_type": "llama", "attn_implementation": "somebody/kernel"}},
     {"config.json": {"model_type": "llama"}, "pytorch_model.bin": "x"}, {"config.json": {"model_type": "llama"}, "weights.pkl": "x"},
     {"config.json": "[" * 200_000},
+    {"config.json": {"model_type": "llama"}, "adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": "../other"}},
+    {"modules.json": MODULES, "sentence_bert_config.json": {"tokenizer_name_or_path": "../other"}},
+    {"config.json": {"model_type": "llama", "attn_implementation": {"text_config": "somebody/kernel"}}},
 ]
 
 GROW = "{% set ns = namespace(x='ab') %}{% for i in range(90) %}%s{% endfor %}{{ ns.x }}"
@@ -37,6 +40,9 @@ TEMPLATES = [
     "{% set x = 'a' * 100000 %}{{ range(99999) | join(x) }}", "{{ '{:9999999999}'.format(1) }}",
     "{{ ([[0] * 99999] * 99999) | tojson }}", "{{ lipsum(n=10**9) }}", "{{ ''.__class__.__mro__ }}", "{{ self.__init__.__globals__ }}",
     "{% for a in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
+    "{{ ('{0}' * 99999).format('a' * 99999) }}", "{{ ('%(a)s' * 99999) % {'a': 'a' * 99999} }}", "{{ ('{a}' * 9999).format(a='a' * 99999) }}",
+    "{{ ('a' * 99999).translate({97: 'a' * 99999}) }}", "{{ (1).to_bytes(10**10, 'big') }}", "{{ 'a'.encode().ljust(10**10) }}",
+    "{% set x = ('a' * 99999).encode() %}{{ x.replace('a'.encode(), x) }}", "{{ ('%s' * 9999).encode() % (('a' * 99999).encode(),) }}",
     "{% for m in messages %}{% for n in messages %}{% for o in messages %}{{ o.content }}{% endfor %}{% endfor %}{% endfor %}",
 ]
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -130,7 +131,11 @@ def test_every_loader_is_told_to_run_nothing():
 def test_a_chat_template_ends(source):
     from distillery.wire.template import BoundedTemplate
     turns = [{"role": "user", "content": "word " * 50}] * 200
-    with pytest.raises(DistilleryError): BoundedTemplate(source).render(messages=turns, add_generation_prompt=True)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DistilleryError): BoundedTemplate(source).render(messages=turns, add_generation_prompt=True)
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally: tracemalloc.stop()
 
 
 # 6: files of the working folder run as modules

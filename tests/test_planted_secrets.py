@@ -15,7 +15,8 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).parent))
 from attack_inputs import ECHOES, KEY
 from pairs_oracle import write_handbook
-from test_kill import KNOBS, Reader
+from test_kill import KNOBS
+from test_teachers_kill import Rules
 from warm import run_command
 
 LOGIN = ("ada", "pl4nted-p@ss")
@@ -62,12 +63,12 @@ def test_a_planted_secret_is_found(secret, tmp_path):
     assert {p.split(":")[0].rsplit("/", 1)[1] for p in leaks(tmp_path)} == {"plain", "zip", "gzip", "base64-0", "base64-1", "base64-2"}
 
 
-class Talkative(Reader):
+class Talkative(Rules):
     "A server that now and then repeats what it was sent: in errors, answers, streams, thoughts and the names of its models."
 
     def __init__(self) -> None:
-        super().__init__()
-        self.listing, self.digest, self.sent = {"data": [{"id": "tiny"}]}, None, set[str]()
+        super().__init__(delay=0.0)
+        self.sent = set[str]()
 
     async def reply(self, request):
         shown = request.headers.get("Authorization", "")
@@ -96,7 +97,7 @@ def test_no_byte_of_a_whole_run_holds_a_secret(how, tmp_path):
            "XDG_CACHE_HOME": str(here["home"] / "cache"), "XDG_CONFIG_HOME": str(here["home"] / "config"), "OMP_NUM_THREADS": "1"}
     with Talkative() as server:
         address = server.url if how == "key" else server.url.replace("//", f"//{LOGIN[0]}:{urllib.parse.quote(LOGIN[1])}@")
-        knobs = KNOBS | {"workbook.name": "planted", "decisions.temperatures": "[0.3, 0.9]"}
+        knobs = KNOBS | {"workbook.name": "planted", "sft.epochs": 1}
         said = [run_command("run", "--docs", str(here["docs"]), "--teacher", f"{address}#tiny",
                             *(x for k, v in knobs.items() for x in ("--set", f"{k}={v}")), cwd=here["work"], env=env)]
         assert said[0].returncode == 0, said[0].stdout[-1500:] + said[0].stderr[-1500:]

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'LETTERS', 'SECONDS', 'DEEPEST', 'ENTRY', 'FIX', 'WIDTH', 'FILTERS', 'WRONG', 'LONGEST', 'TemplateError',
-           'TooMuch', 'Allowance', 'spend', 'value_size', 'operator_cost', 'method_cost', 'text_replaced',
-           'joined_size', 'Tolls', 'Generation', 'Bounded', 'BoundedTemplate', 'parse_template', 'try_template']
+           'TooMuch', 'Allowance', 'spend', 'value_size', 'filled_size', 'operator_cost', 'method_cost',
+           'text_replaced', 'joined_size', 'Tolls', 'Generation', 'Bounded', 'BoundedTemplate', 'parse_template',
+           'try_template']
 
 # %% ../../nbs/wire/94_template.ipynb #5ccafdd3
 import json
@@ -89,6 +90,16 @@ def value_size(
 WIDTH = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # In a format: wide, or as wide as somebody says
 
 
+def filled_size(
+    form: str | bytes,  # A format
+    mark: str,  # Of its places
+    given: Any,  # What is put into them
+) -> int:  # Characters of the result, at most
+    "Size of a format that is filled: each place may take all that was given."
+    text = form if isinstance(form, str) else form.decode("latin-1")
+    return LETTERS + 1 if WIDTH.search(text) else len(text) + text.count(mark) * value_size(given)
+
+
 def operator_cost(
     operator: str,  # * ** + %
     left: Any,  # Its sides
@@ -100,7 +111,7 @@ def operator_cost(
         times, part = (left, b) if isinstance(left, int) else (right, a)
         return max(0, times) * part if isinstance(times, int) else a + b
     if operator == "**": return a * abs(right) if isinstance(right, int) else a + b
-    if operator == "%" and isinstance(left, str) and WIDTH.search(left): return LETTERS + 1
+    if operator == "%" and isinstance(left, str | bytes): return filled_size(left, "%", right)
     return a + b
 
 
@@ -108,20 +119,23 @@ def method_cost(
     called: Any,  # A bound method, or anything else that can be called
     given: tuple[Any, ...],  # Its arguments
 ) -> int:  # Characters of the result, at most
-    "Size of what a method of a text would make."
+    "Size of what a method of a text, of bytes or of a number would make."
     own = getattr(getattr(called, "__wrapped__", called), "__self__", None)
     name = getattr(called, "__name__", "")
-    if not isinstance(own, str): return 0
-    if name in ("format", "format_map"): return LETTERS + 1 if WIDTH.search(own) else len(own)
+    if not isinstance(own, str | bytes | int): return 0
+    widest = max((abs(v) for v in given if isinstance(v, int)), default=0)
+    if isinstance(own, int): return widest
+    if name in ("format", "format_map"): return filled_size(own, "{", given)
     if name == "replace" and len(given) > 1: return text_replaced(own, *given[:2])
+    if name == "translate": return len(own) * (1 + value_size(given))
     if name == "join": return joined_size(given[0], own) if given else 0
-    return len(own) * max([1, *(abs(v) for v in given if isinstance(v, int))]) if name in ("expandtabs",) else \
-        max([len(own), *(abs(v) for v in given if isinstance(v, int))])
+    return len(own) * max(1, widest) if name == "expandtabs" else max(len(own), widest)
 
 
 def text_replaced(text: Any, old: Any, new: Any) -> int:
     "Characters of a text after a replacement, at most."
-    return len(str(text)) + str(text).count(str(old)) * len(str(new))
+    if not isinstance(old, type(text)) or not isinstance(new, type(text)): return 0  # the replacement refuses them
+    return len(text) + text.count(old) * len(new)
 
 
 def joined_size(parts: Any, between: Any) -> int:
