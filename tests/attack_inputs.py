@@ -40,9 +40,13 @@ TEMPLATES = [
     "{% set x = 'a' * 100000 %}{{ range(99999) | join(x) }}", "{{ '{:9999999999}'.format(1) }}",
     "{{ ([[0] * 99999] * 99999) | tojson }}", "{{ lipsum(n=10**9) }}", "{{ ''.__class__.__mro__ }}", "{{ self.__init__.__globals__ }}",
     "{% for a in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
-    "{{ ('{0}' * 99999).format('a' * 99999) }}", "{{ ('%(a)s' * 99999) % {'a': 'a' * 99999} }}", "{{ ('{a}' * 9999).format(a='a' * 99999) }}",
+    "{{ ('{0}' * 99999).format('a' * 99999) }}", "{{ ('%(a)s' * 99999) % {'a': 'a' * 99999} }}",
+    "{{ ('{a}' * 9999).format(a='a' * 99999) }}",
     "{{ ('a' * 99999).translate({97: 'a' * 99999}) }}", "{{ (1).to_bytes(10**10, 'big') }}", "{{ 'a'.encode().ljust(10**10) }}",
     "{% set x = ('a' * 99999).encode() %}{{ x.replace('a'.encode(), x) }}", "{{ ('%s' * 9999).encode() % (('a' * 99999).encode(),) }}",
+    "{% set x = 'a' * 999999 %}{% for i in range(99999) %}{% if 'aab' in x %}{% endif %}{% endfor %}",
+    "{{ 'a'" + "|replace('a', 'aa')" * 40 + " }}",
+    "{% set x = 'a' * 999999 %}{% for i in range(99999) %}{% if x.count('aab') %}{% endif %}{% endfor %}",
     "{% for m in messages %}{% for n in messages %}{% for o in messages %}{{ o.content }}{% endfor %}{% endfor %}{% endfor %}",
 ]
 
@@ -76,7 +80,7 @@ FILES = [
 
 PAYLOADS = [
     "\x1b[2J", "\x1b]0;title\x07", "\x1b[31m", "\x9b2J", "\x1b]52;c;aGk=\x07", "\u202efdp.exe", "a\rerror: none", "\x08\x08x", "\ud800",
-    "\x00",
+    "\x00", "\u2067x", "\u200fx",
 ]
 
 # 14: names of variants

@@ -99,7 +99,7 @@ def test_no_byte_of_a_whole_run_holds_a_secret(how, tmp_path):
         address = server.url if how == "key" else server.url.replace("//", f"//{LOGIN[0]}:{urllib.parse.quote(LOGIN[1])}@")
         knobs = KNOBS | {"workbook.name": "planted", "sft.epochs": 1}
         said = [run_command("run", "--docs", str(here["docs"]), "--teacher", f"{address}#tiny",
-                            *(x for k, v in knobs.items() for x in ("--set", f"{k}={v}")), cwd=here["work"], env=env)]
+                            *(x for k, v in knobs.items() for x in ("--set", f"{k}={v}")), cwd=here["work"], env=env, timeout=3000)]
         assert said[0].returncode == 0, said[0].stdout[-1500:] + said[0].stderr[-1500:]
         assert server.sent == {"Bearer " + KEY if how == "key" else "Basic " + base64.b64encode(":".join(LOGIN).encode()).decode()}
         for command in (["package", "q4", "--anyway", "--out", "package"], ["runs", "list"], ["runs", "show"], ["calls", "list"],

@@ -148,7 +148,8 @@ def _measured(value: Any) -> Any:
     return value
 
 
-def _toll(letters: int) -> str:
+@jinja2.pass_context  # what hangs on the context is not worked out once, when the template is compiled
+def _toll(_: Any, letters: int) -> str:
     spend(letters)
     return ""
 
@@ -274,8 +275,10 @@ class BoundedTemplate:
     ) -> None:
         "Compile a template in the sandbox, with the names that templates expect."
         if len(source) > LONGEST: raise TooMuch(f"the chat template has {len(source):,} characters", "choose another model")
+        token = _ALLOWANCE.set(Allowance())  # constants are worked out here
         try: self._template = _environment().from_string(source)
         except WRONG as e: raise self._refused(e) from e
+        finally: _ALLOWANCE.reset(token)
 
     def _refused(self, error: BaseException) -> TemplateError:
         words = (str(error).splitlines() or [type(error).__name__])[0][:200]
