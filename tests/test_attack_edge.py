@@ -335,6 +335,21 @@ def test_a_key_that_a_server_repeats_is_not_kept(echo, here, monkeypatch):
     assert [p.name for p in here.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()] == []
 
 
+@attack(7)
+@pytest.mark.parametrize("listing", [{"n_params": KEY}, {"n_params": 7, "size": f"Bearer {KEY}"}], ids=["alone", "with a word"])
+def test_a_key_is_no_digest_of_weights(listing, here, monkeypatch):
+    "It stood in servers.json, since a server had told it as the size of a model."
+    from teachers_server import Server
+    from distillery.teachers.open import server_digest
+    from distillery.teachers.openai import OpenAITeacher
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Server() as server:
+        server.listing = {"data": [{"id": "m", "meta": listing}]}
+        assert server_digest(f"{server.url}#m", here / "servers.json")
+        assert KEY not in repr(OpenAITeacher(server.url, "m").identity)
+    assert KEY not in (here / "servers.json").read_text()
+
+
 # 8: a settings file picks any environment variable and where it goes
 
 @attack(8)
