@@ -122,9 +122,8 @@ def method_cost(
     "Size of what a method of a text, of bytes or of a number would make."
     own = getattr(getattr(called, "__wrapped__", called), "__self__", None)
     name = getattr(called, "__name__", "")
-    if not isinstance(own, str | bytes | int): return 0
     widest = max((abs(v) for v in given if isinstance(v, int)), default=0)
-    if isinstance(own, int): return widest
+    if not isinstance(own, str | bytes): return widest if isinstance(own, int) else 0
     if name in ("format", "format_map"): return filled_size(own, "{", given)
     if name == "replace" and len(given) > 1: return text_replaced(own, *given[:2])
     if name == "translate": return len(own) * (1 + value_size(given))
@@ -134,8 +133,8 @@ def method_cost(
 
 def text_replaced(text: Any, old: Any, new: Any) -> int:
     "Characters of a text after a replacement, at most."
-    if not isinstance(old, type(text)) or not isinstance(new, type(text)): return 0  # the replacement refuses them
-    return len(text) + text.count(old) * len(new)
+    text, old, new = (v if isinstance(v, str | bytes) else str(v) for v in (text, old, new))
+    return len(text) + text.count(old) * len(new) if len({isinstance(v, bytes) for v in (text, old, new)}) == 1 else 0
 
 
 def joined_size(parts: Any, between: Any) -> int:
