@@ -99,7 +99,7 @@ def filled_size(
     text = form if isinstance(form, str) else form.decode("latin-1")
     return LETTERS + 1 if WIDTH.search(text) else len(text) + text.count(mark) * value_size(given)
 
-
+# %% ../../nbs/wire/94_template.ipynb #c05ta11e
 def operator_cost(
     operator: str,  # * ** + %
     left: Any,  # Its sides
