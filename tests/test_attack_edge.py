@@ -7,16 +7,22 @@ import io
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+import tracemalloc
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
+
+from attack_inputs import (DEEP, ECHOES, EVIL, FILES, FOLDERS, KEY, LISTS, LOGIN, MAPS, PAYLOADS, PLACES, SHADOWS, SLIPS,
+                           STRANGE, TEMPLATES)
+from attack_server import hello, http, served, status, talk
 
 from distillery.commands.cli import main
 from distillery.core.address import hosts_in, public_address, without_hosts
@@ -56,26 +62,6 @@ def here(tmp_path, monkeypatch):
 
 
 # 5: a model folder's Python runs
-
-EVIL = "open('TAKEN', 'w').close()"
-MODULES = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
-DENSE = [*MODULES, {"idx": 1, "name": "1", "path": "d", "type": "sentence_transformers.models.Dense"}]
-FOLDERS = [
-    {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": "evil.Module"}], "evil.py": EVIL},
-    {"modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Dense.torch"}]},
-    {"modules.json": [{"idx": 0, "name": "0", "path": "../..", "type": "sentence_transformers.models.Transformer"}]},
-    {"modules.json": {"type": "evil.Module"}},
-    {"modules.json": MODULES, "router_config.json": {"types": {"query": "evil.Module"}}, "evil.py": EVIL},
-    {"modules.json": DENSE, "d/config.json": {"activation_function": "os.getcwd"}},
-    {"modules.json": DENSE, "d/pytorch_model.bin": "x"},
-    {"modules.json": MODULES, "sentence_bert_config.json": {"model_args": {"trust_remote_code": True}}},
-    {"config.json": {"model_type": "evil", "auto_map": {"AutoModel": "evil.Model"}}, "evil.py": EVIL},
-    {"config.json": {"model_type": "llama", "model_file": "evil.py"}, "evil.py": EVIL},
-    {"config.json": {"model_type": "llama", "attn_implementation": "somebody/kernel"}},
-    {"config.json": {"model_type": "llama"}, "pytorch_model.bin": "x"}, {"config.json": {"model_type": "llama"}, "weights.pkl": "x"},
-    {"config.json": "[" * 200_000},
-]
-
 
 def model_folder_of(files, folder):
     for name, content in files.items():
@@ -140,34 +126,19 @@ def test_every_loader_is_told_to_run_nothing():
     assert said == []
 
 
-GROW = "{% set ns = namespace(x='ab') %}{% for i in range(90) %}%s{% endfor %}{{ ns.x }}"
-TEMPLATES = [
-    "{{ 'a' * 10**10 }}", "{{ 'a'.ljust(10**10) }}", "{{ '%9999999999d' % 1 }}",
-    "{% for i in range(9999) %}{% for j in range(9999) %}x{% endfor %}{% endfor %}",
-    "{% macro f(n) %}{{ f(n + 1) if n < 40 }}{{ f(n + 1) if n < 40 }}{% endmacro %}{{ f(0) }}",
-    GROW.replace("%s", "{% set ns.x = ns.x ~ ns.x %}"), GROW.replace("%s", "{% set ns.x = ns.x + ns.x %}"),
-    GROW.replace("%s", "{% set ns.x = [ns.x, ns.x] %}"),
-    GROW.replace("%s", "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}"),
-    "{% set x = 'a' * 100000 %}{{ x.replace('a', x) }}", "{% set x = 'a' * 100000 %}{{ x.join(range(99999)) }}",
-    "{% set x = 'a' * 100000 %}{{ range(99999) | join(x) }}", "{{ '{:9999999999}'.format(1) }}",
-    "{{ ([[0] * 99999] * 99999) | tojson }}", "{{ lipsum(n=10**9) }}", "{{ ''.__class__.__mro__ }}", "{{ self.__init__.__globals__ }}",
-    "{% for a in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
-    "{% for m in messages %}{% for n in messages %}{% for o in messages %}{{ o.content }}{% endfor %}{% endfor %}{% endfor %}",
-]
-
-
 @attack(5)
 @pytest.mark.parametrize("source", weekly(TEMPLATES, 3))
 def test_a_chat_template_ends(source):
     from distillery.wire.template import BoundedTemplate
     turns = [{"role": "user", "content": "word " * 50}] * 200
-    with pytest.raises(DistilleryError): BoundedTemplate(source).render(messages=turns, add_generation_prompt=True)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DistilleryError): BoundedTemplate(source).render(messages=turns, add_generation_prompt=True)
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally: tracemalloc.stop()
 
 
 # 6: files of the working folder run as modules
-
-SHADOWS = ("yaml", "numpy", "onnxruntime", "distillery", "json", "logging", "pydantic", "transformers", "pathlib", "subprocess")
-
 
 def shadowed(folder, names=SHADOWS):
     for name in names: (folder / f"{name}.py").write_text(f"open({str(folder / 'TAKEN')!r}, 'w').close()\nraise SystemExit(3)")
@@ -246,14 +217,6 @@ def test_every_python_that_is_started_has_a_safe_path():
 
 # 7: passwords in addresses are published, and so is the internal host
 
-PASSWORD = "pl4nted-p@ss"
-LOGIN = "http://ada:pl4nted-p%40ss@gpu7.corp.invalid:8000/v1#qwen"
-PLACES = [
-    "teacher.model", "teacher.fallback", "distill.teacher", "embedder.base", "context.embedder", "student.base", "workbook.cache_dir",
-    "judge.model",
-]
-MAPS = ["teacher.timeout_of", "teacher.concurrency_of", "budget.prices"]
-LISTS = ["decisions.bases", "embedder.others", "decisions.prompt_packs"]
 NAMES = set(flatten(load_config()))
 
 
@@ -355,28 +318,79 @@ def test_a_planted_key_and_login_are_in_no_file(here, monkeypatch):
     assert key not in hide_secrets(f"Bearer {key}")
 
 
+@attack(7)
+@pytest.mark.parametrize("echo", weekly(sorted(ECHOES), 5))
+def test_a_key_that_a_server_repeats_is_not_kept(echo, here, monkeypatch):
+    "It was looked for in the bytes alone."
+    from teachers_server import Scripted
+    from distillery.teachers.journal import Journal
+    from distillery.teachers.openai import OpenAITeacher
+    from distillery.teachers.protocol import user_request
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    raw = ECHOES[echo]
+    kind = {"Content-Type": "text/event-stream"} if raw.startswith(b"data") else {}
+    with Scripted(lambda *_: (200, kind, raw)) as server:
+        got = Journal(here / "calls.sqlite").ask(OpenAITeacher(server.url, "m", max_retries=0), [user_request("a", "Where?")])["a"]
+    assert KEY not in repr(got)
+    assert [p.name for p in here.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()] == []
+
+
+@attack(7)
+@pytest.mark.parametrize("listing", [{"n_params": KEY}, {"n_params": 7, "size": f"Bearer {KEY}"}], ids=["alone", "with a word"])
+def test_a_key_is_no_digest_of_weights(listing, here, monkeypatch):
+    "It stood in servers.json, since a server had told it as the size of a model."
+    from teachers_server import Server
+    from distillery.teachers.open import server_digest
+    from distillery.teachers.openai import OpenAITeacher
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Server() as server:
+        server.listing = {"data": [{"id": "m", "meta": listing}]}
+        assert server_digest(f"{server.url}#m", here / "servers.json")
+        assert KEY not in repr(OpenAITeacher(server.url, "m").identity)
+    assert KEY not in (here / "servers.json").read_text()
+
+
 # 8: a settings file picks any environment variable and where it goes
-
-FILES = [
-    {"model": "https://models.invalid/v1#m"}, {"model": "https://models.invalid/v1#m", "api_key_env": "AWS_SECRET_ACCESS_KEY"},
-    {"model": "http://127.0.0.1.models.invalid/v1#m"}, {"model": "http://localhost@models.invalid/v1#m"},
-    {"model": "http://127.0.0.1:80@models.invalid/v1#m"}, {"model": "HTTPS://MODELS.invalid./v1#m"},
-    {"model": "http://localhost.models.invalid/v1#m"}, {"model": "http://169.254.169.254/v1#m"}, {"model": "http://[2001:db8::1]/v1#m"},
-    {"model": "http://models.invalid:80/v1#http://127.0.0.1/v1"},
-    {"model": "https://models.invalid/v1#m", "fallback": "builtin:extractive"},
-]
-
 
 @attack(8)
 @pytest.mark.parametrize("teacher", weekly(FILES, 4))
 def test_a_folder_sends_no_key(teacher, here, monkeypatch):
     from distillery.commands.options import settings
     from distillery.teachers.open import open_teacher
+    from distillery.workbook.checks import check_teacher
     for name in ("OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"): monkeypatch.setenv(name, "sk-planted-0123456789")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: pytest.fail("something was looked up"))
     Path("distillery.yaml").write_text(yaml.safe_dump({"teacher": teacher}))
     cfg = settings(None, None, None)
-    with pytest.raises(DistilleryError, match="distillery trust"): open_teacher(cfg.teacher.model, cfg)
+    refused = "distillery trust|no teacher is called"
+    with pytest.raises(DistilleryError, match=refused): open_teacher(cfg.teacher.model, cfg)
+    checked = list(check_teacher(cfg.teacher.model, cfg))  # what a run does first: it sent the key before anybody had asked
+    assert [c.ok for c in checked] == [False]
+    assert re.search(refused, checked[0].found + checked[0].fix)
+
+
+@attack(8)
+@pytest.mark.parametrize("code", weekly([307, 301, 302, 303, 308]))
+def test_a_key_does_not_go_where_a_server_points(code, here):
+    "The check before a run followed, and urllib takes the key along."
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from distillery.workbook.checks import server_problem
+    seen = []
+
+    class Points(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_response(code if len(seen) == 1 else 200)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_): pass
+
+    with HTTPServer(("127.0.0.1", 0), Points) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert server_problem(f"http://127.0.0.1:{server.server_port}/v1", "sk-planted-0123456789") == ""
+        server.shutdown()
+    assert seen == ["/v1/models"]
 
 
 @attack(8)
@@ -400,12 +414,6 @@ def test_a_person_can_say_so(here, monkeypatch):
 
 
 # 11: escape sequences reach the terminal
-
-PAYLOADS = [
-    "\x1b[2J", "\x1b]0;title\x07", "\x1b[31m", "\x9b2J", "\x1b]52;c;aGk=\x07", "\u202efdp.exe", "a\rerror: none", "\x08\x08x", "\ud800",
-    "\x00",
-]
-
 
 @attack(11)
 @pytest.mark.parametrize("payload", PAYLOADS, ids=ascii)
@@ -444,81 +452,9 @@ def test_a_tampered_run_drives_no_terminal(payload, here):
 
 # 12: the served student
 
-
-class Student:
-    "A student whose tokenizer and answers the test decides."
-    context, identity = 2048, {"digest": "d"}
-
-    def __init__(self): self.chat, self.entered, self.go = self, threading.Event(), threading.Event()
-
-    def encode(self, messages):
-        if "wait" in messages[-1].content:
-            self.entered.set()
-            self.go.wait(20)
-        return [1] * len(messages[-1].content.split())
-
-
-class Engine:
-    "Answers at once."
-
-    def __init__(self): self.student = Student()
-
-    def submit(self, queued):
-        from distillery.shipping.engine import Answer
-        from distillery.teachers.protocol import ChatResult
-        for piece in ("it ", "stands "): queued.say(piece)
-        queued.done(Answer(ChatResult(queued.request.key, "it stands", "stop", 3, 2, 1.0), []))
-        return True
-
-
-@contextmanager
-def served(**changed):
-    from distillery.shipping.serve import Service, run_server
-    cfg = load_config(overrides={"serve.port": 0, "serve.read_timeout": 0.6} | {k.replace("__", "."): v for k, v in changed.items()})
-    service, up, box = Service("student-q4", Engine(), cfg), threading.Event(), {}
-
-    def run():
-        async def go():
-            box["loop"], box["stop"] = asyncio.get_running_loop(), asyncio.Event()
-            await run_server(service, cfg, lambda url: (box.update(port=int(url.rsplit(":", 1)[1].split("/")[0])), up.set()), box["stop"])
-        asyncio.run(go())
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert up.wait(20)
-    try: yield box["port"], service
-    finally:
-        service.engine.student.go.set()
-        box["loop"].call_soon_threadsafe(box["stop"].set)
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def talk(port, raw, seconds=20):
-    "What a server says to some bytes, until it closes."
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as s:
-        s.sendall(raw)
-        got = b""
-        try:
-            while piece := s.recv(65536): got += piece
-        except (ConnectionError, TimeoutError): got = got or b"closed"
-        return got.decode("utf-8", "replace")
-
-
-def http(body, host="127.0.0.1", head=""):
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return (f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nConnection: close\r\n{head}"
-            f"Content-Length: {len(data)}\r\n\r\n").encode() + data
-
-
-def hello(**more): return {"model": "student-q4", "messages": [{"role": "user", "content": "Where?"}]} | more
-
-
 @pytest.fixture(scope="module")
 def student():
     with served() as (port, service): yield port, service
-
-
-def status(said): return int(said.split(" ")[1]) if said.startswith("HTTP") else said
 
 
 @attack(12)
@@ -659,9 +595,6 @@ def test_a_reply_has_an_end(piece, packed, times):
 
 # 14: variant names as paths
 
-STRANGE = ["../../../outside/model", "..", ".", "/etc", "q4/../../x", "q4/", "\0q4", "q4\n", "", "Q4", "*", "fp32/.."]
-
-
 @attack(14)
 @pytest.mark.parametrize("name", STRANGE, ids=ascii)
 def test_a_variant_is_a_name(name, here):
@@ -696,12 +629,11 @@ def test_the_breaker_does_not_look_at_the_clock_on_the_wall(step, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1e9 + step * now[0])
     breaker = Breaker(1, 10, lambda e: True)
     breaker.record(failed=True)
-    assert 0 < breaker.wait() <= 10
-    wall = Breaker(1, 10, lambda e: True, clock=time.time)  # the positive control: such a breaker waits for ever, or not at all
+    wall = Breaker(1, 10, lambda e: True, clock=time.time)  # the positive control: such a breaker waits for ever, or not as long
     wall.record(failed=True)
     now[0] = 103.0
-    assert (wall.wait() > 10) == (step < 0)
-    assert breaker.wait() <= 10
+    assert 9 < breaker.wait() <= 10
+    assert not 9 < wall.wait() <= 10
 
 
 STAMPS = {  # when something was, for people and for the ages of files
@@ -739,30 +671,6 @@ def test_a_server_that_is_back_is_asked_within_fifteen_seconds(away):
 
 
 # 16: tracebacks for slips
-
-DEEP = "[" * 20_000
-SLIPS = [
-    ["config", "show", "--set", "lora.r=["], ["config", "show", "--set", "lora.r"], ["config", "show", "--set", "=1"],
-    ["config", "show", "--set", f"lora.r=1{'0' * 400}"], ["config", "show", "--set", f"lora.r=1{'0' * 5000}"],
-    ["config", "show", "--set", f"lora.r={DEEP}"], ["config", "show", "--set", "docs=2001-00-00"],
-    ["config", "show", "--set", "docs=\0"], ["config", "show", "--set", "docs=\udc80"], ["config", "show", "--set", "lora.dropout=.nan"],
-    ["config", "show", "--set", "teacher.timeout_s=.inf"], ["config", "show", "--set", "lora={r: {r: 1}}"],
-    ["config", "show", "--set", "budget.prices={[1]: 2}"], ["config", "show", "--set", "budget.prices={a: &x [1, 2], b: *x}"],
-    ["config", "show", "--config", "folder"], ["config", "show", "--config", "deep.yaml"], ["config", "show", "--config", "binary"],
-    ["config", "show", "-c", "gone.yaml"], ["config", "show", "--config", "aliases.yaml"], ["config", "show", "--preset", "nobody"],
-    ["config", "explain", "x" * 100_000], ["config", "diff", "folder", "binary"], ["calls", "list"], ["calls", "export", "folder"],
-    ["calls", "export", "gone/calls.jsonl"], ["calls", "list", "--since", "9" * 400 + "d"], ["package", "q4"],
-    ["package", "q4", "--out", "binary"], ["package", "q4", "--out", "binary/x"], ["runs", "show", "x" * 5000],
-    ["runs", "compare", "a", "b"], ["why", "documents", "--pairs", "deep.jsonl"], ["why", "documents", "--pairs", "binary"],
-    ["why", "documents", "--articles", "deep.jsonl"], ["why", "x", "folder"], ["why", "documents", "--teacher", "http://["],
-    ["why", "documents", "--teacher", "http://models.invalid/v1"], ["why", "documents", "--teacher", "local:folder"],
-    ["why", "documents", "--teacher", "onnx:binary"], ["why", "documents", "--set", "student.base=folder"],
-    ["why", "documents", "--set", "student.base=../x\n"], ["trust", "http://[", "x" * 300], ["trust", ""],
-    ["prompts", "show", "../../etc"], ["prompts", "diff", "a", "\x1b[2J"], ["serve", "q4", "--port", "9" * 40], ["report", "all"],
-    ["report", "../x"], ["ask", "q4", "x"], ["runs", "list", "--config", "binary"], ["--nothing"], ["run", "--nothing"], [""],
-    ["x" * 100_000],
-]
-
 
 @pytest.fixture
 def odd(here):

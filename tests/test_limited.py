@@ -48,6 +48,7 @@ SMALL = Limits(seconds=0.3, memory_mb=256, output_mb=0.01)
     (spin, {"a": 1}, {}, "time"), (swell, {"mib": 400}, {"mib": 1}, "memory"),
     (die, {"how": "SIGSEGV"}, {}, "crash"), (die, {"how": "SIGKILL"}, {}, "memory"),
     (fail, {}, {"a": 1}, "crash"), (loud, {"n": 20_000}, {"n": 3}, "output")])
+@pytest.mark.attack(row=4)
 def test_a_limit_is_named_and_the_next_question_answered(work, bad, good, limit):
     with Limited(work, SMALL) as ask:
         for _ in range(2):
@@ -77,6 +78,7 @@ def folder_of(tmp_path: Path, files: dict[str, bytes]) -> Path:
     return tmp_path
 
 
+@pytest.mark.attack(row=4)
 def test_bombs_among_good_files(tmp_path):
     nine = lambda i: b",".join([b"*%c" % (97 + i) if i else b"x"] * 9)
     rows = b"---\n" + b"".join(b"%c: &%c [%s]\n" % (98 + i, 98 + i, nine(i)) for i in range(9))

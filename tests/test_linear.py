@@ -39,6 +39,7 @@ UNITS = {"md": st.sampled_from(MARKDOWN), "txt": st.sampled_from(PLAIN), "html":
 
 
 @pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.attack(row=3)
 def test_four_times_the_text_takes_four_times_the_steps(kind):
     @settings(max_examples=8, deadline=None)
     @given(st.lists(UNITS[kind], min_size=1, max_size=3).map("".join), st.sampled_from(["", WORDS]))
@@ -82,6 +83,7 @@ def test_tags_that_are_ignored_do_not_make_one_text_of_all():
 
 
 @pytest.mark.parametrize("unit", ["<details>", "<svg>a</x>", "<pre>", "<ul><li>", "<x-y><a@b.c><k><l>", "<span><i><b><u>"])
+@pytest.mark.attack(row=4)
 def test_what_is_nested_too_deep_is_refused_before_it_is_parsed(unit):
     with pytest.raises(Unreadable, match="nested in one another"): fragment_to_text(unit * 3000 + "x")
 

@@ -55,6 +55,7 @@ EMPTY = [
 
 
 @pytest.mark.parametrize("raw", [*EMPTY, *case("30_empty_replies")])
+@pytest.mark.attack(row=1)
 def test_a_reply_without_an_answer_is_a_failure(raw):
     made = read_result(ASK, raw, "event-stream" if raw.startswith(b"data:") else "")
     assert isinstance(made, BadReply) or (not made.ok and made.text == "" and made.error)
@@ -86,12 +87,14 @@ ODD_USAGE = [[1], "n/a", None, 3, True, {"prompt_tokens": "300", "completion_tok
 
 
 @pytest.mark.parametrize("raw", [*(body({"content": "every 14 days"}, usage=usage) for usage in ODD_USAGE), *case("31_odd_usage")])
+@pytest.mark.attack(row=1)
 def test_odd_usage_costs_no_answer(raw, tmp_path):
     result = answer(raw)
     assert (result.text, result.prompt_tokens, result.completion_tokens) == ("every 14 days", None, None)
     with Scripted(lambda *_: raw) as server: assert Journal(tmp_path / "calls.sqlite").ask(OpenAITeacher(server.url, "m"), [ASK])["a"].ok
 
 
+@pytest.mark.attack(row=1)
 def test_a_number_of_five_thousand_digits_costs_no_answer():
     raw = body({"content": "14"}, usage={"prompt_tokens": 7}).replace(b": 7", b": " + b"7" * 5000)
     assert (answer(raw).text, answer(raw).prompt_tokens) == ("14", None)

@@ -15,9 +15,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.address import login_header, public_address
+from ..core.address import login_header, login_secrets, public_address
 from ..core.config import Config
-from ..core.errors import DistilleryError
+from ..core.errors import DistilleryError, hide_secrets
 from ..core.files import atomic_write, digest_text
 from ..wire.hub import hub_digest
 from ..wire.trust import check_trust
@@ -177,8 +177,10 @@ def open_teacher(
 @cache
 def _reported(url: str, model: str) -> str:
     from distillery.teachers.openai import model_digest
+    from distillery.teachers.replies import without_echoes
 
-    return run_async(lambda: model_digest(url, model, login_header(url), 2))
+    told = run_async(lambda: model_digest(url, model, login_header(url), 2))
+    return hide_secrets(without_echoes(told, login_secrets(url)))  # a server may repeat what others sent it
 
 
 def remembered_digests(

@@ -22,7 +22,7 @@ from ..core.errors import DistilleryError
 from .counters import run_counters
 from .pace import Pace, Places
 from .protocol import ChatRequest, ChatResult, failed, run_async
-from .replies import read_result, request_body
+from .replies import read_result, request_body, without_echoes
 from ..wire.bounded import TooLong
 from ..wire.completion import BadReply, ErrorReply, OddReply
 from ..wire.http import MOST_BYTES, Busy, Refused, check_status, proxy_of, read_body
@@ -42,7 +42,7 @@ class Received(NamedTuple):
 class Endpoint:
     "One model at one server: its identity, and a single request."
     proxy: str | None = None         # On the way to it; looked up, like the next, by each `stream`
-    secrets: Sequence[bytes] = ()    # What no reply may show
+    secrets: Sequence[str] = ()      # What no reply may show
 
     def __init__(
         self,
@@ -66,7 +66,9 @@ class Endpoint:
     def identity(self) -> dict[str, str]:
         "What an answer depends on beside the request."
         url = self.base_url
-        if self.digest is None: self.digest = run_async(lambda: model_digest(url, self.model, self.options.headers(url)))
+        if self.digest is None:
+            told = run_async(lambda: model_digest(url, self.model, self.options.headers(url)))
+            self.digest = without_echoes(told, self.options.secrets(url))
         optional = {"digest": self.digest, "json_mode": self.options.json_mode.removeprefix("prompt")}
         known = {"model": self.model, "protocol": "openai-chat"} | {name: value for name, value in optional.items() if value}
         return with_parameters(known, self.parameters)
@@ -92,7 +94,7 @@ class HttpEndpoint(Endpoint):
             async with session.post(f"{self.base_url}/chat/completions", json=body, proxy=self.proxy) as response:
                 self._reached = True
                 raw = await read_body(response, most)
-                for secret in self.secrets: raw = raw.replace(secret, b"[key]")
+                for secret in self.secrets: raw = raw.replace(secret.encode(), b"[key]")
                 return Received(response.status, raw, response.headers.get("Content-Type", ""), response.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError): raise
         except (ValueError, LookupError, TypeError, AttributeError) as error: raise OddReply(f"{type(error).__name__}: {error}") from error
@@ -116,7 +118,8 @@ class NegotiatingEndpoint(HttpEndpoint):
         for _ in range(len(SPARED) + 3):
             try: got = await self.post(session, request, fit_body(body, parameters) if parameters else body)
             except TooLong as error: return failed(request, error, (time.perf_counter() - began) * 1000)
-            made = read_result(request, got.body, got.kind, (time.perf_counter() - began) * 1000) if got.status < 300 else None
+            took = (time.perf_counter() - began) * 1000
+            made = read_result(request, got.body, got.kind, took, self.secrets) if got.status < 300 else None
             status = made.status if isinstance(made, ErrorReply) else got.status
             other = negotiated(body, parameters, got.body.decode("utf-8", "replace")) if status in (0, 400, 422) else None
             if other is None: break

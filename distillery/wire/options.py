@@ -61,9 +61,9 @@ class ClientOptions:
         key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return {"Accept-Encoding": "gzip, deflate"} | key | login_header(url)
 
-    def secrets(self, url: str = "") -> list[bytes]:
+    def secrets(self, url: str = "") -> list[str]:
         "The key and the login, as far as they are long enough to be looked for: a server may repeat them, and what is kept never does."
-        return [secret.encode() for secret in ([self.key] if len(self.key) > 7 else []) + login_secrets(url)]
+        return ([self.key] if len(self.key) > 7 else []) + login_secrets(url)
 
     def limits(self) -> aiohttp.ClientTimeout:
         "Timeouts of a request; a streaming server that falls silent is noticed before the whole time is up."

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'LETTERS', 'SECONDS', 'DEEPEST', 'ENTRY', 'FIX', 'WIDTH', 'FILTERS', 'WRONG', 'LONGEST', 'TemplateError',
-           'TooMuch', 'Allowance', 'spend', 'value_size', 'operator_cost', 'method_cost', 'text_replaced',
-           'joined_size', 'Tolls', 'Generation', 'Bounded', 'BoundedTemplate', 'parse_template', 'try_template']
+           'TooMuch', 'Allowance', 'spend', 'value_size', 'filled_size', 'operator_cost', 'method_cost',
+           'text_replaced', 'joined_size', 'Tolls', 'Generation', 'Bounded', 'BoundedTemplate', 'parse_template',
+           'try_template']
 
 # %% ../../nbs/wire/94_template.ipynb #5ccafdd3
 import json
@@ -89,6 +90,16 @@ def value_size(
 WIDTH = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # In a format: wide, or as wide as somebody says
 
 
+def filled_size(
+    form: str | bytes,  # A format
+    mark: str,  # Of its places
+    given: Any,  # What is put into them
+) -> int:  # Characters of the result, at most
+    "Size of a format that is filled: each place may take all that was given."
+    text = form if isinstance(form, str) else form.decode("latin-1")
+    return LETTERS + 1 if WIDTH.search(text) else len(text) + text.count(mark) * value_size(given)
+
+# %% ../../nbs/wire/94_template.ipynb #c05ta11e
 def operator_cost(
     operator: str,  # * ** + %
     left: Any,  # Its sides
@@ -100,7 +111,7 @@ def operator_cost(
         times, part = (left, b) if isinstance(left, int) else (right, a)
         return max(0, times) * part if isinstance(times, int) else a + b
     if operator == "**": return a * abs(right) if isinstance(right, int) else a + b
-    if operator == "%" and isinstance(left, str) and WIDTH.search(left): return LETTERS + 1
+    if operator == "%" and isinstance(left, str | bytes): return filled_size(left, "%", right)
     return a + b
 
 
@@ -108,20 +119,22 @@ def method_cost(
     called: Any,  # A bound method, or anything else that can be called
     given: tuple[Any, ...],  # Its arguments
 ) -> int:  # Characters of the result, at most
-    "Size of what a method of a text would make."
+    "Size of what a method of a text, of bytes or of a number would make."
     own = getattr(getattr(called, "__wrapped__", called), "__self__", None)
     name = getattr(called, "__name__", "")
-    if not isinstance(own, str): return 0
-    if name in ("format", "format_map"): return LETTERS + 1 if WIDTH.search(own) else len(own)
+    widest = max((abs(v) for v in given if isinstance(v, int)), default=0)
+    if not isinstance(own, str | bytes): return widest if isinstance(own, int) else 0
+    if name in ("format", "format_map"): return filled_size(own, "{", given)
     if name == "replace" and len(given) > 1: return text_replaced(own, *given[:2])
+    if name == "translate": return len(own) * (1 + value_size(given))
     if name == "join": return joined_size(given[0], own) if given else 0
-    return len(own) * max([1, *(abs(v) for v in given if isinstance(v, int))]) if name in ("expandtabs",) else \
-        max([len(own), *(abs(v) for v in given if isinstance(v, int))])
+    return len(own) * max(1, widest) if name == "expandtabs" else max(len(own), widest)
 
 
 def text_replaced(text: Any, old: Any, new: Any) -> int:
     "Characters of a text after a replacement, at most."
-    return len(str(text)) + str(text).count(str(old)) * len(str(new))
+    text, old, new = (v if isinstance(v, str | bytes) else str(v) for v in (text, old, new))
+    return len(text) + text.count(old) * len(new) if len({isinstance(v, bytes) for v in (text, old, new)}) == 1 else 0
 
 
 def joined_size(parts: Any, between: Any) -> int:
@@ -134,7 +147,8 @@ def _measured(value: Any) -> Any:
     return value
 
 
-def _toll(letters: int) -> str:
+@jinja2.pass_context  # what hangs on the context is not worked out once, when the template is compiled
+def _toll(_: Any, letters: int) -> str:
     spend(letters)
     return ""
 
@@ -260,8 +274,10 @@ class BoundedTemplate:
     ) -> None:
         "Compile a template in the sandbox, with the names that templates expect."
         if len(source) > LONGEST: raise TooMuch(f"the chat template has {len(source):,} characters", "choose another model")
+        token = _ALLOWANCE.set(Allowance())  # constants are worked out here
         try: self._template = _environment().from_string(source)
         except WRONG as e: raise self._refused(e) from e
+        finally: _ALLOWANCE.reset(token)
 
     def _refused(self, error: BaseException) -> TemplateError:
         words = (str(error).splitlines() or [type(error).__name__])[0][:200]
