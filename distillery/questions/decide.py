@@ -52,7 +52,7 @@ def metric_mean(
 
 
 def compare_values(
-    values: Mapping[str, Sequence[float]],  # Level to one number a case, the same cases in the same order
+    values: Mapping[str, Any],  # Level to one number a case, the same cases in the same order
     drawn: Sequence[Any] | None,  # The cluster of each case; None: cases are independent
     baseline: str,  # The level all others are compared with
     decisions: DecisionsSection,  # Reads confidence, resamples and seed

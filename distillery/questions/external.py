@@ -97,7 +97,7 @@ def guess_roles(
         if found and not (role == "system" and len(scores) > 1):
             names[role] = found
             taken.add(found)
-            guessed.add(role)
+            if found != log.roles.get(role): guessed.add(role)
     if "item" not in names: raise ScoresError(f"{log.name}: no column is known to name the items", f"name it with --item: {_list(columns)}")
     if not scores:
         scores = _score_columns(log, columns, taken, alone="system" not in names and files == 1)
