@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import Any
 
 PLACES = {**dict.fromkeys(("ask", "load_run", "plan", "run", "run_stages"), "commands.python"),
-          **dict.fromkeys(("compare", "gate", "card"), "commands.decide")}
+          **dict.fromkeys(("compare", "gate", "card"), "commands.decide"),
+          **dict.fromkeys(("items_needed", "declare", "look"), "commands.plan")}
 __all__ = [*PLACES]
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
         "Ask the variants of a finished run again and hold them against thresholds, fp32 and the run in use."),
     "decide": Listed("decide:decide",
         "Decide between systems from anybody's scores: better, equivalent, or undecided with what is missing."),
+    "plan": Listed("plan:plan", "Say how many items and clusters decide a margin, and declare looks as results grow."),
     "package": Listed("package:package", "Pack a variant of a finished run: model, tokenizer, card, licence, digests."),
     "serve": Listed("serve:serve",
         "Serve a student over OpenAI's chat protocol until Ctrl-C; what is being answered then is finished."),

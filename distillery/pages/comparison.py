@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ..core.numbers import count, exact, number, plus_minus, with_interval
+from ..core.numbers import count, exact, number, percent, plus_minus, with_interval
 from ..core.table import Table
 from ..core.words import metric_name
 from .html import Html, card, cards, note, page, table
@@ -31,7 +31,7 @@ def systems_table(
         rows.append({"system": e.level, metric_name(d.metric): with_interval(e), f"less {found.baseline}": against,
                      "n": number(e.n), "detectable": number(c.mde) if c else "", "verdict": found.verdicts.get(e.level, "")})
     return Table.of(rows, caption=f"{count(d.n_items, 'items')} in {count(d.n_clusters, 'clusters')}, margin {plus_minus(d.margin)}, "
-                                  f"{number(100 * d.contrasts[0].confidence)} % intervals")
+                                  f"{percent(d.contrasts[0].confidence)} intervals")
 
 
 def gates_table(

@@ -75,8 +75,9 @@ def _guess(role: str, columns: Iterable[str], taken: set[str | None]) -> str | N
 
 
 def _numeric(column: str, rows: Sequence[NumberedRow]) -> bool:
-    cells = [score_of(r.value.get(column)) for r in rows[:200]]
-    return None not in cells and any(x == x for x in cells)
+    "Whether most cells are scores; one that is none is named later."
+    cells = [score_of(r.value.get(column)) for r in rows[:200] if isinstance(r.value, Mapping)]
+    return any(x == x for x in cells if x is not None) and 2 * cells.count(None) < len(cells)
 
 # %% ../../nbs/questions/36_external.ipynb #96ce8217
 def guess_roles(
@@ -126,14 +127,11 @@ def _score_columns(log: Log, columns: Sequence[str], taken: set[str | None], alo
 # %% ../../nbs/questions/36_external.ipynb #e6a2b9b1
 def _cells(log: Log, column: str, role: str) -> list[str]:
     "Texts of a column; a name that is missing is an error."
-    found = list[str]()
-    for where, row in log.rows:
-        if not isinstance(row, Mapping): raise ScoresError(f"{log.name}, {where}: no row with a cell for each column", "correct that line")
-        value = row.get(column)
-        if value is None or value == "":
-            raise ScoresError(f"{log.name}, {where}: no {role} (column {column!r})", f"fill it in, or name another column with --{role}")
-        found.append(value if isinstance(value, str) else str(value))
-    return found
+    found = [row.get(column) for _, row in log.rows]
+    if None in found or "" in found:
+        where = next(r.where for r, value in zip(log.rows, found, strict=True) if value is None or value == "")
+        raise ScoresError(f"{log.name}, {where}: no {role} (column {column!r})", f"fill it in, or name another column with --{role}")
+    return [str(value) for value in found]
 
 
 def scored_log(
@@ -142,6 +140,8 @@ def scored_log(
     name: str,  # The system, where no column says it
 ) -> Scored:
     "Rows of a file as scores."
+    odd = next((where for where, row in log.rows if not isinstance(row, dict)), None)
+    if odd: raise ScoresError(f"{log.name}, {odd}: no row with a cell for each column", "correct that line")
     item = _cells(log, roles.item, "item")
     cluster = _cells(log, roles.cluster, "cluster") if roles.cluster else None
     repeat = _cells(log, roles.repeat, "repeat") if roles.repeat else None

@@ -119,6 +119,7 @@ class Paired:
     clusters: list[str] | None  # The cluster of each item; None: items are taken as independent
     notes: list[str] = field(default_factory=list)  # What was averaged, and what was left out
     unpaired: list[str] = field(default_factory=list)  # Items without a score of every system
+    torn: set[str] = field(default_factory=set)  # Clusters of those items
 
     @property
     def groups(self) -> list[str]:
@@ -191,4 +192,4 @@ def pair_up(
     notes = [f"up to {count(most, 'answers')} of a system to an item, averaged; n counts items"] if most > 1 else []
     return Paired([names[i] for i in kept], {s: sums[kept, j] / n[kept, j] for j, s in enumerate(systems)},
                   None if clusters is None else [clusters[i] for i in kept], notes + _left_out(names, systems, n > 0),
-                  [names[i] for i in np.flatnonzero(~paired)])
+                  [names[i] for i in np.flatnonzero(~paired)], {clusters[i] for i in np.flatnonzero(~paired)} if clusters else set())

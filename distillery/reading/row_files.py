@@ -180,12 +180,11 @@ def csv_rows(
         start = before + reader.line_num + 1
         try: cells = next(reader, None)
         except csv.Error as e:
-            end = before + reader.line_num
-            along = f"; the row that begins there goes on to line {end}" if end > start else ""
+            along = f"; the row that begins there goes on to line {end}" if (end := before + reader.line_num) > start else ""
             fix = f"correct the quotes of line {start}; inside a text each is doubled"
             raise DistilleryError(f"{name}, line {start}: {e}{along}", fix) from e
         if cells is None: break
-        if not any(c.strip() for c in cells): continue
+        if not "".join(cells).strip(): continue
         if not heading: heading = [c.strip().strip("\ufeff") for c in cells]
         elif row := _by_column(heading, cells): rows.append(NumberedRow(f"line {start}", row))
     if not rows:
@@ -196,8 +195,10 @@ def csv_rows(
 
 def _by_column(heading: list[str], cells: list[str]) -> Any:
     if any(c.strip() for c in cells[len(heading) :]): return tuple(cells)
-    if all(re.fullmatch(r"\s*:?-{2,}:?\s*|", c) for c in cells): return {}  # below the heading of a table in Markdown
-    row: dict[str, str] = {}
+    if cells[0].strip()[:1] in "-:" and all(re.fullmatch(r"\s*:?-{2,}:?\s*|", c) for c in cells): return {}  # a Markdown rule
+    row = dict(zip(heading, cells, strict=False))
+    if len(row) == min(len(heading), len(cells)): return row
+    row = {}  # a heading stands twice: its first cell that is not empty counts
     for column, cell in zip(heading, cells, strict=False):
         if not row.get(column): row[column] = cell
     return row
@@ -259,7 +260,6 @@ def folder_files(
 def _file_rows(path: Path, before: str = "") -> RowFile:
     data, name = unpacked(path), path.name
     if data.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")): return columnar_rows(data, name, before)
-    if not data.strip(): raise DistilleryError(f"{name} is empty", 'write one pair a line: {"question": …, "answer": …}')
     text = decode_text(data, name)
     if not text.strip(): raise DistilleryError(f"{name} is empty", 'write one pair a line: {"question": …, "answer": …}')
     is_json = text.lstrip()[:1] in "{[" or ".json" in name.lower()
