@@ -69,7 +69,7 @@ def chosen_baseline(
         raise ScoresError(f"there is no system {asked!r}", f"name one of: {', '.join(s[:60] for s in systems[:20])}")
     return asked or systems[0]
 
-
+# %% ../../nbs/questions/38_compared.ipynb #9f85c07e
 def card_of(
     pairs: Paired,
     brought: Brought,  # Where they came from
@@ -100,7 +100,7 @@ def card_of(
         read=[*brought.said, f"baseline: {base}{'' if baseline else ' (the first)'}", f"margin: {exact(margin)}",
               "lower is better" if lower_is_better else "higher is better"])
 
-# %% ../../nbs/questions/38_compared.ipynb #9f85c07e
+# %% ../../nbs/questions/38_compared.ipynb #65461858
 def compare(
     *data: Any,  # Paths (NAME=PATH names the system), data frames, rows, columns side by side, finished runs
     margin: float,  # Differences smaller than this do not matter

@@ -165,7 +165,7 @@ def look_at(
     clear = contrast.ci_low > 0 or contrast.ci_high < 0
     return "better" if clear and contrast.p <= differ else "undecided"
 
-
+# %% ../../nbs/questions/42_looks.ipynb #4948100e
 def take_look(
     plan: Plan,
     pairs: Paired,  # What is there now
@@ -196,7 +196,7 @@ def take_look(
     found = Look(clusters=n, digest=_digest(plan, pairs, n), verdicts=verdicts, sentences=sentences)
     return plan.model_copy(update={"looks": [*plan.looks, found]})
 
-# %% ../../nbs/questions/42_looks.ipynb #cf3c636a
+# %% ../../nbs/questions/42_looks.ipynb #4c28f91c
 def _said(plan: Plan, c: Contrast, word: str, n: int, metric: str, unit: str) -> tuple[str, str]:
     "Verdict and sentence of a look; its interval holds at all looks together (Jennison and Turnbull 1989)."
     name, of = metric_name(metric), f"{c.a} − {c.b} = {with_interval(c)}, n = {c.n_items:,}"
