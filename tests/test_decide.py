@@ -8,7 +8,7 @@ import pytest
 import trajectories
 from typer.testing import CliRunner
 
-from distillery import card, compare, gate
+from distillery import card, compare, declare, gate, look
 from distillery.commands.cli import app
 from distillery.core.errors import DistilleryError
 from distillery.core.stats import paired_contrast
@@ -154,6 +154,31 @@ def test_looks_from_the_terminal_to_a_decision(tmp_path):
     code, words = run("decide", seen(20), "--looks", looks)
     assert (code, "decided, stop here" in words, "new is better" in words) == (0, True, True)
     assert run("decide", seen(30), "--looks", looks)[1] == words
+
+
+def test_single_items_are_looked_at_where_these_documents_are_all_there_is(tmp_path):
+    looks = tmp_path / "looks.json"
+    plan = declare(looks, [f"q{i}" for i in range(60)], margin=0.2, systems=["old", "new"], single_items=True)
+    done = look(looks, [{"id": i, "old": int(k % 4 == 0), "new": 1} for k, i in enumerate(plan.order[:40])])
+    assert (done.looks[0].clusters, done.looks[0].verdicts) == (40, {"new": "new better"})
+    with pytest.raises(DistilleryError, match="no column of them"):
+        declare(tmp_path / "p.json", [f"q{i}" for i in range(60)], margin=0.2, systems=["old", "new"])
+        look(tmp_path / "p.json", [{"id": i, "old": 0, "new": 1} for i in plan.order[:40]])
+
+
+def test_a_system_is_called_what_a_person_calls_it(tmp_path):
+    "The same model twice, before and after: the log's own name says nothing, NAME=FILE does."
+    old, new = KEPT / "inspect_ai/old.eval", KEPT / "inspect_ai/new.eval"
+    assert set(compare(f"before={old}", f"after={new}", margin=0.1).decision.levels) == {"before", "after"}
+    with pytest.raises(DistilleryError, match="one system only"): compare(old, old, margin=0.1)
+
+
+def test_several_systems_share_one_card_and_are_adjusted():
+    rows = [{"id": i, "a": i % 3 > 0, "b": i % 4 > 0, "c": i % 5 > 0} for i in range(60)]
+    found = compare(rows, margin=0.05)
+    assert list(found.verdicts) == ["b", "c"]
+    assert all(c.p_holm >= c.p for c in found.decision.contrasts)
+    assert max(c.p_holm for c in found.decision.contrasts) > min(c.p for c in found.decision.contrasts)
 
 
 def test_levels_of_looks_are_the_published_ones():

@@ -179,7 +179,7 @@ def pair_up(
     check_scale(table, scores, scale, said)
     (names, items), (systems, of) = numbered(table.item), numbered(table.system)
     if len(systems) < 2: raise ScoresError(f"there is one system only, {systems[0]!r}",
-                                           "give a second file, or name the column of systems with --system")
+                                           "give a second file, call files by name with NAME=FILE, or name the column with --system")
     m, k = len(names), len(systems)
     clusters, cells = _one_cluster(table, items, m), items * k + of
     most, known = _no_duplicates(table, cells), ~np.isnan(scores)
