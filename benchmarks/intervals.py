@@ -33,21 +33,23 @@ def study(rng: np.random.Generator, clusters: int, gains: float, losses: float) 
     return np.where(u < shares[document, 0], 1.0, np.where(u < shares[document, 0] + shares[document, 1], -1.0, 0.0)), document
 
 
-def peer_python(peer: str, home: Path) -> str:
-    "The interpreter of a peer's environment; raises OSError or CalledProcessError where there is none."
-    base = shutil.which(PEERS[peer]) or sys.executable
-    subprocess.run([base, "-m", "venv", str(home)], check=True, capture_output=True)
-    pip = [str(home / "bin/python"), "-m", "pip", "install", "--quiet", "--requirement", str(HERE / f"peers/{peer}.txt")]
-    subprocess.run(pip, check=True, capture_output=True)
-    return str(home / "bin/python")
+def peer_python(peer: str) -> str:
+    "The interpreter of a peer's environment, made on first use; raises OSError or CalledProcessError where it cannot be had."
+    wanted, home = HERE / f"peers/{peer}.txt", HERE.parent / "build/bench/venvs" / peer
+    python, mark = home / "bin/python", home / "installed.txt"
+    if not mark.is_file() or mark.read_text() != wanted.read_text():
+        shutil.rmtree(home, ignore_errors=True)
+        subprocess.run([shutil.which(PEERS[peer]) or sys.executable, "-m", "venv", str(home)], check=True, capture_output=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(wanted)], check=True, capture_output=True)
+        mark.write_text(wanted.read_text())
+    return str(python)
 
 
 def of_peer(peer: str, studies: list[dict], work: Path) -> list[list[float]] | str:
     "Intervals of a peer, or why there are none."
     (work / "studies.json").write_text(json.dumps(studies))
     try:
-        python = peer_python(peer, work / peer)
-        subprocess.run([python, str(HERE / f"peers/{peer}_client.py"), str(work / "studies.json"), str(work / f"{peer}.json")],
+        subprocess.run([peer_python(peer), str(HERE / f"peers/{peer}_client.py"), str(work / "studies.json"), str(work / f"{peer}.json")],
                        check=True, capture_output=True, timeout=3000)
     except (OSError, subprocess.SubprocessError) as e: return f"not run ({type(e).__name__})"
     return json.loads((work / f"{peer}.json").read_text())
