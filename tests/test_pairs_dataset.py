@@ -148,7 +148,7 @@ def test_the_limit_takes_whole_families():
 
 
 @pytest.mark.parametrize(("name", "data", "says"), [
-    ("a.jsonl", b"", "empty"), ("a.jsonl", b"\n \n", "empty"), ("a.csv", b"", "empty"), ("a.csv", b"question,answer\n", "no pairs"),
+    ("a.jsonl", b"", "empty"), ("a.jsonl", b"\n \n", "empty"), ("a.csv", b"", "empty"), ("a.csv", b"question,answer\n", "no rows"),
     ("a.jsonl", b'{"question": "Where is it?", "answer": "Here"}\n' * 16 + b'{"question": \n', "line 17: not JSON"),
     ("a.jsonl", b'{"question": "Where is it?", "answer": "Here"}\n' * 16 + b'{"question": "x", "answer"\n', "line 17: not JSON"),
     ("a.jsonl", b'{"answer": "Here"}\n', "line 1: no question"), ("a.jsonl", b'{"question": "Where?"}\n', "line 1: no answer"),

@@ -39,6 +39,9 @@ COMMANDS = {
     "ask": Listed("ask:ask", "Ask a student of a finished run."),
     "evaluate": Listed("evaluate:evaluate",
         "Ask the variants of a finished run again and hold them against thresholds, fp32 and the run in use."),
+    "decide": Listed("decide:decide",
+        "Decide between systems from anybody's scores: better, equivalent, or undecided with what is missing."),
+    "plan": Listed("plan:plan", "Say how many items and clusters decide a margin, and declare looks as results grow."),
     "package": Listed("package:package", "Pack a variant of a finished run: model, tokenizer, card, licence, digests."),
     "serve": Listed("serve:serve",
         "Serve a student over OpenAI's chat protocol until Ctrl-C; what is being answered then is finished."),
@@ -54,7 +57,8 @@ COMMANDS = {
 }
 
 # %% ../../nbs/commands/90_cli.ipynb #5e28102e
-EXIT_CODES = "0 done, 1 failed, 2 bad request, 3 inputs were skipped under --strict, 4 a gate failed, 130 interrupted"
+EXIT_CODES = ("0 done, 1 failed, 2 bad request, 3 inputs were skipped under --strict, 4 a gate failed, "
+              "5 a gate is open under --fail-on-inconclusive, 130 interrupted")
 app = typer.Typer(
     cls=lazy_group(COMMANDS, "distillery.commands"), no_args_is_help=True, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False, add_completion=False,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['Scale', 'SHARE', 'Spread', 'spread', 'mean_interval', 'sign_flip_p', 'bootstrap_means', 'least_clusters',
+__all__ = ['Scale', 'SHARE', 'FLIPPED', 'Spread', 'spread', 'mean_interval', 'sign_flip_p', 'bootstrap_means', 'least_clusters',
            'paired_contrast', 'differences_of', 'contrast_interval', 'holm', 'tost']
 
 # %% ../../nbs/core/40_stats.ipynb #589466d9
@@ -110,8 +110,16 @@ def mean_interval(
     return Estimate(level=level, mean=s.mean, ci_low=low, ci_high=high, n=s.n, n_clusters=s.n_clusters)
 
 # %% ../../nbs/core/40_stats.ipynb #332f5825
+FLIPPED = 4096  # Clusters whose signs are flipped one by one, those with the largest sums
+
+
 def _flipped_sums(s: Vector, resamples: int, seed: int) -> Vector:
     "Sums [resamples] of random halves of `s`."
+    if len(s) > FLIPPED:
+        order = np.argpartition(np.abs(s), len(s) - FLIPPED)
+        rest = s[order[:-FLIPPED]]
+        smaller = np.random.default_rng([seed, len(s)]).normal(rest.sum() / 2, sqrt(float(rest @ rest)) / 2, resamples)
+        return _flipped_sums(s[order[-FLIPPED:]], resamples, seed) + smaller
     width = -(-len(s) // 8)
     eights = np.concatenate([s, np.zeros(8 * width - len(s))]).reshape(width, 8)
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)

@@ -66,7 +66,7 @@ def unpacked(
     if len(data) > MAX_BYTES:
         raise DistilleryError(f"{name} holds more than {MAX_BYTES >> 20} MiB", "take a part of it: head -n 100000 does for JSON Lines")
     for mark, (what, fix) in FOREIGN.items():
-        if data.startswith(mark): raise DistilleryError(f"{name} is {what}, not a file of pairs", fix)
+        if data.startswith(mark): raise DistilleryError(f"{name} is {what}, not a file of rows", fix)
     return data
 
 # %% ../../nbs/reading/92_row_files.ipynb #0230b399
@@ -180,24 +180,25 @@ def csv_rows(
         start = before + reader.line_num + 1
         try: cells = next(reader, None)
         except csv.Error as e:
-            end = before + reader.line_num
-            along = f"; the row that begins there goes on to line {end}" if end > start else ""
+            along = f"; the row that begins there goes on to line {end}" if (end := before + reader.line_num) > start else ""
             fix = f"correct the quotes of line {start}; inside a text each is doubled"
             raise DistilleryError(f"{name}, line {start}: {e}{along}", fix) from e
         if cells is None: break
-        if not any(c.strip() for c in cells): continue
+        if not "".join(cells).strip(): continue
         if not heading: heading = [c.strip().strip("\ufeff") for c in cells]
         elif row := _by_column(heading, cells): rows.append(NumberedRow(f"line {start}", row))
     if not rows:
         shown = ", ".join(c[:40] for c in heading[:20])
-        raise DistilleryError(f"{name} has a header and no pairs: {shown}", "add at least one line with a question and its answer")
+        raise DistilleryError(f"{name} has a header and no rows: {shown}", "add a line below it, for pairs a question and its answer")
     return RowFile(f"CSV with {SEPARATORS.get(separator, repr(separator))}", rows)
 
 
 def _by_column(heading: list[str], cells: list[str]) -> Any:
     if any(c.strip() for c in cells[len(heading) :]): return tuple(cells)
-    if all(re.fullmatch(r"\s*:?-{2,}:?\s*|", c) for c in cells): return {}  # below the heading of a table in Markdown
-    row: dict[str, str] = {}
+    if cells[0].strip()[:1] in "-:" and all(re.fullmatch(r"\s*:?-{2,}:?\s*|", c) for c in cells): return {}  # a Markdown rule
+    row = dict(zip(heading, cells, strict=False))
+    if len(row) == min(len(heading), len(cells)): return row
+    row = {}  # a heading stands twice: its first cell that is not empty counts
     for column, cell in zip(heading, cells, strict=False):
         if not row.get(column): row[column] = cell
     return row
@@ -259,9 +260,8 @@ def folder_files(
 def _file_rows(path: Path, before: str = "") -> RowFile:
     data, name = unpacked(path), path.name
     if data.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")): return columnar_rows(data, name, before)
-    if not data.strip(): raise DistilleryError(f"{name} is empty", 'write one pair a line: {"question": …, "answer": …}')
     text = decode_text(data, name)
-    if not text.strip(): raise DistilleryError(f"{name} is empty", 'write one pair a line: {"question": …, "answer": …}')
+    if not text.strip(): raise DistilleryError(f"{name} is empty", 'write one row a line, for pairs {"question": …, "answer": …}')
     is_json = text.lstrip()[:1] in "{[" or ".json" in name.lower()
     found = json_rows(text, name) if is_json else csv_rows(text, name)
     return RowFile(found.kind, [NumberedRow(before + r.where, r.value) for r in found.rows]) if before else found
@@ -275,7 +275,7 @@ def read_rows(
     if not path.is_dir(): return _file_rows(path)
     files = folder_files(path)
     if not files:
-        raise DistilleryError(f"{path.name or path} is a folder without files of pairs", f"put a file there that ends in {', '.join(ENDS)}")
+        raise DistilleryError(f"{path.name or path} is a folder without files of rows", f"put a file there that ends in {', '.join(ENDS)}")
     if (size := sum(p.stat().st_size for p in files)) > MAX_BYTES:
         raise DistilleryError(f"{path.name} holds {size >> 20} MiB of rows", f"take a part of it, at most {MAX_BYTES >> 20} MiB")
     read = [_file_rows(p, f"{p.relative_to(path).as_posix()}, ") for p in files]
