@@ -113,8 +113,8 @@ def test_the_type_belongs_to_the_column():
     assert [c.name for c in table.columns if c.kind == "number"] == ["mean", "n"]
     assert [c.kind for c in Table.of([{"x": 1}, {"x": "one"}]).columns] == ["text"]
     html = table.html()
-    assert '<td><span data-src="=[7098.0]">7,098</span></td>' in html
-    assert '<td class="text FAIL">FAIL</td>' in html
+    assert '<td data-label="n"><span data-src="=[7098.0]">7,098</span></td>' in html
+    assert '<td class="text FAIL" data-label="state">FAIL</td>' in html
     assert '<th scope="row" class="text">8 bits</th>' in html
     assert "| ---: | ---: |" in table.markdown()
 

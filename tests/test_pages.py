@@ -82,13 +82,14 @@ def test_the_index_shows_choices_by_their_questions_and_says_what_cannot_be_aske
     none, context = reasons(results), next(d for d in results.decisions() if d.name == "context_length")
     assert any(c.a == "length alone" for c in context.contrasts)
     names = [question.name for question in QUESTIONS]
-    text = index_page("A run", results.decisions(), {name: f"{name}.html" for name in ("kpis", *names)}, {}, {}, [], {}, none)
+    text = index_page("A run", results.decisions(), {n: f"{n}.html" for n in ("kpis", *names) if n not in none}, {}, {}, [], {}, none)
     assert "length alone" not in text
     assert "context_length</a>" not in text
-    listed, empty = text[text.index("<h2>Reports"):].split("</ul>")
+    open_, listed = text[text.index("<h2>Questions without"):].split("<h2>Reports")
     assert "How the run went</a>" in listed
-    assert [name for name in names if f'href="{name}.html"' in empty] == [name for name in names if name in none]
-    assert not any(f'href="{name}.html"' in listed for name in none)
+    assert re.findall(r'href="(\w+)\.html"', listed) == [*(n for n in names if n not in none), "kpis"]
+    assert "`" not in text
+    assert open_.count("<code>distillery run ") == sum(reason.startswith("Not run") for reason in none.values()) > 3
     states = {row["question"]: row["state"] for row in open_questions([], none)}
     assert all(state.startswith(("Not run.", "No result: ")) for state in states.values())
 
@@ -102,6 +103,14 @@ def decided(tmp_path_factory):
     write_decisions(RunFolder(run), load_config(overrides=open_results(run).settings()), "")
     with warm.kernels(): write_pages(RunFolder(run), {"quantization": {}})
     return run
+
+
+def test_a_question_without_an_answer_has_no_page(decided, tmp_path):
+    run = shutil.copytree(decided, tmp_path / "run")
+    (run / "reports/prompts.html").write_text("of an earlier version")
+    with warm.kernels(): write_pages(RunFolder(run), {"prompts": {}})
+    assert not (run / "reports/prompts.html").exists()
+    assert 'href="prompts.html"' not in (run / "reports/index.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["index", "quantization"])

@@ -19,6 +19,7 @@ from ..evaluation.summary import gate_figures
 from ..exporting.reader import reader_of, readers_of
 from ..pages.report import template, templates
 from ..pages.terminal import facts_table, times_table
+from ..questions.all import reasons
 from ..questions.results import open_results, variant_folder
 from ..teachers.protocol import ask_all, user_request
 from .assemble import keep_pages, write_pages
@@ -84,8 +85,9 @@ def rebuild(
     found = open_run(Path(config.workbook.runs_dir), run)
     names = list(templates()) if name == "all" else [name]
     for n in names: template(n)
-    open_results(found.path)  # pages are made of what the run wrote, or not at all
+    none = reasons(open_results(found.path))  # pages are made of what the run wrote, or not at all
+    if name in none: raise DistilleryError(f"{name} has no answer in this run, and no page", none[name].replace("`", ""))
     with locked(Path(config.workbook.cache_dir), "pages", found.path.name):
         index = write_pages(found, dict.fromkeys(names, asked))
         keep_pages(found)
-    return [*(found.path / "reports" / f"{n}.html" for n in names), index]
+    return [*(found.path / "reports" / f"{n}.html" for n in names if n not in none), index]
