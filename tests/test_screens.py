@@ -46,7 +46,7 @@ def test_a_comparison_sums_up_before_its_tables(shown):
 def test_a_tuning_names_its_candidates(shown):
     first, *_ = [line for line in shown["tune"].splitlines() if line.startswith("as it is")]
     assert "the reference" in first
-    assert "quantization.block_size" in shown["tune"]
+    assert "block_size=16  " in shown["tune"]
 
 
 def test_runs_are_one_line_each(shown): assert len(shown["runs_list"].strip().splitlines()) == 3

@@ -41,7 +41,8 @@ def show_finished(
     from distillery.questions.results import Results
 
     out = console()
-    out.print(facts_table(finished.facts | {"time": times_line(finished.done)}))
+    told = {name.replace("_", " "): value for name, value in finished.facts.items()}
+    out.print(facts_table(told | {"time": times_line(finished.done)}, out.width))
     for path, reason in by_reason(finished.skipped): out.print(Text(f"skipped {path}: {reason}", style="yellow"))
     results = Results(finished.run)
     for block in answered(results.decisions(), out.width): out.print(block)

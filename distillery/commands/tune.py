@@ -7,6 +7,7 @@ __all__ = ['keep_table', 'round_table', 'tune']
 
 # %% ../../nbs/commands/80_tune.ipynb #bca1b477
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -48,7 +49,8 @@ def round_table(
     caption = f"{tried.step}{share}: {score}" + (f", {count(n, 'questions')}" if n else "")
     say = lambda line: str(line.get("verdict", "")).removeprefix(f"{line['candidate']} ")
     apart = lambda line: (number(line.get("difference"), signed=True), line.get("interval", ""))
-    row = lambda line: (line["candidate"], line.get(score), " ".join(apart(line)).strip(" –"), say(line))
+    short = lambda name: re.sub(r"\b\w+\.(?=\w+=)", "", name)
+    row = lambda line: (short(line["candidate"]), line.get(score), " ".join(apart(line)).strip(" –"), say(line))
     rows = [dict(zip(("candidate", "score", "difference", "verdict"), row(line), strict=True)) for line in tried.lines]
     return Table.of(rows, [Column("candidate"), Column("score", "number"), Column("difference"), Column("verdict")], caption)
 
