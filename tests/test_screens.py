@@ -21,7 +21,7 @@ def test_a_run_says_what_is_to_come_and_ends_with_questions_answers_and_a_next_s
     text = shown["run"]
     assert "0/?" not in text
     assert "480/1,200" in text
-    assert re.search(r"\d+ of \d+ stages; [\d.]+ min to go; next: merge", text)
+    assert re.search(r"\d+ of \d+ stages; (at least )?[\d.]+ min to go; next: merge", text)
     assert "docs/s" not in text
     end = text[text.index("Is a student good enough to ship?"):]
     assert "no: FAIL" in end
@@ -64,4 +64,4 @@ def test_what_is_to_come_is_known_from_an_earlier_run(tmp_path):
     assert took["sft"] > 10
     assert "to go" not in outlook(["a", "sft"], [], "a", 0, {})
     assert "at least" in outlook(["a", "sft"], [], "a", 0, took)
-    assert outlook(["sft"], ["sft"], "", 0, took) == "1 of 1 stages"
+    assert outlook(["sft"], ["sft"], "", 0, took) == "1 of 1 stage"

@@ -275,7 +275,7 @@ def follow(
     "Draw a part again when another run is picked."
     def build() -> Any:
         box = need("ipywidgets", extra="lab").VBox()
-        fill = lambda _=None: setattr(box, "children", (part(open_results(menu.value)).build(),))
+        fill = lambda _=None: setattr(box, "children", (part(open_results(menu.value)).build(),) if menu.value else ())
         fill(); menu.observe(fill, "value")
         return box
 
