@@ -25,7 +25,7 @@ def test_a_run_says_what_is_to_come_and_ends_with_questions_answers_and_a_next_s
     assert "docs/s" not in text
     end = text[text.index("Is a student good enough to ship?"):]
     assert "no: FAIL" in end
-    assert "Next: " in end
+    assert "Next:" in end
     assert "distillery ask" in end
 
 
