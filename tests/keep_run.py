@@ -1,10 +1,11 @@
-"""Keep the latest built-in run: its pages and picture in reports/, and in tests/data/run
+"""Keep the latest built-in run: its pages, executed notebooks and pictures in reports/, and in tests/data/run
 what the report templates need to be tested without a run."""
 import shutil
 import sys
 from pathlib import Path
 
 import browser
+import screens
 
 from distillery.questions.all import QUESTIONS
 
@@ -20,5 +21,9 @@ for pattern in KEPT:
         target = small / path.relative_to(run)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-for path in run.glob("reports/*.html"): shutil.copyfile(path, pages / path.name)
+for path in run.glob("reports/*"):
+    if path.suffix in (".html", ".ipynb"): shutil.copyfile(path, pages / path.name)
+for old in pages.glob("*.html"):  # of a question that this run was not asked
+    if old.name != "bases.html" and not (run / "reports" / old.name).exists(): old.unlink()
 browser.picture(pages / "index.html", pages / "card.png", "1100,760")
+for name in screens.SCREENS: (pages / f"terminal-{name}.svg").write_text(screens.picture(name), "utf-8")

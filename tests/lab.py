@@ -138,6 +138,9 @@ def lab(project: Path) -> Iterator[str]:
     news = own / "LAB_SETTINGS/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    whole = own / "LAB_SETTINGS/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    whole.parent.mkdir(parents=True)
+    whole.write_text('{"windowingMode": "none"}')  # else cells out of sight are no part of the page
     env = {**os.environ, **places, "JUPYTER_TOKEN": token, "IPYTHONDIR": str(own / "ipython"), "OMP_NUM_THREADS": "1",
            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [*lab_command(), "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]

@@ -39,9 +39,9 @@ COVERED = ("index", "kpis", "student", "quantization", "temperature", "embedder"
 # what a page says
 
 
-BLOCKS = set("p td th li dd dt h1 h2 h3 h4 caption blockquote pre div section main footer body a".split())
+BLOCKS = set("p td th li dd dt h1 h2 h3 h4 caption blockquote pre div section main footer body a figcaption".split())
 EMPTY = {"meta", "img", "br", "hr", "link", "input"}
-UNSEEN = {"head", "style", "script"}
+UNSEEN = {"head", "style", "script", "svg"}
 
 
 class Piece(NamedTuple):
@@ -297,8 +297,9 @@ NUMERAL = re.compile(r"(?<![\w#&.,])[+−±]?\d[\d,.]*\d|(?<![\w#&.,])[+−±]?\
 
 def numerals(text: str) -> list[tuple[int, int]]:
     "Where the numerals stand that a reader sees."
-    start = text.index("<main>")
-    return [(m.start() + n.start(), m.start() + n.end()) for m in TEXT.finditer(text, start) for n in NUMERAL.finditer(m[0])]
+    start, drawn = text.index("<main>"), [m.span() for m in re.finditer("<svg.*?</figure>", text, re.S)]
+    found = [(m.start() + n.start(), m.start() + n.end()) for m in TEXT.finditer(text, start) for n in NUMERAL.finditer(m[0])]
+    return [(a, b) for a, b in found if not any(begin < a < end for begin, end in drawn)]
 
 
 def altered(text: str, rng: random.Random) -> tuple[str, str]:

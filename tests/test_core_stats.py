@@ -307,3 +307,19 @@ def test_the_bound_of_a_quantile_tells_its_state(values, threshold):
         assert g.bound > threshold
     if g.state == "INCONCLUSIVE" and len(values) >= 80:
         assert g.bound > threshold
+
+
+def test_a_series_is_paired_by_its_labels_or_refused():
+    pd = pytest.importorskip("pandas")
+    a, b = pd.Series([0.1, 0.9, 0.4], ["x", "y", "z"]), pd.Series([0.2, 0.5, 0.4], ["x", "y", "z"])
+    shuffled, told = b.loc[["z", "x", "y"]], paired_contrast(a, b)
+    assert paired_contrast(a, shuffled.reindex(a.index)) == told == paired_contrast(a.to_list(), b.to_list())
+    with pytest.raises(StatsError, match="another order"): paired_contrast(a, shuffled)
+    with pytest.raises(StatsError, match="another order"): paired_contrast(a, b, pd.Series(["d", "d", "e"], ["z", "x", "y"]))
+
+
+@pytest.mark.parametrize("confidence", [95, 1.0, 0.0, -0.5])
+def test_a_confidence_that_is_no_share_is_refused(confidence):
+    with pytest.raises(StatsError, match="no interval covers"): paired_contrast([0.1, 0.9, 0.4], [0.2, 0.5, 0.4], confidence=confidence)
+    if confidence > 1:
+        with pytest.raises(StatsError, match="no interval covers"): mean_interval([0.1, 0.9, 0.4], confidence=confidence, scale=None)

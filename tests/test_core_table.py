@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from distillery.core.figures import FigureRow, interval_plot
 from distillery.core.numbers import count, difference, estimate, number
 from distillery.core.render import render
 from distillery.core.table import Column, Table, one_line
+from distillery.pages.html import figure
 
 HOSTILE = ["<script>alert(1)</script>", "a|b", "x\n| y |", "`code`", "[a](javascript:b)", "![i](x)", "**b**", "_e_",
            "~~d~~", "&amp;",
@@ -59,7 +61,7 @@ def test_nothing_in_a_cell_becomes_markup_in_html(rows, caption):
     table = Table.of(rows, caption=caption)
     seen = read(table.html())
     assert set(seen.tags) <= {"div", "table", "caption", "thead", "tbody", "tr", "th", "td", "span"}
-    assert seen.attributes <= {"class", "scope", "data-src"}
+    assert seen.attributes <= {"class", "scope", "data-src", "data-label"}
     assert seen.tags.count("tr") == len(rows) + 1
     words = "".join(seen.text)
     assert all(cell in words for line in table.cells for cell in line if "\r" not in cell and "\x00" not in cell)
@@ -113,8 +115,8 @@ def test_the_type_belongs_to_the_column():
     assert [c.name for c in table.columns if c.kind == "number"] == ["mean", "n"]
     assert [c.kind for c in Table.of([{"x": 1}, {"x": "one"}]).columns] == ["text"]
     html = table.html()
-    assert '<td><span data-src="=[7098.0]">7,098</span></td>' in html
-    assert '<td class="text FAIL">FAIL</td>' in html
+    assert '<td data-label="n"><span data-src="=[7098.0]">7,098</span></td>' in html
+    assert '<td class="text FAIL" data-label="state">FAIL</td>' in html
     assert '<th scope="row" class="text">8 bits</th>' in html
     assert "| ---: | ---: |" in table.markdown()
 
@@ -135,7 +137,7 @@ def test_a_key_that_only_later_rows_have_is_a_column_too():
 @pytest.mark.parametrize("word", [w for w in HOSTILE if w.isprintable()])
 def test_an_empty_table_shows_a_hostile_caption_as_it_is(word):
     assert printed(Table.of([], caption=word), 200) == f"{word}: no rows.\n"
-    assert set(read(Table.of([], caption=word).html()).tags) == {"p"}
+    assert set(read(Table.of([], caption=word).html()).tags) <= {"p", "code"}
 
 
 @pytest.mark.parametrize(("caption", "says"), [("", "No rows."), ("Failures.", "Failures: no rows.")])
@@ -158,12 +160,15 @@ def test_a_table_is_the_same_every_time_and_joins_a_page_as_it_is():
 def test_no_template_lets_markup_through(word):
     pieces = [render("note.html", text=word, kind=word), render("finding.html", text=word), render("facts.html", facts={word: word}),
               render("card.html", question=word, verdict=word, sentence=word, facts={word: word}, href=word),
-              render("picture.html", alt=word, data="")]
-    allowed = {"p", "dl", "dt", "dd", "section", "h3", "a", "img"}
+              figure(interval_plot([FigureRow(word, 0.5, 0.4, 0.6)], word), word)]
+    allowed = {"p", "dl", "dt", "dd", "section", "h3", "a", "code"} | {"figure", "figcaption", "svg", "style", "rect", "text", "g", "title",
+               "line", "circle"}
     for piece in pieces:
         seen = read(piece)
         assert set(seen.tags) <= allowed
-        assert seen.attributes <= {"class", "href", "alt", "src"}
+        drawn = "svg" in seen.tags  # whose attributes are those of shapes
+        assert drawn or seen.attributes <= {"class", "href"}
+        assert not [name for name in seen.attributes if name.startswith("on") or name in ("src", "srcset", "xlink:href")]
     page = read(render("base.html", title=word, body=word, facts={word: word}))
     assert not {"script", "comment"} & set(page.tags)
     assert page.tags.count("title") == 1

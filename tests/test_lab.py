@@ -3,6 +3,7 @@ import functools
 import json
 import re
 import shutil
+import subprocess
 import sys
 import time
 import tomllib
@@ -27,6 +28,8 @@ from distillery.pages import browse
 from distillery.engine.source import shipped
 from distillery.questions.results import open_results
 from test_pages import ATTACKS
+from test_run import QUICK, write_pages
+from warm import COMMAND
 
 KEPT = lab.ROOT / "tests/data/run"
 START = lab.ROOT / "nbs/start.ipynb"
@@ -181,6 +184,33 @@ def test_the_start_notebook_in_a_real_jupyterlab(project, shelf):
         page.until(f"[...document.querySelectorAll('mark')].some(e => e.offsetParent && e.innerText == {json.dumps(first.evidence.text)})")
 
 
+@pytest.mark.slow
+@pytest.mark.browser
+def test_another_setting_is_run_from_the_notebook_and_the_card_changes(tmp_path):
+    browser.find()
+    project = lab.copy(tmp_path / "project")
+    write_pages(project / "docs")
+    typed = [sys.executable, "-c", COMMAND, "run", "./docs", *QUICK]
+    done = subprocess.run(typed, cwd=project, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    verdicts = "[...document.querySelectorAll('.jp-Notebook section.card .verdict')].filter(e => e.offsetParent).map(e => e.innerText)"
+    said = "[...document.querySelectorAll('.jp-Notebook .note')].some(e => e.innerText.includes('{}'))"
+    button = "[...document.querySelectorAll('.jp-Notebook button')].find(e => e.innerText.trim() == 'Run again')"
+    with lab.lab(project) as address, lab.tab() as page:
+        lab.run_all(page, address)
+        page.until(f"!!({button})")
+        before = page.value(verdicts)
+        assert not [v for v in before if "±0.9" in v]
+        page.click("document.querySelector('.jp-Notebook .widget-textarea textarea')")
+        page.call("Input.insertText", text="decisions.margins.answer_match: 0.9")
+        page.click("[...document.querySelectorAll('.jp-Notebook .jp-MarkdownCell')].at(-2)")  # a field tells the kernel when it is left
+        page.click(button)
+        page.until(said.format("the new run is chosen"), 600)
+        after = page.until(f"(found => found.some(v => v.includes('±0.9')) && found)({verdicts})")
+        assert len(after) == len(before)
+        page.until(said.format("Second minus first"))
+
+
 BLANK = """[...document.querySelectorAll('.jp-OutputArea-output, .output_subarea')].filter(e =>
   e.getBoundingClientRect().height > 1 && !e.innerText.trim() && !e.querySelector('img, svg, canvas'))
   .map(e => e.outerHTML.slice(0, 200))"""
@@ -190,7 +220,7 @@ def test_what_is_committed_needs_no_kernel():
     nb = nbformat.read(START, 4)
     assert not nb.metadata.get("widgets")
     assert not any("widget" in kind for c in nb.cells for o in c.get("outputs", ()) for kind in o.data)
-    assert sum("text/html" in o.data for c in nb.cells for o in c.get("outputs", ())) == 4
+    assert sum("text/html" in o.data for c in nb.cells for o in c.get("outputs", ())) == 6
 
 
 @pytest.fixture(scope="module")

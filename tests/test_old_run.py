@@ -44,7 +44,7 @@ def test_it_is_listed(place):
 
 
 def test_it_is_shown(place):
-    shown = said("runs", "show", FACTS["run"], cwd=place)
+    shown = said("runs", "show", FACTS["run"], "--all", cwd=place)
     for card in CARDS: assert card["sentence"] in shown
     for stage in json.loads((KEPT / "manifest.json").read_text("utf-8"))["stages"]: assert stage in shown
     gates = [json.loads(line) for line in (KEPT / "eval/gates.jsonl").read_text("utf-8").splitlines()]

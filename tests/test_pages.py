@@ -82,13 +82,14 @@ def test_the_index_shows_choices_by_their_questions_and_says_what_cannot_be_aske
     none, context = reasons(results), next(d for d in results.decisions() if d.name == "context_length")
     assert any(c.a == "length alone" for c in context.contrasts)
     names = [question.name for question in QUESTIONS]
-    text = index_page("A run", results.decisions(), {name: f"{name}.html" for name in ("kpis", *names)}, {}, {}, [], {}, none)
+    text = index_page("A run", results.decisions(), {n: f"{n}.html" for n in ("kpis", *names) if n not in none}, {}, {}, [], {}, none)
     assert "length alone" not in text
     assert "context_length</a>" not in text
-    listed, empty = text[text.index("<h2>Reports"):].split("</ul>")
+    open_, listed = text[text.index("<h2>Questions without"):].split("<h2>Reports")
     assert "How the run went</a>" in listed
-    assert [name for name in names if f'href="{name}.html"' in empty] == [name for name in names if name in none]
-    assert not any(f'href="{name}.html"' in listed for name in none)
+    assert re.findall(r'href="(\w+)\.html"', listed) == [*(n for n in names if n not in none), "kpis"]
+    assert "`" not in text
+    assert open_.count("<code>distillery run ") == sum(reason.startswith("Not run") for reason in none.values()) > 3
     states = {row["question"]: row["state"] for row in open_questions([], none)}
     assert all(state.startswith(("Not run.", "No result: ")) for state in states.values())
 
@@ -104,6 +105,14 @@ def decided(tmp_path_factory):
     return run
 
 
+def test_a_question_without_an_answer_has_no_page(decided, tmp_path):
+    run = shutil.copytree(decided, tmp_path / "run")
+    (run / "reports/prompts.html").write_text("of an earlier version")
+    with warm.kernels(): write_pages(RunFolder(run), {"prompts": {}})
+    assert not (run / "reports/prompts.html").exists()
+    assert 'href="prompts.html"' not in (run / "reports/index.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize("name", ["index", "quantization"])
 def test_every_numeral_leads_to_a_stored_value(decided, name):
     assert flaws(decided, name, (decided / f"reports/{name}.html").read_text("utf-8")) == []
@@ -115,7 +124,7 @@ def test_numbers_of_cards_and_gates_have_addresses(decided):
     assert len(facts) > 20
     assert not [fact for fact in facts if re.search(r"\d", re.sub("<.*?>", "", fact)) and "data-src" not in fact]
     gates = report[report.index("<h2 id=\"Gates"):]
-    cells = re.findall(r"<td>(.*?)</td>", gates[:gates.index("</table>")])
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", gates[:gates.index("</table>")])
     assert len(cells) > 100
     assert not [cell for cell in cells if re.search(r"\d", cell) and "data-src" not in cell]
 

@@ -26,8 +26,8 @@ def ask(
 
     \b
     Example:
-      distillery ask q4 "Who operates the Raven 74?"
-      distillery ask extractive-int8 "Who operates the Raven 74?"
+      distillery ask q4 "Who operates the Tilgum 66?"
+      distillery ask extractive-int8 "Who operates the Tilgum 66?"
     """
     from distillery.workbook.runs import ask as ask_run
 

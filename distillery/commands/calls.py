@@ -84,7 +84,7 @@ def calls_list(
     \b
     Examples:
       distillery calls list --failed --since 2h
-      distillery calls list --contains "Raven 74" --limit 50
+      distillery calls list --contains "Tilgum 66" --limit 50
     """
     calls = open_calls(Path(settings(config, None, None).workbook.cache_dir))
     found = list(choose_calls(calls, _choice(failed, teacher, contains, since), limit))

@@ -6,6 +6,7 @@
 __all__ = ['stopped', 'show_finished', 'fit_within', 'run']
 
 # %% ../../nbs/commands/21_run.ipynb #48db6d71
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,15 +36,18 @@ def stopped(
 def show_finished(
     finished: "Finished",  # From `run_job`
 ) -> None:
-    "Say what a run did, what it decided and where its pages are."
-    from distillery.pages.terminal import facts_table, times_table
+    "Say what a run did, what it decided, where its pages are and what to do next."
+    from distillery.pages.terminal import answered, facts_table, times_line
+    from distillery.questions.results import Results
 
     out = console()
-    out.print(times_table(finished.done))
-    out.print(facts_table(finished.facts))
+    told = {name.replace("_", " "): value for name, value in finished.facts.items()}
+    out.print(facts_table(told | {"time": times_line(finished.done)}, out.width))
     for path, reason in by_reason(finished.skipped): out.print(Text(f"skipped {path}: {reason}", style="yellow"))
-    for line in finished.sentences: out.print(Text(line, style="bold"))
-    out.print(Text(f"Open {shown_path(finished.index)}"))
+    results = Results(finished.run)
+    for block in answered(results.decisions(), out.width): out.print(block)
+    ask = [f", or ask the student: distillery ask {name} \"…\"" for name in results.variants()[-1:]]
+    out.print(Text("".join([f"Open {shown_path(finished.index)}", *ask])))
 
 # %% ../../nbs/commands/21_run.ipynb #8e2e1821
 def fit_within(
@@ -78,7 +82,7 @@ def run(
       distillery run --articles scored.jsonl
       distillery run ./manuals --within 60m
     """
-    from distillery.pages.terminal import Watcher
+    from distillery.pages.terminal import Watcher, earlier_seconds
     from distillery.teachers.budget import charged_to
     from distillery.workbook.experiment import check_request, prepare, run_job
 
@@ -93,6 +97,7 @@ def run(
             check_request(job)
             chosen = fit_within(within, job)
             job = prepare(None, None, settings(config, preset, [*(sets or []), *chosen], docs, pairs, teacher, articles))
+        watch.plan([*(s.name for s in job.plan.stages), "report"], earlier_seconds(Path(cfg.workbook.runs_dir)))
         with charged_to(job.run_id), watch: finished = run_job(job, watch, label)
     except KeyboardInterrupt:
         typer.echo(stopped(watch.last), err=True)

@@ -24,18 +24,23 @@ Run = Annotated[str, typer.Argument(help="A run id, a name, or latest")]
 @runs_app.command("list")
 def runs_list(config: File = None) -> None:
     "List finished runs, newest first."
-    from distillery.pages.terminal import facts_table
     from distillery.workbook.runs import list_finished
 
-    for row in list_finished(settings(config, None, None)): console().print(facts_table(row))
+    out, rows = console(), list_finished(settings(config, None, None))
+    out.print(Table.of(rows).rich(out.width) if rows else Text("no finished run here; make one: distillery run"))
 
 
 @runs_app.command("show")
-def runs_show(run: Run = "latest", config: File = None) -> None:
-    "Show one run: its stages, gates and decisions."
+def runs_show(
+    run: Run = "latest",
+    everything: Annotated[bool, typer.Option("--all", help="Every gate, stage and input too.")] = False,
+    config: File = None,
+) -> None:
+    "Show one run: its decisions, the gates that fail, what it took."
     from distillery.workbook.runs import show
 
-    for block in show(settings(config, None, None), run): console().print(block)
+    out = console()
+    for block in show(settings(config, None, None), run, out.width, everything): out.print(block)
 
 # %% ../../nbs/commands/27_runs.ipynb #bf77193b
 @runs_app.command("compare")
@@ -48,14 +53,18 @@ def runs_compare(one: Run, other: Run, config: File = None) -> None:
     """
     from distillery.pages.terminal import facts_table
     from distillery.questions.results import open_results
-    from distillery.workbook.compare_runs import changed_settings, compare_table, compare_warnings
+    from distillery.workbook.compare_runs import changed_settings, changed_verdicts, compare_table, compare_warnings, sum_up, tables_by_set
 
     out, cfg = console(), settings(config, None, None)
     a, b = (open_results(open_run(Path(cfg.workbook.runs_dir), name).path) for name in (one, other))
     changed = changed_settings(a.settings(), b.settings())
+    verdicts = changed_verdicts(a, b)
+    out.print(Table.of(verdicts).rich(out.width) if verdicts else Text("no decision and no gate has another verdict"))
     out.print(facts_table({k: f"{x!r} -> {y!r}" for k, (x, y) in changed.items()}) if changed else Text("no setting differs"))
     for warning in compare_warnings(a, b): out.print(Text(warning, style="yellow"))
-    out.print(Table.of(compare_table(a, b, cfg)).rich(out.width))
+    rows = compare_table(a, b, cfg)
+    out.print(Text(f"Second run minus first: {sum_up(rows)}.", style="bold"))
+    for table in tables_by_set(rows): out.print(table.rich(out.width))
 
 # %% ../../nbs/commands/27_runs.ipynb #f96c097c
 @runs_app.command("gc")

@@ -95,6 +95,7 @@ def t_quantile(
     "Quantile of Student's t distribution, through the incomplete beta function: to 1e-12 where SciPy's `stdtrit` has 1e-8."
     from scipy.special import betaincinv
 
+    if not 0 <= level <= 1: raise StatsError(f"no interval covers {2 * level - 1:g} of the cases", fix="give a share, such as 0.95")
     if df == inf: return NormalDist().inv_cdf(level)
     x = float(betaincinv(df / 2, 0.5, 2 * min(level, 1 - level)))
     return (sqrt(df * (1 - x) / x) if x > 0 else inf) * (1 if level > 0.5 else -1)

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from math import exp, inf, sqrt
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .clusters import Vector, cluster_variance, effective_clusters, share_posterior, t_quantile
+from .clusters import StatsError, Vector, cluster_variance, effective_clusters, share_posterior, t_quantile
 from .extras import later
 
 if TYPE_CHECKING: import numpy as np
@@ -20,8 +20,8 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['FEW', 'tango_variance', 'crowding', 'occurrence_design', 'doubt_of', 'identity_design', 'Differences', 'variance_at',
-           'critical_distance', 'distance_from', 'summarise_differences', 'stored', 'difference_interval', 'tail_p',
-           'equivalence_p']
+           'critical_distance', 'distance_from', 'summarise_differences', 'stored', 'require_same_labels',
+           'difference_interval', 'tail_p', 'equivalence_p']
 
 # %% ../../nbs/core/38_differences.ipynb #b590fbbb
 def tango_variance(
@@ -176,6 +176,16 @@ def stored(
     "What a contrast stores so that its interval can be had at any level."
     return {k: float(v) for k, v in asdict(of).items() if k not in ("n", "df") and v != inf}  # JSON knows no infinity
 
+# %% ../../nbs/core/38_differences.ipynb #c908ce7f
+def require_same_labels(
+    one: Any,  # Cases of one level: numbers, or a pandas Series with a label a case
+    other: Any,  # The same cases of another level, or their clusters
+) -> None:
+    "Refuse two Series whose cases stand in another order: a pair is a pair by its label, not by its place."
+    if not all(hasattr(some, "index") and hasattr(some, "reindex") for some in (one, other)): return
+    if list(one.index) != list(other.index):
+        raise StatsError("the two Series have other labels, or the same in another order", fix="pass b.reindex(a.index)")
+
 # %% ../../nbs/core/38_differences.ipynb #61b8f089
 def _crossing(f: Callable[[float], float], inside: float, outside: float) -> float:
     "Where a function crosses zero that is below it `inside`, by Ridders' method (1979); `outside` where it does not."
@@ -198,6 +208,7 @@ def difference_interval(
     confidence: float = 0.95,  # Coverage
 ) -> tuple[float, float]:  # Lower and upper end
     "Confidence interval of a mean paired difference, by inverting its test."
+    if not 0 < confidence < 1: raise StatsError(f"no interval covers {confidence:g} of the cases", fix="give a share, such as 0.95")
     critical = critical_distance(of, NormalDist().inv_cdf((1 + confidence) / 2))
     beyond = lambda at: sqrt(distance_from(of, at)) - sqrt(critical)  # of roots, since they are nearly straight
     far = 2 * of.reach if of.same else of.step + sqrt(critical * (of.step**2 + of.squares) / of.n)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from .extras import later
 from .numbers import text_of
+from .words import ticked
 
 if TYPE_CHECKING:
     import jinja2
@@ -26,7 +27,7 @@ def environment() -> "jinja2.Environment":
     env = jinja2.Environment(loader=jinja2.PackageLoader("distillery", "page_templates"), autoescape=True,
                              undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
                              auto_reload=False)
-    env.filters["text"] = text_of
+    env.filters["text"], env.filters["ticked"] = text_of, ticked
     style = resources.files("distillery").joinpath("assets/page.css").read_text("utf-8")
     env.globals["style"] = Markup(style)  # noqa: S704 (a file of this package)
     return env

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from .clusters import SharePosterior, StatsError, Vector, cluster_moments, cluster_variance, effective_clusters
 from .clusters import score_interval, share_posterior, t_quantile, wilson as wilson
-from .differences import Differences, crowding, difference_interval, identity_design, equivalence_p, stored, summarise_differences
+from .differences import Differences, crowding, difference_interval, equivalence_p, identity_design, require_same_labels, stored
+from .differences import summarise_differences
 from .extras import later
 from .records import Contrast, Estimate
 
@@ -205,6 +206,7 @@ def paired_contrast(
     comparisons: int = 1,  # Of one card, which Holm will adjust for: they make less detectable
 ) -> Contrast:  # Mean of a - b with everything a decision needs
     "Paired contrast of two levels: difference, robust and naive intervals, p value, detectable effect."
+    for other in (b, clusters): require_same_labels(a, other)
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape: raise StatsError(f"{x.size} cases at one level, {y.size} at the other", fix="compare the same cases")
     of, se, sums = _differences(x, y, clusters, scale)

@@ -43,6 +43,11 @@ class Column:
         name = METRIC_NAMES.get(self.name, self.name)
         return ", ".join(part for part in (name, self.unit) if part) if self.unit else name
 
+    @property
+    def words(self) -> str:
+        "Heading without the addresses of its numbers."
+        return str(self.label)
+
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, str | bool): return isinstance(value, Number)

@@ -10,14 +10,12 @@ from math import floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..core.extras import need
-from ..core.figures import PALETTE, STYLE, WIDTH
+from ..core.figures import FigureRow, Plot, interval_plot
 from ..core.numbers import Number, address, estimate, exact, number
 from ..core.records import Gate
+from ..core.words import from_easy
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from distillery.exporting.fidelity import Fidelity, FidelityMetrics, Measured
 
 # %% auto #0
@@ -129,7 +127,7 @@ def ladder_difficulty(
     ladders: Ladders,  # Of a run
 ) -> list[dict[str, Any]]:  # One row a difficulty and variant, over answers
     "Fidelity metrics by difficulty."
-    levels = sorted({d for f in ladders.values() for d in f.difficulty})
+    levels = from_easy(d for f in ladders.values() for d in f.difficulty)
     return [{"difficulty": d, "variant": v, **_line(f.difficulty[d], v, "difficulty", d)}
             for d in levels for v, f in ladders.items() if d in f.difficulty]
 
@@ -149,25 +147,11 @@ def ladder_gates(
 # %% ../../nbs/evaluation/55_ladder.ipynb #1b17c354
 def ladder_plot(
     ladders: Ladders,  # Of a run
-) -> Figure:
+) -> Plot:
     "KL divergence with its 95 % interval, by variant and difficulty, on a logarithmic axis."
-    lines: list[tuple[str, str, FidelityMetrics]] = []
+    floor, rows = 1e-7, list[FigureRow]()  # less is nothing, and would only push the rest together
     for v, f in ladders.items():
-        lines.append((v, "all answers", f.answers))
-        lines += [("", difficulty, m) for difficulty, m in f.difficulty.items()]
-    floor = 1e-7  # less is nothing, and would only push the rest together
-    with need("matplotlib", extra="reports").rc_context(STYLE):
-        figure = need("matplotlib.figure", extra="reports").Figure(figsize=(WIDTH, 0.9 + 0.28 * len(lines)), layout="constrained")
-        axes = figure.add_subplot()
-        for y, (name, _, m) in enumerate(lines):
-            colour = PALETTE[0] if name else PALETTE[5]
-            axes.plot([max(floor, m.kl.ci_low), max(floor, m.kl.ci_high)], [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")
-            axes.plot(max(floor, m.kl.mean), y, "o", color=colour, markersize=5, clip_on=False)
-        axes.set_yticks(range(len(lines)), [f"{name}  {part}  (n = {m.n})".strip() for name, part, m in lines])
-        axes.set_xscale("log")
-        axes.set_xlim(left=floor)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        axes.set_ylim(len(lines) - 0.5, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("mean KL divergence from the student, nats a token")
-    return figure
+        for i, (part, m) in enumerate({"all answers": f.answers, **f.difficulty}.items()):
+            mean, low, high = (max(floor, x) for x in (m.kl.mean, m.kl.ci_low, m.kl.ci_high))
+            rows.append(FigureRow(part if i else f"{v}, {part}", mean, low, high, n=m.n, series=5 if i else 0))
+    return interval_plot(rows, "mean KL divergence from the student, nats a token", log=True)

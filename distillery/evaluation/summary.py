@@ -17,7 +17,7 @@ from ..core.knobs import Config
 from ..core.numbers import address, count, estimate, exact, number
 from ..core.records import Gate
 from ..core.stats import mean_interval
-from ..core.words import Quoted, Sentence, metric_name, metric_scale, on_scale, sentence
+from ..core.words import Quoted, Sentence, from_easy, metric_name, metric_scale, on_scale, sentence
 from .evaluate import EvalRow, Rows, deciding_metric
 from ..core.metrics import DECIDING, DECIDING_VERSION, SQUAD_MATCH
 from ..core.sections import DecisionsSection, drawn_by
@@ -191,7 +191,8 @@ def difficulty_table(
                 **{metric_name(key): estimate_cell(x[key], at(key)) for key in (measured_by(x), "token_f1")}}
 
     found = [(name, level, v, x) for v, m in told.items() for name, s in m["sets"].items() for level, x in s["difficulty"].items()]
-    return [row(*part) for part in sorted(found, key=lambda f: f[:2])]
+    order = from_easy(level for _, level, _, _ in found)
+    return [row(*part) for part in sorted(found, key=lambda f: (f[0], order.index(f[1])))]
 
 # %% ../../nbs/evaluation/42_summary.ipynb #f041f18f
 def inline_code(

@@ -25,6 +25,7 @@ from ..core.numbers import count, exact, number
 from ..core.records import Chunk, Document, Evidence, Pair
 from ..core.render import render
 from ..core.store import list_runs
+from ..core.words import from_easy
 from .html import Html, card, cards, finding, note, table
 from .index import decision_card, in_order
 from .story import warnings_of
@@ -137,12 +138,11 @@ def limit_steps(
     run_pairs: RunPairs,  # From `read_run_pairs`
 ) -> Html:         # One row a limit
     "What a few limits would keep, by difficulty: an easy question may share more words with its passage than a hard one."
-    low = run_pairs.config.selection.min_relevance
-    rows = []
+    low, levels, rows = run_pairs.config.selection.min_relevance, from_easy(p.difficulty for p in run_pairs.pairs), []
     for limit in [low, *(tenth / 10 for tenth in range(-9, 10) if tenth / 10 > low)]:
         stay = keep_at(run_pairs.pairs, run_pairs.config, limit).kept
         by = Counter(p.difficulty for p in stay)
-        rows.append({"limit": exact(limit), "pairs kept": len(stay), **{d: by[d] for d in sorted({p.difficulty for p in run_pairs.pairs})}})
+        rows.append({"limit": exact(limit), "pairs kept": len(stay), **{d: by[d] for d in levels}})
     return table(rows)
 
 # %% ../../nbs/pages/60_browse.ipynb #bb8452fd
@@ -275,7 +275,7 @@ def follow(
     "Draw a part again when another run is picked."
     def build() -> Any:
         box = need("ipywidgets", extra="lab").VBox()
-        fill = lambda _=None: setattr(box, "children", (part(open_results(menu.value)).build(),))
+        fill = lambda _=None: setattr(box, "children", (part(open_results(menu.value)).build(),) if menu.value else ())
         fill(); menu.observe(fill, "value")
         return box
 

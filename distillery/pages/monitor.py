@@ -10,19 +10,17 @@ __all__ = ['TARGETS', 'WRITING', 'DRAWN', 'Target', 'target_rows', 'summary', 't
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..core.extras import MissingExtra, need
 from ..core.files import read_memory
-from ..core.figures import PALETTE, STYLE, WIDTH, png_bytes
+from ..core.figures import Plot
+from ..questions.plots import line_plot
 from ..core.numbers import count, number
 from ..engine.monitor import Sample, read_series
 from ..engine.plan import Event
 from .figures import write_page
-from .html import Html, note, picture, sections_page, table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .html import Html, figure, note, sections_page, table
 
 # %% ../../nbs/pages/40_monitor.ipynb #15e65295
 class Target(NamedTuple):
@@ -79,16 +77,9 @@ def summary(
 def time_plot(
     lines: Mapping[str, Sequence[tuple[float, float]]],  # Label to seconds and value
     ylabel: str,  # What is measured, with its unit
-) -> "Figure":
+) -> Plot:
     "Draw figures over time."
-    with need("matplotlib", extra="reports").rc_context(STYLE):
-        figure = need("matplotlib.figure", extra="reports").Figure(figsize=(WIDTH, 2.4), layout="constrained")
-        axes = figure.add_subplot()
-        for i, (label, points) in enumerate(lines.items()):
-            axes.plot([x for x, _ in points], [y for _, y in points], color=PALETTE[i % len(PALETTE)], label=label, linewidth=1.5)
-        axes.set_xlabel("seconds"); axes.set_ylabel(ylabel, parse_math=False); axes.set_ylim(bottom=0)
-        if len(lines) > 1: axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    return figure
+    return line_plot({label: [(x, y, y, y) for x, y in points] for label, points in lines.items()}, "seconds", ylabel, zero=True)
 
 # %% ../../nbs/pages/40_monitor.ipynb #69682caf
 DRAWN = {"tokens written a second": ("tokens_per_s",), "pairs a minute": ("pairs_per_min",), "requests in flight": ("in_flight",),
@@ -109,7 +100,7 @@ def time_pictures(
         label = pattern.replace("{currency}", currency)
         lines = {k.replace("_", " "): [(s["t"], s[k]) for s in series if s["session"] == last and s[k] is not None] for k in keys}
         if any(y for points in lines.values() for _, y in points):
-            shown.append(picture(png_bytes(time_plot(lines, label)), f"{label}, over time"))
+            shown.append(figure(time_plot(lines, label), f"{label}, over time"))
     return shown
 
 # %% ../../nbs/pages/40_monitor.ipynb #34db3f18
@@ -127,7 +118,7 @@ def kpi_page(
     tables = {"Against the targets": target_rows(now), **(more or {})}
     sections: list[tuple[str, list[Html]]] = [(heading, [table(rows)]) for heading, rows in tables.items()]
     sections.append(("Over time", time_pictures(series, currency)))
-    text = sections_page("How the run went", [note(said)], sections, read("provenance.json"))
+    text = sections_page("How the run went", [note(said)], sections, read("provenance.json"), "index.html")
     return write_page(run / "reports", "kpis", text)
 
 # %% ../../nbs/pages/40_monitor.ipynb #306bdb9f

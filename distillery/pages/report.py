@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOLD', 'TAG', 'ANCHOR', 'templates', 'pipeline', 'template', 'notebook_named', 'Parameter', 'parameters',
            'check_parameters', 'strip_metadata', 'report_kernel', 'execute', 'run_notebook', 'stated', 'to_html',
-           'build_report']
+           'leave_drawings', 'build_report']
 
 # %% ../../nbs/pages/30_report.ipynb #c87ce30f
 import ast
@@ -201,6 +201,7 @@ ANCHOR = re.compile(r'<a class="anchor-link"[^>]*>.*?</a>')
 def to_html(
     nb: Any,  # An executed notebook
     title: str,  # Of the page
+    up: str = "index.html",  # The page that leads here
 ) -> str:  # A self-contained page
     "Turn an executed report into a page that opens offline."
     exporter = need("nbconvert", "reports").HTMLExporter(
@@ -208,7 +209,15 @@ def to_html(
         extra_template_basedirs=[])  # by default a folder `basic` of the current one, whose templates may run code
     body, _ = exporter.from_notebook_node(nb)
     body = ANCHOR.sub("", body)
-    return page(title, re.sub(r"\n{2,}", "\n", body).strip())
+    return page(title, re.sub(r"\n{2,}", "\n", body).strip(), up)
+
+
+def leave_drawings(
+    nb: Any,  # An executed notebook, changed in place
+) -> None:
+    "Of a figure leave the drawing alone, which viewers of notebooks show that do not show pages in them."
+    for out in (o for c in nb.cells if c.cell_type == "code" for o in c.outputs if "image/svg+xml" in o.get("data", {})):
+        out.data.pop("text/html", None)
 
 
 def build_report(
@@ -222,6 +231,7 @@ def build_report(
     nb, stem = execute(notebook, asked, kernel), notebook.stem.split("_", 1)[-1]
     for cell in nb.cells:  # where the store lies says nothing about the result
         if "injected-parameters" in cell.metadata.get("tags", []): cell.source = "# parameters were set here"
-    title = next((c.source.splitlines()[0].lstrip("# ") for c in nb.cells if c.cell_type == "markdown"), stem)
+    text = to_html(nb, next((c.source.splitlines()[0].lstrip("# ") for c in nb.cells if c.cell_type == "markdown"), stem))
+    leave_drawings(nb)
     atomic_write(out / f"{stem}.ipynb", without_hosts(need("nbformat", "reports").writes(nb), run_hosts(out)) + "\n")
-    return write_page(out, stem, to_html(nb, title))
+    return write_page(out, stem, text)

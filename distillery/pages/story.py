@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ..core.files import read_jsonl
 from ..core.numbers import address, count, label, number
 from ..core.records import Pair
-from ..core.words import Quoted, sentence
+from ..core.words import Quoted, from_easy, sentence
 from ..pairs.fit import fit_sentence
 from ..questions.results import Results
 
@@ -36,14 +36,14 @@ def tell_story(
     order = ["documents", "inputs_skipped", "chunks", "pairs_written", "pairs_kept", "training_rows",
              "gold_facts_on_training_pages", "gold_facts_taught", "documents_that_share_a_passage", "pairs_left_out_as_repeats"]
     kept = read_jsonl(base / "selected.jsonl", Pair) if (base / "selected.jsonl").is_file() else []
-    dropped = Counter(_short(d["reason"]) for d in _lines(base / "dropped.jsonl"))
+    dropped, by = Counter(_short(d["reason"]) for d in _lines(base / "dropped.jsonl")), Counter(p.difficulty for p in kept)
     asks = results.json("dataset/asks.json", {})
     sets = [{"set": p.stem, "questions": len(_lines(p))} | ({"what it asks": asks.get(p.stem, "")} if asks else {})
             for p in sorted(base.glob("dataset/*.jsonl"))]
     story: dict[str, list[dict[str, Any]]] = {
         "What was read and written": [_counted(k, counts[k]) for k in order if k in counts],
         "How the pairs were read": _imported(results.json("imports.json", {})),
-        "Pairs kept, by difficulty": [{"difficulty": d, "pairs": n} for d, n in sorted(Counter(p.difficulty for p in kept).items())],
+        "Pairs kept, by difficulty": [{"difficulty": d, "pairs": by[d]} for d in from_easy(by)],
         "Documents with the most pairs": _documents(base, kept),
         "Why candidates were rejected": _rejected(base),
         "Why written pairs were not kept": [{"reason": r, "pairs": n} for r, n in dropped.most_common()],

@@ -116,7 +116,8 @@ def hub_card(
         f"- licence of this {WHAT[kind]}: {stated}", "",
         "## Data", "",
         f"- source: {inline_code(facts.get('source', 'unknown'))}; questions and answers written by {inline_code(public_name(teacher))}",
-        f"- reference questions by people: {'yes' if facts.get('gold') else 'no'}", f"- seeds: {inline_code(facts.get('seeds', ''))}",
+        f"- reference questions that the teacher did not write: {'yes' if facts.get('gold') else 'no'}",
+        f"- seeds: {inline_code(facts.get('seeds', ''))}",
         *_counts(run), "",
         "## Figures", "", "Means with 95 % intervals over documents; n is the number of questions.", "", *figures(run, variants),
         "## Limits", "", *limits(run, variants), "", "## Use", "", USE[kind].replace("{repo}", repo), ""])

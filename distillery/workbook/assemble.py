@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,15 @@ from ..core.files import atomic_write, digest_json, file_entries
 from ..core.store import RunFolder
 from ..engine.plan import Done, Plan, Stage
 from ..pages.figures import write_page
-from ..pages.html import note, sections_page
 from ..pages.index import index_page
 from ..pages.monitor import kpi_page
 from ..pages.report import build_report, report_kernel
 from ..pages.story import tell_story, warnings_of
 from ..reading.listing import by_reason
-from ..questions.all import QUESTIONS, answers, question_metrics, reasons
+from ..questions.all import answers, question_metrics, reasons
 from ..questions.results import Results
 from ..wire.intact import SEAL, read_kept
-from .costs import ledger_rows
+from .costs import ledger_rows, made_sentence
 from ..wire.hub import hub_revision
 
 # %% ../../nbs/workbook/64_assemble.ipynb #9b981e50
@@ -133,8 +133,8 @@ def write_pages(
     none = reasons(results)
     with report_kernel() as kernel:
         for name, asked in reports.items():
-            if name in none: write_page(folder, name, _no_result(name, results))
-            else: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked}, kernel)
+            if name not in none: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked}, kernel)
+    for name, kind in product(none, ("html", "ipynb", "json")): (folder / f"{name}.{kind}").unlink(missing_ok=True)  # of an earlier version
     kpi_page(run.path, seconds, {"What each stage cost": costs} if (costs := ledger_rows(results)) else None)
     links = {p.stem: p.name for p in sorted(folder.glob("*.html")) if p.name != "index.html"}
     facts = results.json("provenance.json", {})
@@ -142,13 +142,8 @@ def write_pages(
     title = titles.get(str(facts.get("source")), "A run")
     of = {d.name: links.get(d.name.split("-")[0]) for d in results.decisions()}
     story = tell_story(results) | _skipped(results)
-    return write_page(folder, "index", index_page(title, results.decisions(), links, of, story, warnings_of(results), facts, none))
-
-
-def _no_result(name: str, results: Results) -> str:
-    question = next(q for q in QUESTIONS if q.name == name)
-    said = note(question.no_result(results) or "", "warning")
-    return sections_page(question.asks, [said], [], results.json("provenance.json", {}))
+    text = index_page(title, results.decisions(), links, of, story, warnings_of(results), facts, none, made_sentence(results))
+    return write_page(folder, "index", text)
 
 # %% ../../nbs/workbook/64_assemble.ipynb #94d33bfd
 def _skipped(results: Results) -> dict[str, list[dict[str, Any]]]:

@@ -131,7 +131,7 @@ def run_set(
     began = time.monotonic()
     nb, error = run_notebook(batch.notebook, batch.asked[i], place / f"{name}.ipynb")
     seconds = round(time.monotonic() - began, 1)
-    atomic_write(place / f"{name}.html", to_html(nb, f"{batch.name}: {name}"))
+    atomic_write(place / f"{name}.html", to_html(nb, f"{batch.name}: {name}", "../index.html"))
     if error: return Outcome(batch.id(i), batch.sets[i], "failed", seconds, "", None, error)
     said = stated(nb)
     outcome = (seconds, said["finding"], said.get("run"))

@@ -44,7 +44,7 @@ def outcome(
 NEEDED = {  # what the built-in run imports, and the extra that brings it
     "torch": "train", "transformers": "train", "peft": "train", "trl": "train", "onnxruntime": "onnx", "onnxruntime_genai": "onnx",
     "sentence_transformers": "retrieval", "bert_score": "retrieval",
-    "papermill": "reports", "nbconvert": "reports", "matplotlib": "reports",
+    "papermill": "reports", "nbconvert": "reports",
 }
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from ...core.extras import later, need
-from ...core.figures import PALETTE, STYLE, WIDTH
+from ...core.extras import later
+from ...core.figures import Plot
+from ..plots import line_plot
 from ...core.numbers import address, estimate, number, with_interval
 from ...core.records import Contrast, Estimate
 from ...core.clusters import StatsError, t_quantile
@@ -20,7 +21,6 @@ from ...filters.views import VIEWS, length_table, truncation_table
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
 else: np = later("numpy")
 
 # %% auto #0
@@ -193,21 +193,13 @@ def _lines(estimates: Sequence[Estimate], costs: Sequence[ContextCost]) -> dict[
 def context_plot(
     estimates: Sequence[Estimate],  # From `level_estimates`
     costs: Sequence[ContextCost],  # One a level
-) -> Figure:
+) -> Plot:
     "Draw mean absolute error by context length."
-    figure = need("matplotlib.figure", extra="reports").Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    with need("matplotlib", extra="reports").rc_context(STYLE):
-        axes, lines = figure.add_subplot(), _lines(estimates, costs)
-        for i, (name, some) in enumerate(lines.items()):
-            mine = [(budget * 1.04 ** (i - 1), e) for budget, e in some]
-            bars = [[e.mean - e.ci_low for _, e in mine], [e.ci_high - e.mean for _, e in mine]]
-            style = {"label": name, "color": PALETTE[i % len(PALETTE)], "marker": "osD^vP"[i % 6], "capsize": 3}
-            axes.errorbar([x for x, _ in mine], [e.mean for _, e in mine], bars, **style)
-        drawn = {e.level for some in lines.values() for _, e in some}
-        for i, e in enumerate(e for e in estimates if e.level not in drawn):
-            axes.axhline(e.mean, color="#666666", linestyle=(":", "--")[i % 2], label=e.level)
-        ticks = sorted({budget for some in lines.values() for budget, _ in some})
-        axes.set_xscale("log", base=2); axes.set_xticks(ticks, [f"{b:,}" for b in ticks]); axes.minorticks_off()
-        n = estimates[0].n if estimates else 0
-        axes.set_xlabel("tokens read at most"); axes.set_ylabel(f"mean absolute error, points (n = {n})"); axes.legend(fontsize=8)
-    return figure
+    lines = _lines(estimates, costs)
+    aside = lambda i, some: [(budget * 1.04 ** (i - 1), e.mean, e.ci_low, e.ci_high) for budget, e in some]
+    dots = {name: aside(i, some) for i, (name, some) in enumerate(lines.items())}
+    drawn = {e.level for some in lines.values() for _, e in some}
+    levels = {e.level: e.mean for e in estimates if e.level not in drawn}
+    ticks = sorted({budget for some in lines.values() for budget, _ in some})
+    n = estimates[0].n if estimates else 0
+    return line_plot(dots, "tokens read at most", f"mean absolute error, points (n = {n})", levels, ticks, log=True)

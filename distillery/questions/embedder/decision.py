@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from ...core.config import Config
-from ...core.figures import Point
+from ..plots import Point
 from ...core.files import read_jsonl
 from ...core.numbers import address, count, milliseconds, number, with_interval
 from ...core.records import Contrast, Decision

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.config import Config
-from ...core.figures import dominated
+from ..plots import dominated
 from ...core.numbers import count, estimate, label, milliseconds, number, with_interval
 from ...core.sections import can_compare
 from ...core.words import Quoted, joined, sentence

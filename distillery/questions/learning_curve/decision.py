@@ -17,7 +17,7 @@ from ...core.numbers import count, label, number, with_interval
 from ...core.records import Contrast, Decision, Example
 from ...core.stats import paired_contrast
 from ...core.verdicts import verdict
-from ...core.words import metric_name
+from ...core.words import from_easy, metric_name
 from ...evaluation.evaluate import EvalRow, Rows, deciding_metric
 from ..decide import Scores, decide, metric_mean, why_alone
 from .stages import curve_stages, taught_documents
@@ -135,7 +135,7 @@ def curve_table(
                 "all documents of the training set": lambda r: r.set == "recall"}
     found = []
     for reading, keep in readings.items():
-        for level in ("all", *sorted({r.difficulty for some in rows.values() for r in some})):
+        for level in ("all", *from_easy(r.difficulty for some in rows.values() for r in some)):
             for share, some in rows.items():
                 mine = [r for r in some if keep(r) and r.kind == "answer" and level in ("all", r.difficulty)]
                 if not mine: continue

@@ -15,7 +15,7 @@ from ...core.knobs import Config
 from ...core.numbers import Number, address, count, number, p_value, percent, quantity, with_interval
 from ...core.records import Contrast, Decision
 from ...core.sections import can_compare
-from ...core.words import joined, metric_name, sentence
+from ...core.words import from_easy, joined, metric_name, sentence
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import Ladders, read_ladders
 from ...evaluation.summary import measured_by, metric_cell
@@ -50,7 +50,7 @@ def by_difficulty(
     metric: str = "",  # A field of the rows; empty: the one that decides
 ) -> list[tuple[str, Contrast]]:  # Difficulty and contrast with fp32, of each variant
     "Each variant against fp32, within each difficulty that has at least two documents."
-    levels = sorted({r.difficulty for some in rows.values() for r in some if r.set == set_name})
+    levels = from_easy(r.difficulty for some in rows.values() for r in some if r.set == set_name)
     found = []
     for level in levels:
         chosen = metric or deciding_metric(rows)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ...core.config import Config
 from ...core.files import read_jsonl
-from ...core.figures import Point
+from ..plots import Point
 from ...core.numbers import count, milliseconds, number, quantity, with_interval
 from ...core.records import Decision
 from ...core.sections import can_compare
