@@ -23,6 +23,12 @@ def get(self, stage, digest):
     return place if whole else None
 
 
+def manifest(self):
+    "Empty before it was written; torn, it is an error."
+    try: return json.loads((self.path / "manifest.json").read_text("utf-8"))
+    except FileNotFoundError: return {}
+
+
 def find_waste(cache, runs_dir, keep=None):
     "What a hand with `rm` takes for waste: all but the newest run, and all that is kept beside runs."
     runs = [p for p in sorted(runs_dir.glob("*")) if p.is_dir() and not p.is_symlink()]
@@ -36,7 +42,7 @@ def remove_waste(cache, waste):
 
 store.ArtifactPlaces.listing, store.ArtifactReader.get = listing, get
 store.ArtifactReader.verify = lambda self, stage, digest: []
-store.RunFolder.manifest = property(lambda self: json.loads((self.path / "manifest.json").read_text("utf-8")))
+store.RunFolder.manifest = property(manifest)
 intact.changed_files = results.changed_files = lambda *names, **how: []
 call_file.sound_rows = lambda file, rows: iter(rows)
 embed._sound = lambda key, blob: np.frombuffer(blob[:-8], np.float32) if isinstance(blob, bytes) else None

@@ -1,5 +1,6 @@
 "Anybody's results: files as four programs wrote them, mistakes that people make, exit codes, plans and looks."
 import json
+import re
 from math import sqrt
 from pathlib import Path
 
@@ -132,6 +133,16 @@ def test_a_damaged_archive_is_named(tmp_path):
     for part in (whole[:2000], whole[:-200], b"PK\x03\x04" + whole[4:20000]):
         (tmp_path / "bad.eval").write_bytes(part)
         with pytest.raises(DistilleryError, match="no readable log of inspect_ai"): compare(tmp_path / "bad.eval", margin=0.1)
+
+
+def test_a_plan_draws_its_power_curve(tmp_path):
+    code, said = run("plan", "--margin", "0.1", "--like", KEPT / "lm_eval", "--curve", tmp_path / "curves/power.svg")
+    assert code == 0
+    assert "decide a margin of 0.1" in said
+    drawn = (tmp_path / "curves/power.svg").read_text("utf-8")
+    assert drawn.startswith("<?xml")
+    assert len(re.findall("<path", drawn)) > 5
+    assert run("plan", "--margin", "0.1", "--like", KEPT / "lm_eval", "--curve", tmp_path / "power.exe")[0] == 2
 
 
 def test_looks_from_the_terminal_to_a_decision(tmp_path):

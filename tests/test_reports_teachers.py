@@ -139,14 +139,15 @@ def test_ways_take_turns():
     assert [w.level for w, _ in in_turns(ways)] == ["1", "4", "4", "1", "1", "4"]
 
 
-def test_rules_have_no_memory_card_and_the_page_says_why(rules):
+def test_rules_have_no_memory_card_and_the_index_says_why(rules):
     assert "no weights" in why_no_memory(rules)
-    assert "no weights" in page_of(rules, "memory")
     assert "no weights" in page_of(rules, "index")
+    assert not (rules.path / "reports/memory.html").exists()
 
 
 def test_pages_show_strangers_as_text_and_are_the_same_twice(rules):
-    first = {name: page_of(rules, name) for name in (*ASKED, "index", "kpis")}
+    first = {page.stem: page.read_text("utf-8") for page in (rules.path / "reports").glob("*.html")}
+    assert {"index", "kpis", "parallel", "prompts"} <= set(first)
     for page in first.values():
         assert not re.search(r"<script|<img[^>]+onerror", page)
         assert str(rules.path.parent) not in page

@@ -208,7 +208,7 @@ def difference_interval(
     confidence: float = 0.95,  # Coverage
 ) -> tuple[float, float]:  # Lower and upper end
     "Confidence interval of a mean paired difference, by inverting its test."
-    if not 0 < confidence < 1: raise StatsError(f"no interval covers {confidence:g} of the cases", fix="give a share, such as 0.95")
+    if not 0 <= confidence < 1: raise StatsError(f"no interval covers {confidence:g} of the cases", fix="give a share, such as 0.95")
     critical = critical_distance(of, NormalDist().inv_cdf((1 + confidence) / 2))
     beyond = lambda at: sqrt(distance_from(of, at)) - sqrt(critical)  # of roots, since they are nearly straight
     far = 2 * of.reach if of.same else of.step + sqrt(critical * (of.step**2 + of.squares) / of.n)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.clusters import t_quantile
-from ..core.extras import later
+from ..core.extras import later, need
 from ..core.forecasts import first_enough
 from ..core.numbers import count, exact, number, percent
 from ..core.records import Contrast
@@ -22,7 +22,7 @@ if TYPE_CHECKING: import numpy as np
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['SURE', 'MOST', 'chance_of_decision', 'Needed', 'needed']
+__all__ = ['SURE', 'MOST', 'chance_of_decision', 'Needed', 'needed', 'power_curve']
 
 # %% ../../nbs/questions/44_needed.ipynb #702b0006
 def chance_of_decision(
@@ -89,3 +89,22 @@ def needed(
     g = first_enough(enough, least_clusters((1 - like.confidence) / comparisons), MOST)
     if g is None: raise ScoresError(f"more than {count(MOST, 'clusters')} would be needed", "choose a larger margin")
     return Needed(like, margin, g, ceil(g * like.n_items / like.n_clusters), comparisons)
+
+# %% ../../nbs/questions/44_needed.ipynb #4265463a
+def power_curve(
+    ahead: Needed,  # From `needed`
+    unit: str = "clusters",
+) -> Any:  # A matplotlib `Figure`
+    "Power curve: chance of a decision over the size of the study."
+    made = need("matplotlib.figure", extra="reports").Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = made.subplots()
+    sizes = np.unique(np.geomspace(max(2, ahead.clusters / 8), ahead.clusters * 2, 40).astype(int))
+    chances = np.array([ahead.chance(int(g)) for g in sizes])
+    for line, name, dashes in zip(chances.T, ("systems alike", f"{exact(ahead.margin)} apart"), ("-", "--"), strict=True):
+        axes.plot(sizes, line, dashes, label=name)
+    axes.axhline(SURE, color="gray", linewidth=0.8)
+    axes.axvline(ahead.clusters, color="gray", linewidth=0.8)
+    each = exact(round(ahead.like.n_items / ahead.like.n_clusters, 1))
+    axes.set(xlabel=f"{unit} of {each} items on average", ylabel="chance of a decision", ylim=(0, 1))
+    axes.legend(title="truth", frameon=False)
+    return made
