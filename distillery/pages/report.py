@@ -136,11 +136,16 @@ def report_kernel() -> Iterator[Any]:  # A kernel manager
     with protected_children(), tempfile.TemporaryDirectory(prefix="distillery-") as sockets:
         way = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}  # sockets of its own: runs side by side
         kernel = need("jupyter_client", "reports").AsyncKernelManager(kernel_name="python3", **way)
-        connect, clients = kernel.client, list[Any]()
-        kernel.client = lambda **how: (clients.append(connect(**how)), clients[-1])[1]  # papermill leaves a shared kernel's open
+        connect, clients = kernel.client, list[Any]()  # papermill leaves those of a shared kernel open
+
+        def client(**how: Any) -> Any:
+            clients.append(connect(**how))
+            return clients[-1]
+
+        kernel.client = client
         try: yield kernel
         finally:
-            for client in clients: client.stop_channels()
+            for opened in clients: opened.stop_channels()
             if kernel.has_kernel: run_sync(kernel.shutdown_kernel)(now=True)
 
 
