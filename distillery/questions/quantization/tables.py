@@ -82,7 +82,7 @@ def answer_takeaway(
     return [
         {"question": "What is the quantitative quality drop (BERTScore F1)?", "answer": _drop_answer(results, made, config)},
         {"question": "Does it affect certain difficulty levels more than others?",
-         "answer": _difficulty_answer(difficulty_gaps(rows, where, config))},
+         "answer": _difficulty_answer(difficulty_gaps(rows, where, config), made.metric)},
         {"question": "Is the memory saving worth the quality trade-off?", "answer": _memory_answer(results, made, ladders)},
     ]
 
@@ -101,7 +101,7 @@ def _drop_answer(results: Results, made: Decision, config: Config) -> str:
                     slots=count(teacher.n_items, "slots", at("n_items")), of_student=of_student)
 
 
-def _difficulty_answer(gaps: Sequence[Contrast]) -> str:
+def _difficulty_answer(gaps: Sequence[Contrast], metric: str) -> str:
     if not gaps: return "Not asked: needs at least two difficulties with two documents each."
     said = []
     for variant in dict.fromkeys(c.a.split(" on ")[0] for c in gaps):
@@ -111,7 +111,8 @@ def _difficulty_answer(gaps: Sequence[Contrast]) -> str:
         pair = f"{c.a.split(' on ')[1]} − {c.b.split(' on ')[1]}"
         said.append(sentence("{variant}: {word} ({pair}: {gap}, {p})", variant=variant, word=word, pair=pair,
                              gap=with_interval(c, n=True, level=c.confidence), p=p_value(c.p_holm, "p")))
-    return sentence("Loss of exact match against fp32 (Holm over {n}). {said}.", n=count(len(gaps), "comparison"), said=joined("; ", said))
+    return sentence("Loss of {metric} against fp32 (Holm over {n}). {said}.", metric=metric_name(metric), said=joined("; ", said),
+                    n=count(len(gaps), "comparison"))
 
 # %% ../../../nbs/questions/quantization/30_tables.ipynb #fcf31559
 def _memory_answer(results: Results, made: Decision, ladders: Ladders) -> str:
