@@ -209,6 +209,7 @@ def paired_contrast(
     for other in (b, clusters): require_same_labels(a, other)
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape: raise StatsError(f"{x.size} cases at one level, {y.size} at the other", fix="compare the same cases")
+    if confidence <= 0: raise StatsError(f"no interval covers {confidence:g} of the cases", fix="give a share, such as 0.95")
     of, se, sums = _differences(x, y, clusters, scale)
     low, high = difference_interval(of, confidence)
     naive = (low, high) if clusters is None else difference_interval(_differences(x, y, None, scale)[0], confidence)
