@@ -135,6 +135,17 @@ def test_a_damaged_archive_is_named(tmp_path):
         with pytest.raises(DistilleryError, match="no readable log of inspect_ai"): compare(tmp_path / "bad.eval", margin=0.1)
 
 
+@pytest.mark.parametrize("scale", ["1..0", "nan..1", "0..inf", "0", "0..x", "1..1"])
+def test_a_scale_without_two_ends_is_refused(scale):
+    with pytest.raises(DistilleryError, match="is no scale"): compare(ROWS, margin=0.1, scale=scale)
+
+
+def test_a_gate_of_times_turns_the_difference_round():
+    found = compare(ROWS, margin=0.1, baseline="old", lower_is_better=True)
+    [c] = found.decision.contrasts
+    assert (gate(found).value, gate(found).bound) == (pytest.approx(-c.diff), pytest.approx(-c.ci_high))
+
+
 def test_a_plan_draws_its_power_curve(tmp_path):
     code, said = run("plan", "--margin", "0.1", "--like", KEPT / "lm_eval", "--curve", tmp_path / "curves/power.svg")
     assert code == 0

@@ -18,7 +18,7 @@ from distillery.core.store import RunFolder
 from distillery.pages.index import index_page, open_questions
 from distillery.pages.html import card, finding, note, page, table
 from distillery.questions.all import QUESTIONS, reasons
-from distillery.pages.report import build_report, check_parameters, parameters
+from distillery.pages.report import build_report, check_parameters, parameters, report_kernel
 from distillery.questions.results import open_results
 from distillery.pages.story import tell_story
 from distillery.workbook.assemble import write_decisions, write_pages
@@ -103,6 +103,18 @@ def decided(tmp_path_factory):
     write_decisions(RunFolder(run), load_config(overrides=open_results(run).settings()), "")
     with warm.kernels(): write_pages(RunFolder(run), {"quantization": {}})
     return run
+
+
+def test_a_report_finds_nothing_of_the_one_before_it(tmp_path):
+    "Two reports in one kernel are those of two kernels, names and imports included."
+    first, second = (toy(tmp_path / f"10_{name}.ipynb", code) for name, code in (
+        ("first", "import math; left = 1; run_dir"), ("second", "sorted({'left', 'math', 'In'} & set(globals()))")))
+    with report_kernel() as kernel:
+        build_report(str(first), tmp_path / "one", {}, kernel)
+        build_report(str(second), tmp_path / "one", {}, kernel)
+    with warm.kernels(): build_report(str(second), tmp_path / "two", {})
+    assert (tmp_path / "one/second.ipynb").read_bytes() == (tmp_path / "two/second.ipynb").read_bytes()
+    assert "'left'" not in str(nbformat.read(tmp_path / "one/second.ipynb", 4).cells[-1].outputs)
 
 
 def test_a_question_without_an_answer_has_no_page(decided, tmp_path):

@@ -19,7 +19,7 @@ from ..core.numbers import count, exact
 from ..core.store import atomic_write
 from ..questions.compared import Card, compare, paired, unit_of
 from ..questions.external import bring
-from ..questions.looks import Plan, declare_looks, take_look
+from ..questions.looks import LookPlan, declare_looks, take_look
 from ..questions.needed import Needed, needed, power_curve
 from ..questions.scored import ScoresError
 
@@ -43,7 +43,7 @@ def declare(
     lower_is_better: bool = False,
     confidence: float = 0.95,
     single_items: bool = False,  # Whether `clusters` are single items of documents that alone are spoken of
-) -> Plan:  # Measure in its order
+) -> LookPlan:  # Measure in its order
     "Declare looks before the first of them; raises `ScoresError` where the file is there already."
     if Path(file).exists(): raise ScoresError(f"{Path(file).name} is there: a plan is declared once", "name another file for another study")
     if len(systems) < 2: raise ScoresError("a plan compares two systems at least", "name them: --systems old,new, the baseline first")
@@ -54,7 +54,7 @@ def declare(
 
 
 def keep_plan(
-    plan: Plan,
+    plan: LookPlan,
     file: Path,
 ) -> Path:
     "Write a plan."
@@ -63,12 +63,12 @@ def keep_plan(
 
 def read_plan(
     file: Path,
-) -> Plan:
+) -> LookPlan:
     "Read a plan; raises `ScoresError` where nothing was declared."
     if not file.is_file(): raise ScoresError(
         f"{file.name} is not there: looks are declared before the first of them",
         f"distillery plan --margin M --systems old,new --of clusters.txt --looks {file.name}")
-    try: return Plan.model_validate_json(file.read_text("utf-8"))
+    try: return LookPlan.model_validate_json(file.read_text("utf-8"))
     except ValidationError as e: raise ScoresError(f"{file.name} is no plan of looks", "name the file that `distillery plan` wrote") from e
 
 
@@ -81,7 +81,7 @@ def look(
     columns: Mapping[str, str | None] | None = None,  # Role to column: item, system, score, cluster, repeat
     scale: str | None = None,  # LOW..HIGH, or "none"
     drop_missing: bool = False,  # Whether items with a missing score may be left out
-) -> Plan:  # With this look; the file has it too
+) -> LookPlan:  # With this look; the file has it too
     "Take a look at what has been measured until now; a plan that is decided stays as it is."
     plan = read_plan(Path(file))
     if plan.decided: return plan
@@ -93,7 +93,7 @@ def look(
 
 
 def told(
-    plan: Plan,
+    plan: LookPlan,
 ) -> list[str]:  # Lines
     "What a plan has come to."
     if not plan.looks: return [f"no look yet at {count(len(plan.order), 'planned clusters')}"]
@@ -117,11 +117,10 @@ def draw_curve(
 def _tell_size(out: Any, like: Card, margin: float, curve: Path | None) -> None:
     for line in [*like.read, *like.notes]: out.print(Text(line, style="dim"))
     ahead = items_needed(like, margin)
-    unit = unit_of(next((line.split()[1] for line in like.read if line.startswith("cluster: ") and ": none" not in line), None))
-    said = f"{count(ahead.items, 'items')} in {count(ahead.clusters, unit)} decide a margin of {exact(margin)} four times in five."
-    out.print(ahead.curve(unit).rich(out.width))
+    said = f"{count(ahead.items, 'items')} in {count(ahead.clusters, like.unit)} decide a margin of {exact(margin)} four times in five."
+    out.print(ahead.curve(like.unit).rich(out.width))
     out.print(Text(said, style="bold"))
-    if curve: out.print(f"{shown_path(draw_curve(ahead, curve, unit))} shows the power curve.")
+    if curve: out.print(f"{shown_path(draw_curve(ahead, curve, like.unit))} shows the power curve.")
 
 # %% ../../nbs/commands/85_plan.ipynb #b65afbd2
 def named_clusters(

@@ -6,12 +6,13 @@
 __all__ = ['Card', 'unit_of', 'chosen_baseline', 'card_of', 'compare', 'paired']
 
 # %% ../../nbs/questions/38_compared.ipynb #f0448502
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
 from ..core.numbers import count, exact
-from ..core.records import Decision, Gate, Record
+from ..core.records import Contrast, Decision, Gate, Record
 from ..core.sections import DecisionsSection
 from ..core.stats import paired_contrast
 from ..core.verdicts import ask_equivalence, noninferiority_gate
@@ -27,6 +28,7 @@ class Card(Record):
     verdicts: dict[str, str] = Field(default_factory=dict)  # System to its verdict against the baseline
     sentences: dict[str, str] = Field(default_factory=dict)  # System to the same with its numbers
     baseline: str
+    unit: str  # What a cluster is called, in the plural
     higher_is_better: bool = True
     gates: list[Gate] = Field(default_factory=list)  # Where the baseline was named
     read: list[str] = Field(default_factory=list)  # Files, columns and scale, with what was guessed
@@ -39,15 +41,13 @@ class Card(Record):
         return 4 if any(g.state == "FAIL" for g in self.gates) else 0
 
 # %% ../../nbs/questions/38_compared.ipynb #9dfff44d
-def _gates(pairs: Paired, baseline: str, metric: str, margin: float, higher: bool, decisions: DecisionsSection, drawn: Any,
+def _gates(pairs: Paired, contrasts: Sequence[Contrast], metric: str, margin: float, higher: bool, drawn: Any,
            scale: tuple[float, float] | None) -> list[Gate]:
     found = list[Gate]()
-    for system, values in pairs.values.items():
-        if system == baseline: continue
-        gain, base = (values, pairs.values[baseline]) if higher else (pairs.values[baseline], values)
-        c = paired_contrast(gain, base, drawn, confidence=decisions.confidence, resamples=99, seed=decisions.seed,
-                            levels=(system, baseline), scale=scale)
-        found.append(noninferiority_gate(f"{metric}_vs_{baseline}", system, c, margin))
+    for c in contrasts:
+        gain = c if higher else paired_contrast(pairs.values[c.b], pairs.values[c.a], drawn, confidence=c.confidence, resamples=99,
+                                                levels=(c.a, c.b), scale=scale)  # a gate asks for no p
+        found.append(noninferiority_gate(f"{metric}_vs_{c.b}", c.a, gain, margin))
     return found
 
 # %% ../../nbs/questions/38_compared.ipynb #09d45dbb
@@ -89,14 +89,14 @@ def card_of(
     notes = list(pairs.notes)
     if pairs.clusters is None: notes.append("items taken as independent: no column of clusters")
     elif drawn is None: notes.append("these clusters alone: their items are taken as independent draws")
-    gates = _gates(pairs, base, metric, margin, not lower_is_better, d, drawn, brought.scale) if baseline else []
+    gates = _gates(pairs, contrasts, metric, margin, not lower_is_better, drawn, brought.scale) if baseline else []
     return Card(
         decision=Decision(
             name="decide", question=f"Which of {count(len(pairs.values), 'systems')} is better in {metric_name(metric)}?", factor="system",
             levels=list(pairs.values), metric=metric, unit="items", n_items=len(pairs.items), n_clusters=len(set(drawn or pairs.items)),
             estimates=estimates, contrasts=contrasts, margin=margin, verdict=said[widest][0], sentence=said[widest][1]),
         verdicts={s: v[0] for s, v in said.items()}, sentences={s: v[1] for s, v in said.items()}, baseline=base,
-        higher_is_better=not lower_is_better, gates=gates, notes=notes, unpaired=pairs.unpaired,
+        unit=unit, higher_is_better=not lower_is_better, gates=gates, notes=notes, unpaired=pairs.unpaired,
         read=[*brought.said, f"baseline: {base}{'' if baseline else ' (the first)'}", f"margin: {exact(margin)}",
               "lower is better" if lower_is_better else "higher is better"])
 
@@ -128,5 +128,4 @@ def paired(
     drop_missing: bool = False,  # Whether items with a missing score may be left out
 ) -> Paired:
     "What of it can be compared."
-    why = next((line.partition("(")[2].rstrip(")") for line in brought.said if line.startswith("scale: ") and "(" in line), "--scale")
-    return pair_up(brought.table, drop_missing, brought.scale, why)
+    return pair_up(brought.table, drop_missing, brought.scale, brought.declared)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ class Brought:
     scale: tuple[float, float] | None
     said: list[str] = field(default_factory=list)  # A line for each role and file
     unit: str | None = None  # The column of clusters
+    declared: str = "--scale"  # What declared the scale
 
 
 def _log_of(data: Any, number: int) -> Log:
@@ -219,8 +221,11 @@ def _scale(asked: str | None, metric: str, table: Scored) -> tuple[tuple[float, 
     "Ends of the scale, and what declared them."
     if asked:
         low, _, high = asked.partition("..")
-        try: return (None, "") if asked == "none" else ((float(low), float(high)), "--scale")
-        except ValueError as e: raise ScoresError(f"--scale {asked} is no scale", "write LOW..HIGH, as in 0..1, or none") from e
+        try: ends = None if asked == "none" else (float(low), float(high))
+        except ValueError: ends = (1.0, 0.0)
+        if ends and not -inf < ends[0] < ends[1] < inf:
+            raise ScoresError(f"--scale {asked} is no scale", "write LOW..HIGH, as in 0..1, or none")
+        return ends, "--scale"
     words = all(isinstance(v, bool) or (isinstance(v, str) and v.strip().lower() in WORDS) for v in table.score[:200])
     return (UNIT, "right or wrong") if words else (SCALES.get(_last(metric)), f"of {metric}")
 
@@ -249,4 +254,4 @@ def bring(
     kinds = "; ".join(dict.fromkeys(f"{log.kind}, {len(log.rows):,} rows" for _, log in logs))
     shown = f"scale: {ends[0]:g} to {ends[1]:g} ({why})" if ends else "scale: none"
     return Brought(table, metric, ends, [f"read: {kinds}", *dict.fromkeys(line for r in roles for line in r.said()), shown],
-                   next((r.cluster for r in roles if r.cluster), None))
+                   next((r.cluster for r in roles if r.cluster), None), why)

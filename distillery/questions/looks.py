@@ -27,7 +27,7 @@ if TYPE_CHECKING: import numpy as np
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['GRID', 'spent', 'nominal_levels', 'Look', 'Plan', 'declare_looks', 'measured', 'look_at', 'take_look']
+__all__ = ['GRID', 'spent', 'nominal_levels', 'Look', 'LookPlan', 'declare_looks', 'measured', 'look_at', 'take_look']
 
 # %% ../../nbs/questions/42_looks.ipynb #5acedf06
 GRID = 1201  # Points from -8 to 8 standard errors
@@ -82,7 +82,7 @@ class Look(Part):
     sentences: dict[str, str]
 
 
-class Plan(Record):
+class LookPlan(Record):
     "What was declared before the first look, and the looks since."
     order: list[str]  # All clusters, in the order in which they are measured
     margin: float = Field(gt=0)
@@ -110,18 +110,18 @@ def declare_looks(
     lower_is_better: bool = False,
     confidence: float = 0.95,
     single_items: bool = False,  # Whether `clusters` are single items of these documents
-) -> Plan:  # Measure in its order
+) -> LookPlan:  # Measure in its order
     "Declare a plan: the clusters get a random order."
     names = list(dict.fromkeys(clusters))
     if len(names) < least_clusters(1 - confidence): raise ScoresError(
         f"a plan over {count(len(names), 'clusters')} can decide nothing", f"give at least {least_clusters(1 - confidence)}")
     random.Random(seed).shuffle(names)  # noqa: S311 (an order, no secret)
-    return Plan(order=names, margin=margin, baseline=baseline, systems=list(systems), higher_is_better=not lower_is_better,
+    return LookPlan(order=names, margin=margin, baseline=baseline, systems=list(systems), higher_is_better=not lower_is_better,
                 confidence=confidence, single_items=single_items)
 
 # %% ../../nbs/questions/42_looks.ipynb #d07ea20d
 def measured(
-    plan: Plan,
+    plan: LookPlan,
     pairs: Paired,  # What is there now
 ) -> int:  # Clusters from the beginning of the order
     "How far the order has been measured; refuses unknown clusters, unknown systems and scores that changed."
@@ -145,7 +145,7 @@ def measured(
     return n
 
 
-def _digest(plan: Plan, pairs: Paired, n: int) -> str:
+def _digest(plan: LookPlan, pairs: Paired, n: int) -> str:
     groups, first = pairs.items if plan.single_items else pairs.groups, set(plan.order[:n])
     rows = sorted((g, i, *(f"{pairs.values[s][k]:.12g}" for s in sorted(pairs.values)))
                   for k, (g, i) in enumerate(zip(groups, pairs.items, strict=True)) if g in first)
@@ -167,14 +167,14 @@ def look_at(
 
 # %% ../../nbs/questions/42_looks.ipynb #4948100e
 def take_look(
-    plan: Plan,
+    plan: LookPlan,
     pairs: Paired,  # What is there now
     scale: Scale = None,  # Ends of the metric's scale
     metric: str = "the metric",
     unit: str = "clusters",  # What a cluster is, in the plural
     resamples: int = 100_000,  # Random flips: early looks ask for small p-values
     seed: int = 88,
-) -> Plan:  # With the look added
+) -> LookPlan:  # With the look added
     "Look at what has come; a system that was decided at an earlier look keeps its verdict."
     if plan.decided: return plan
     n = measured(plan, pairs)
@@ -197,7 +197,7 @@ def take_look(
     return plan.model_copy(update={"looks": [*plan.looks, found]})
 
 # %% ../../nbs/questions/42_looks.ipynb #4c28f91c
-def _said(plan: Plan, c: Contrast, word: str, n: int, metric: str, unit: str) -> tuple[str, str]:
+def _said(plan: LookPlan, c: Contrast, word: str, n: int, metric: str, unit: str) -> tuple[str, str]:
     "Verdict and sentence of a look; its interval holds at all looks together (Jennison and Turnbull 1989)."
     name, of = metric_name(metric), f"{c.a} − {c.b} = {with_interval(c)}, n = {c.n_items:,}"
     where = f"repeated {percent(plan.confidence)} interval, {n:,} of {len(plan.order):,} planned {unit}"

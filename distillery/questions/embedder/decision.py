@@ -19,7 +19,7 @@ from ...core.numbers import address, count, milliseconds, number, with_interval
 from ...core.records import Contrast, Decision
 from ...core.sections import can_compare
 from ...core.stats import least_clusters
-from ...core.words import Quoted, metric_name
+from ...core.words import DIFFICULTIES, Quoted, metric_name
 from ..decide import Scores, compare, decide, level_verdicts, why_alone
 from .stages import EmbedderCost, EmbedderRow, embedder_stages
 from ..question import Question
@@ -147,7 +147,7 @@ def stratum_table(
     by: str = "stratum",  # A field of the rows: stratum or difficulty
 ) -> list[dict[str, Any]]:  # One row a stratum and level
     "nDCG@10 within each stratum that has two draws at least, and its difference to the base."
-    order = ["low", "middle", "high", "easy", "medium", "hard"]
+    order = ["low", "middle", "high", *DIFFICULTIES]
     names = sorted({str(v) for r in rows if (v := getattr(r, by))}, key=lambda n: (order.index(n) if n in order else 9, n))
     table = []
     for name in names:

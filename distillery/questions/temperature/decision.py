@@ -19,6 +19,7 @@ from ...core.numbers import count, number, plus_minus, with_interval
 from ...core.records import Contrast, Decision, Estimate
 from ...core.sections import can_compare
 from ...core.verdicts import what_is_missing
+from ...core.words import from_easy
 from ..decide import Scores, compare, decide, interaction_contrasts, level_verdicts, why_alone
 from ..question import NOT_RUN, Question
 from ..results import Results
@@ -200,7 +201,7 @@ def by_level_and_difficulty(
 ) -> list[tuple[str, list[Estimate], list[Contrast]]]:  # Difficulty, its means, its contrasts
     "Means and contrasts within each difficulty that has at least two documents."
     found = []
-    for d in dict.fromkeys(("easy", "medium", "hard")) | dict.fromkeys(sorted({r.difficulty for some in rows.values() for r in some})):
+    for d in from_easy(r.difficulty for some in rows.values() for r in some):
         scores, documents = temperature_scores(rows, metric, d)
         if not can_compare(documents.values(), config.decisions.population): continue
         found.append((d, *compare(scores, documents, base, config, metric)))
