@@ -8,6 +8,7 @@ WORKERS := $(shell expr $(CORES) + 1)  # tests also wait: for kills, servers, br
 export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONDONTWRITEBYTECODE :=  # hundreds of processes run this package: compile it once
 
 .PHONY: run test notebooks pytest lint types sync test-slow attack test-optimum test-llama bases bench lab readme export tiny reports clean
 

@@ -91,6 +91,7 @@ def test_a_killed_batch_goes_on_and_does_nothing_twice(folder):
     assert "slept 0.06" in index
 
 
+@pytest.mark.slow
 def test_one_that_stops_is_kept_and_tried_again(folder):
     grid(folder, "runs: [{rate: 0.01}, {rate: 0.02, fail: true}]")
     first = distillery("batch", "grid.yaml", "--workers", "2", cwd=folder)

@@ -225,7 +225,7 @@ def test_nothing_usable_is_shown_with_its_reasons(tmp_path):
     assert {r.reason for r in made.rejected} >= {"question shorter than generation_limits.min_question_length"}
 
 
-@pytest.mark.parametrize("minutes", [3, 30, 3000])
+@pytest.mark.parametrize("minutes", [3, *(pytest.param(long, marks=pytest.mark.slow) for long in (30, 3000))])
 def test_a_design_fits_the_time_it_was_made_for(tmp_path, minutes):
     (tmp_path / "docs").mkdir()
     write_corpus(tmp_path / "docs", 7, 20)
@@ -242,6 +242,7 @@ def test_a_design_fits_the_time_it_was_made_for(tmp_path, minutes):
     assert prepare(tmp_path / "docs", None, again).run_id
 
 
+@pytest.mark.slow
 def test_too_little_time_is_refused_with_the_time_it_takes(tmp_path):
     (tmp_path / "docs").mkdir()
     write_corpus(tmp_path / "docs", 8, 20)

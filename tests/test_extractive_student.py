@@ -186,6 +186,7 @@ def test_a_broken_export_is_refused(trained, tmp_path, monkeypatch):
         export_extractive(trained[0] / "model", tmp_path, toy_items())
 
 
+@pytest.mark.slow
 def test_eight_bits_that_read_otherwise_are_told_and_stop_nothing(trained, tmp_path, monkeypatch):
     from distillery.exporting import extractive
 

@@ -122,6 +122,7 @@ def test_clustered_gates_settle_too(away, graded):
 
 
 @pytest.mark.parametrize(("threshold", "likeness"), [(0.80, 0.4), WEEKLY(0.80, 0.1), WEEKLY(0.92, 0.2)])
+@pytest.mark.slow
 def test_a_false_pass_is_rare_in_clusters(threshold, likeness):
     rng = np.random.default_rng(10)
     passed = [gate("g", "v", x, threshold, clusters=c).state == "PASS"
@@ -141,6 +142,7 @@ def test_a_false_pass_of_noninferiority_is_rare():
     assert all(f is None or f > 200 for f in forecast)
 
 
+@pytest.mark.slow
 def test_a_false_pass_of_a_latency_budget_is_rare():
     rng = np.random.default_rng(12)
     for n in (80, 300):

@@ -15,6 +15,7 @@ from distillery.core.records import Chunk, Pair
 from distillery.core.script import fold, fold_places
 from distillery.pairs import generate, slots
 from distillery.pairs.asked import AskedQuestions
+from distillery.pairs.asking import TeacherClient
 from distillery.pairs.chunk import chunk_documents
 from distillery.pairs.dataset import build_dataset, check_leaks, place_gold
 from distillery.pairs.documents import read_documents
@@ -81,7 +82,7 @@ def test_windows_lose_no_slot_and_repeat_no_question(book, tmp_path, monkeypatch
     assert [c for some, _ in parts for c in some] == list(chunks)
     assert [s for _, plan in parts for s in plan] == slots.plan_slots(chunks, config)
     monkeypatch.setattr(slots.slot_windows, "__defaults__", (20,))
-    streamed = list(generate.stream_pairs(iter(chunks), Oracle(facts), Journal(tmp_path / "b.sqlite"), config))
+    streamed = list(generate.stream_pairs(TeacherClient((), Oracle(facts), Journal(tmp_path / "b.sqlite"), config), iter(chunks)))
     assert len(streamed) == len(parts)
     pairs = [p for part in streamed for p in part.pairs]
     answers = [p.question.lower() for p in pairs if p.kind == "answer"]
@@ -109,7 +110,7 @@ def test_a_hosted_batch_gets_everything_in_one_window(book, tmp_path, monkeypatc
     facts, chunks = book
     monkeypatch.setattr(slots.slot_windows, "__defaults__", (20,))
     config = load_config(preset="handbook")
-    windows = lambda kind: len(list(generate.stream_pairs(chunks, kind(facts), Journal(tmp_path / "j.sqlite"), config)))
+    windows = lambda kind: len(list(generate.stream_pairs(TeacherClient((), kind(facts), Journal(tmp_path / "j.sqlite"), config), chunks)))
     assert windows(Batch) == 1 < windows(Oracle)
 
 

@@ -158,6 +158,7 @@ def kept_count(page):
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_the_start_notebook_in_a_real_jupyterlab(project, shelf):
     would = lambda limit: len(browse.keep_at(shelf.pairs, shelf.config, limit).kept)
     browser.find()

@@ -52,7 +52,7 @@ def test_mlx_lm_reads_the_dataset_folder(base, tmp_path):
     assert 0 < first < len(ids)
 
 
-@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("grouped", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_losses_and_learning_rates_are_those_of_pytorch(base, tmp_path, grouped):
     "At a learning rate of next to nothing both adapters stay zero, so every loss must agree: same rows, same order, same masks."
     cfg = load_config(overrides={**FAST, "sft.learning_rate": 1e-12, "sft.group_by_length": grouped, "sft.warmup_ratio": 0.2})

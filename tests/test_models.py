@@ -115,6 +115,7 @@ def test_a_killed_run_resumes_on_the_same_curve(tmp_path, dtype):
     assert curves["straight"] == curves["resumed"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     import distillery.models.training as training
     from distillery.models.pretrain import train
@@ -162,6 +163,7 @@ def test_hints_point_at_the_answer_and_never_ahead():
     assert copied > 500
 
 
+@pytest.mark.slow
 def test_hints_change_the_gradients_and_not_the_loss(tmp_path):
     from distillery.models.pretrain import train
     recipe, tokenizer = micro()

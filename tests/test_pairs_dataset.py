@@ -186,6 +186,7 @@ def test_bare_pairs_in_three_shapes(tmp_path):
 
 
 @pytest.mark.skipif(not (SHARED / "squad").is_dir(), reason="../shared/data is not here")
+@pytest.mark.slow
 def test_squad_is_imported_whole():
     got = read_pairs(SHARED / "squad" / "squad2_dev_qa.jsonl.gz")
     assert (len(got.pairs), len(got.chunks), len(got.documents)) == (5978, 591, 17)

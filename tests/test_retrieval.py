@@ -203,27 +203,42 @@ def test_a_name_that_cannot_be_fetched_is_refused_with_a_way_out():
     assert "builtin:minilm" in refused.value.fix
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory) -> dict[str, Path]:
-    "The embedder in both variants; its graph, which takes most of the time, is traced once."
-    place, trace = tmp_path_factory.mktemp("export"), export.trace_graph
-    found = {"fp32": export_embedder("builtin:minilm", place / "fp32", "fp32")}
+def exported(spec: str, place: Path) -> dict[str, Path]:
+    "An embedder in both variants; its graph, which takes most of the time, is traced once."
+    trace, found = export.trace_graph, {"fp32": export_embedder(spec, place / "fp32", "fp32")}
     export.trace_graph = lambda model, file: shutil.copy(found["fp32"] / "model.onnx", file)
-    try: return found | {"int8": export_embedder("builtin:minilm", place / "int8")}
+    try: return found | {"int8": export_embedder(spec, place / "int8")}
     finally: export.trace_graph = trace
 
 
 @pytest.fixture(scope="module")
-def int8(exports) -> Path: return exports["int8"]
+def one_layer(tmp_path_factory) -> dict[str, Path]:
+    "The first of the model's six layers, which exports in a second."
+    place = tmp_path_factory.mktemp("export")
+    model = load_model.__wrapped__("builtin:minilm")  # not the one that others get
+    bert = model[0].auto_model
+    bert.encoder.layer, bert.config.num_hidden_layers = bert.encoder.layer[:1], 1
+    model.save(str(place / "model"))
+    return exported(str(place / "model"), place)
 
 
-def test_the_export_is_the_model_in_a_quarter_of_the_bytes(exports, int8):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, Path]: return exported("builtin:minilm", tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def int8(one_layer) -> Path: return one_layer["int8"]
+
+
+@pytest.mark.parametrize("model", ["one_layer", pytest.param("whole", marks=pytest.mark.slow)])
+def test_the_export_is_the_model_in_a_quarter_of_the_bytes(model, request):
+    exports = request.getfixturevalue(model)
     fp32, facts = (OnnxEncoder(exports[v]).facts for v in ("fp32", "int8"))
     assert fp32["least_cosine"] >= 0.9999
     assert 0.97 <= facts["least_cosine"] < 0.9999
     assert facts["bytes"] < 0.3 * fp32["bytes"]
     assert (facts["max_length"], facts["dimension"]) == (256, 384)
-    assert not [p for p in int8.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+    assert not [p for p in exports["int8"].iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
 def test_a_vector_does_not_depend_on_the_texts_beside_it(int8):
@@ -418,10 +433,10 @@ def test_our_metrics_are_those_of_ranx_on_real_rankings(squad):
 
 @pytest.mark.slow
 @needs_squad
-def test_embedders_beside_bm25_on_squad(squad, int8, tmp_path):
+def test_embedders_beside_bm25_on_squad(squad, whole, tmp_path):
     ids, texts = squad.ids, squad.texts
     bm25, minilm = Bm25Searcher(ids, texts), DenseSearcher(ids, texts, Embedder(cache=tmp_path / "v.sqlite"), "minilm")
-    small = DenseSearcher(ids, texts, Embedder(f"onnx:{int8}", tmp_path / "v.sqlite"), "int8")
+    small = DenseSearcher(ids, texts, Embedder(f"onnx:{whole['int8']}", tmp_path / "v.sqlite"), "int8")
     scores = {s.name: score_ranking(s.rank(squad.asked), squad.query_ids, squad.qrels)["ndcg@10"]
               for s in (bm25, minilm, small, HybridSearcher((bm25, minilm)))}
     estimates, contrasts = compare(scores, squad.clusters, "bm25", load_config())
@@ -482,6 +497,7 @@ def test_a_document_trains_or_measures_never_both():
     with pytest.raises(DistilleryError, match="nothing to split"): split_queries(toy_set(1))
 
 
+@pytest.mark.slow
 def test_tuning_is_the_same_twice_and_leaves_safetensors(tmp_path):
     pairs = training_pairs(toy_set())
     made = [tune_embedder(pairs, tmp_path / name, settings=TuneSettings(batch_size=8, max_steps=3)) for name in ("one", "two")]

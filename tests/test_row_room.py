@@ -68,6 +68,7 @@ def test_rows_of_plain_prose_fit_with_question_and_answer(case, tmp_path):
     assert fit["rows_left_out"] == fit["refusals_left_out"] == 0
 
 
+@pytest.mark.slow
 def test_a_narrow_row_says_what_it_left_out_and_writes_nothing_longer(case, tmp_path):
     made = ran(case, tmp_path, sft__max_length=60)
     fit = json.loads((made["dataset"] / "fit.json").read_text("utf-8"))

@@ -147,6 +147,7 @@ export.quantize_weights = worse
 """
 
 
+@pytest.mark.slow
 def test_twelve_german_pairs_end_with_their_page(finished):
     "Shipped settings throughout; so few answers decide nothing, and the page says so."
     cwd = finished[0]
@@ -169,6 +170,7 @@ def worse(finished):
     return (cwd / "worse/latest").resolve()
 
 
+@pytest.mark.slow
 def test_a_worse_small_form_is_reported_and_gated_and_takeaway_1_answered(worse):
     run = worse
     gates = [json.loads(line) for line in (run / "eval/gates.jsonl").read_text().splitlines()]

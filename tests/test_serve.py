@@ -312,7 +312,7 @@ def process(exported, tmp_path):
     child.communicate()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_finishes_what_is_in_flight_and_takes_nothing_new(process, how):
     child, url = process
     async def go():

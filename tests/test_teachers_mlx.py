@@ -111,6 +111,7 @@ def test_logprobs_are_the_models_own(micro):
     assert len(ours.logprobs.ids) == ours.completion_tokens
 
 
+@pytest.mark.slow
 def test_fewer_bits_answer_and_are_smaller(forms, prompts):
     sizes = {bits: (form / "model.safetensors").stat().st_size for bits, form in forms.items()}
     exact = texts(ask_all(MlxTeacher(forms[None]), prompts[:5]))

@@ -25,7 +25,8 @@ PAGES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "mat
          "distillery.core.figures", "distillery.pages.report", "distillery.questions.all")
 LOADED = ("distillery.commands.run", "distillery.commands.estimate", "distillery.commands.why", "distillery.commands.runs",
           "distillery.commands.ask", "distillery.commands.config", "distillery.commands.doctor", "distillery.commands.init",
-          "distillery.commands.calls", "distillery.commands.evaluate", "distillery.teachers.openai", "numpy", "scipy.stats",
+          "distillery.commands.calls", "distillery.commands.evaluate", "distillery.teachers.openai", "distillery.workbook.experiment",
+          "distillery.workbook.estimate", "distillery.workbook.checks", "distillery.questions.all", "numpy", "scipy.stats",
           "transformers.models.auto.tokenization_auto")
 
 
@@ -154,5 +155,6 @@ def run_command(*args: str, **how) -> subprocess.CompletedProcess: return run_co
 
 if __name__ == "__main__":
     for name in LOADED: importlib.import_module(name)
+    sys.modules["distillery.core.config"].Config.model_rebuild(force=True)  # pydantic puts models together where they are first used
     gc.freeze()
     if code := serve(): end(code)

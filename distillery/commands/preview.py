@@ -50,13 +50,13 @@ def preview(
     teacher: Teacher | None = None,  # Instead of teacher.model
 ) -> Preview:
     "Write the first wording of some questions, of up to three times as many where candidates fail."
-    from distillery.pairs.asking import TeacherClient
     from distillery.pairs.generate import draft_families, generated_pair
+    from distillery.pairs.groups import clients
     from distillery.teachers.open import open_teacher
 
     who, began = teacher or open_teacher(config.teacher.model, config), time.perf_counter()
     journal = open_journal(Path(config.workbook.cache_dir), config, Path("preview") / digest_text(who.name)[:16], Listening)
-    client = TeacherClient(chunks, who, journal, config, None, config.dataset.questions_per_call)
+    client = clients(config.dataset.questions_per_call)(chunks, who, journal, config)
     left = sorted((s for s in sample_slots(slots, 3 * n) if s.kind == "answer"), key=lambda s: chance("preview", s.slot_id))
     if not left: raise DistilleryError("there is nothing to ask about", "give more documents")
     asked, drafts = list[Slot](), list[Any]()

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from ..core.config import Config
 from ..core.records import Chunk, Pair, Slot
-from .asking import TeacherClient, Progress, Rejected
+from .asking import Progress, Rejected
 from .generate import ask_questions
+from .groups import clients
 from .refusals import REFUSAL_KINDS, refusal_kind
 from ..teachers.journal import Journal
 from ..teachers.protocol import Teacher
@@ -79,7 +80,7 @@ def grouping_rows(
     rows = list[GroupedRow]()
     plan = [s for s in slots if s.kind == "answer"]
     for level in levels:
-        client = TeacherClient(chunks, teacher, journal, config, progress, level)
+        client = clients(level)(chunks, teacher, journal, config, progress)
         drafts = {d.slot.slot_id: d for d in ask_questions(client, plan, set(), set(), 0)}
         for s in plan:
             d = drafts.get(s.slot_id)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'OF_ANSWERS', 'named', 'missing_names', 'originals', 'form_request', 'question_flaw', 'answer_flaw',
-           'context_flaw', 'read_back', 'new_pair', 'form_flaw', 'draft_form', 'Augmented', 'augment_pairs']
+           'context_flaw', 'read_back', 'new_pair', 'form_flaw', 'draft_form', 'Augmented', 'augment_with',
+           'augment_pairs']
 
 # %% ../../nbs/pairs/85_augment.ipynb #e21a6121
 import re
@@ -18,6 +19,7 @@ from ..core.metrics import match_form
 from ..core.records import Chunk, Pair
 from . import limits
 from .asking import TeacherClient, Progress, Rejected, check_answers, flaw, prompt_fields, sampling_settings
+from .groups import clients
 from .wordings import passage_families
 from ..teachers.journal import Journal
 from ..teachers.protocol import ChatRequest, Task, Teacher, user_request
@@ -212,18 +214,13 @@ def _in_place(old: Pair, forms: Sequence[Pair], standard: str) -> list[Pair]:
     return [new.model_copy(update={"id": old.id}), *(p.model_copy(update=answer) if p.answer == old.answer else p for p in others)]
 
 
-def augment_pairs(
-    pairs: Sequence[Pair],             # Imported pairs
-    chunks: Sequence[Chunk],           # Their passages; a pair may have none
-    teacher: Teacher,                  # Who rewords
-    journal: Journal,                  # Remembers every answer
-    config: Config,                    # Reads dataset, prompts, generation_limits, llm_defaults, validation, evaluation.refusal_markers
-    progress: Progress | None = None,  # Told (step, done, total)
-) -> Augmented:                        # The same pairs where dataset.augment is empty
+def augment_with(
+    client: TeacherClient,  # Who rewords; has the passages and the settings
+    pairs: Sequence[Pair],  # Imported pairs; one may have no passage
+) -> Augmented:             # The same pairs where dataset.augment is empty
     "Augment imported pairs with the forms that `dataset.augment` names."
-    forms = list(dict.fromkeys(config.dataset.augment))
+    forms = list(dict.fromkeys(client.config.dataset.augment))
     if not forms: return Augmented(list(pairs), [], {})
-    client = TeacherClient(chunks, teacher, journal, config, progress, config.dataset.questions_per_call)
     known = {match_form(p.question) for p in pairs}
     added = dict[str, list[Pair]]()
     counts = Counter({"pairs before": len(pairs)})
@@ -240,3 +237,15 @@ def augment_pairs(
     counts["pairs after"] = len(grown)
     reasons = Counter(f"{r.step}: {r.reason.split(': ')[0]}" for r in client.rejected)
     return Augmented(grown, client.rejected, dict(counts) | dict(client.counts) | dict(reasons.most_common()))
+
+
+def augment_pairs(
+    pairs: Sequence[Pair],             # Imported pairs
+    chunks: Sequence[Chunk],           # Their passages; a pair may have none
+    teacher: Teacher,                  # Who rewords
+    journal: Journal,                  # Remembers every answer
+    config: Config,                    # Reads dataset, prompts, generation_limits, llm_defaults, validation, evaluation.refusal_markers
+    progress: Progress | None = None,  # Told (step, done, total)
+) -> Augmented:
+    "`augment_with` the client that the settings ask for."
+    return augment_with(clients(config.dataset.questions_per_call)(chunks, teacher, journal, config, progress), pairs)

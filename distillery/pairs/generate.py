@@ -22,6 +22,7 @@ from .asked import AskedQuestions
 from .asking import (
     AnsweredQuestion, Progress, Rejected, TeacherClient, Wording, asked_language, flaw, read_answers, sampling_settings)
 from .counts import Account
+from .groups import clients
 from .refusals import UnanswerableQuestion, adversarial, kind_of_slot, off_topic, refusal_template
 from .slots import chance, refusal_quota, slot_windows
 from ..teachers.journal import Journal
@@ -220,18 +221,14 @@ def generate_window(
 
 # %% ../../nbs/pairs/40_generate.ipynb #ae8829e8
 def stream_pairs(
+    client: TeacherClient,                # Whom to ask, and with which settings
     chunks: Iterable[Chunk],              # Passages, as a stream
-    teacher: Teacher,                     # Who writes
-    journal: Journal,                     # Remembers every answer
-    config: Config,                       # Reads dataset, prompts, generation_limits, llm_defaults, validation, evaluation.refusal_markers
-    progress: Progress | None = None,     # Told (step, done, total)
     slots: Sequence[Slot] | None = None,  # Another plan than `slot_windows` makes
 ) -> Iterator[Generated]:                 # A window's pairs and rejections, and the counts so far
     "Generate the pairs of a corpus window by window; raises `DistilleryError` at the end when nothing usable came out."
-    client = TeacherClient((), teacher, journal, config, progress, config.dataset.questions_per_call)
     asked, account = AskedQuestions(), Account(client.long)
-    least = {"least": None} if getattr(teacher, "discounted", False) else {}
-    for some, plan in slot_windows(chunks, config, **least) if slots is None else [(chunks, slots)]:
+    least = {"least": None} if getattr(client.teacher, "discounted", False) else {}
+    for some, plan in slot_windows(chunks, client.config, **least) if slots is None else [(chunks, slots)]:
         client.turn_to(some)
         pairs = generate_window(client, plan, asked)
         account.add(some, plan, pairs, ((r.step, r.reason) for r in client.rejected))
@@ -245,10 +242,11 @@ def generate_pairs(
     chunks: Iterable[Chunk],              # Passages
     teacher: Teacher,                     # Who writes
     journal: Journal,                     # Remembers every answer
-    config: Config,                       # As for `stream_pairs`
+    config: Config,                       # Reads dataset, prompts, generation_limits, llm_defaults, validation, evaluation.refusal_markers
     progress: Progress | None = None,     # Told (step, done, total)
     slots: Sequence[Slot] | None = None,  # Another plan than `slot_windows` makes
 ) -> Generated:                           # Pairs in the order of the slots, rejections, counts
     "Generate the pairs of a corpus, all at once; raises `DistilleryError` when nothing usable came out."
-    parts = list(stream_pairs(chunks, teacher, journal, config, progress, slots))
+    client = clients(config.dataset.questions_per_call)((), teacher, journal, config, progress)
+    parts = list(stream_pairs(client, chunks, slots))
     return Generated([p for part in parts for p in part.pairs], [r for part in parts for r in part.rejected], parts[-1].counts)

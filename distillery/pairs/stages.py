@@ -18,12 +18,13 @@ from ..core.records import Chunk, Pair
 from ..core.store import content_digest, read_jsonl, write_json, write_jsonl
 from ..engine.plan import Job, Stage
 from ..engine.source import Source
-from .augment import FORMS, Augmented, augment_pairs
+from .augment import FORMS, Augmented, augment_with
 from .chunk import chunk_documents
 from .dataset import build_dataset, check_leaks
 from .generate import Generated, stream_pairs
 from .fit import fit_rows
 from .gold import gold_coverage, read_gold
+from .groups import Clients, clients
 from .judge import stream_scores
 from .linked import link_pairs, linked_counts
 from ..reading.listing import digest_documents
@@ -78,10 +79,10 @@ def _write_made(job: Job, parts: Iterable[Generated | Augmented]) -> None:
     write_json(job.out / "counts.json", counts)
 
 
-def _generate(job: Job, cache: Path, opener: Opener) -> None:
+def _generate(job: Job, cache: Path, opener: Opener, clients: Clients) -> None:
     chunks = stream_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
-    teacher, journal = opener(job.config), open_journal(cache, job.config, job.scratch)
-    _write_made(job, stream_pairs(chunks, teacher, journal, job.config, job.say))
+    client = clients((), opener(job.config), open_journal(cache, job.config, job.scratch), job.config, job.say)
+    _write_made(job, stream_pairs(client, chunks))
 
 
 def _chunks(job: Job) -> list[Chunk]:
@@ -89,10 +90,10 @@ def _chunks(job: Job) -> list[Chunk]:
     return read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
 
 
-def _augment(job: Job, cache: Path, opener: Opener) -> None:
+def _augment(job: Job, cache: Path, opener: Opener, clients: Clients) -> None:
     chunks, mine = _chunks(job), read_jsonl(job.needs["documents"] / "pairs.jsonl", Pair)
-    teacher, journal = opener(job.config), open_journal(cache, job.config, job.scratch)
-    _write_made(job, [augment_pairs(mine, chunks, teacher, journal, job.config, job.say)])
+    client = clients(chunks, opener(job.config), open_journal(cache, job.config, job.scratch), job.config, job.say)
+    _write_made(job, [augment_with(client, mine)])
 
 # %% ../../nbs/pairs/90_stages.ipynb #38a85d20
 def _judge(job: Job, cache: Path, half: bool) -> None:
@@ -142,7 +143,8 @@ def pairs_stages(
     generating = asked_kinds(config.dataset.questions_per_call, config.validation.judge)
     kinds = (*KINDS, *FORMS.values()) if source.kind == "pairs" else generating
     asked = {"teacher": teacher_digest(config.teacher.model, cache), "prompts": prompts_digest(config.prompts.pack, kinds)}
-    write = partial(_augment if source.kind == "pairs" else _generate, cache=cache, opener=teacher_opener(config.teacher.model, config))
+    write = partial(_augment if source.kind == "pairs" else _generate, cache=cache, opener=teacher_opener(config.teacher.model, config),
+                    clients=clients(config.dataset.questions_per_call))
     writes = Stage("generate", write, ASKING, ("documents",), asked, "asking the teacher", place="")
     if source.kind == "pairs":
         read = [Stage("documents", partial(_imported, source=source), ("dataset.columns",), inputs=origin, about="reading pairs", place="")]
