@@ -39,6 +39,7 @@ def test_nothing_is_lost_and_nothing_is_sent_twice(server, tmp_path, client):
     assert run.cpu_s > 0
 
 
+@pytest.mark.slow
 def test_what_a_client_sends_again_is_counted(server, tmp_path):
     counts = bench.count_requests("ours", server, bench.make_prompts(N + 1), tmp_path)
     assert counts.error == ""

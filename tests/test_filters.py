@@ -560,6 +560,7 @@ def minilm(articles, embedder, budgets, rubric=None, ends=None, n_turns=None):
     return run_context(encoded, ends or scale_ends(articles), rubric_queries(names, rubric or {}, embedder), budgets, n_turns=n_turns)
 
 
+@pytest.mark.slow
 def test_onestopenglish_topics_stay_together(embedder):
     articles = real("onestopenglish", scores=["level_score"], cluster="topic")
     few = set(sorted({a.cluster for a in articles})[::4])

@@ -100,7 +100,7 @@ def near(values, rng):
     return np.where(values > 0, rng.uniform(0.6, 1.0, len(values)), rng.uniform(0.0, 0.4, len(values)))
 
 
-@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("graded", [WEEKLY(False), True])
 @pytest.mark.parametrize("away", [-0.10, WEEKLY(-0.05), 0.05])
 def test_clustered_gates_settle_too(away, graded):
     rng, threshold, n, hits = np.random.default_rng(9), 0.80 if not graded else 0.60, 120, []

@@ -70,12 +70,15 @@ def parts_of(**change):
     return {s.name: result_keys(config, s.reads) for s in PLAN.stages}
 
 
+PLAIN = parts_of()
+
+
 @pytest.mark.parametrize("knob", knobs(), ids=lambda k: k.name)
 def test_only_result_knobs_change_keys(knob):
     if knob.name in ("thresholds.p95_latency_ms_max", "sft.load_best_model_at_end", "teacher.model", "student.base", "prompts.pack",
                      "dataset.gold"):
         pytest.skip("its values must exist or agree with others; covered where they are used")
-    changed, plain = parts_of(**{knob.name: another(knob, BEFORE[knob.name])}), parts_of()
+    changed, plain = parts_of(**{knob.name: another(knob, BEFORE[knob.name])}), PLAIN
     moved = [name for name, settings in changed.items() if settings != plain[name]]
     only_pages = knob.name.startswith("decisions.")
     assert bool(moved) == (knob.kind == "result") or only_pages, f"{knob.name} is {knob.kind} and moves {moved}"

@@ -256,7 +256,7 @@ def test_real_pages_have_no_false_group_and_planted_ones_are_found(tmp_path):
     assert all(found.groups.get(f"again {d}") == found.groups.get(d) is not None for d in names[: len({d for d, _ in again})])
 
 
-@pytest.mark.parametrize("n", [100, 400])
+@pytest.mark.parametrize("n", [100, pytest.param(400, marks=pytest.mark.slow)])
 def test_no_passage_is_compared_with_more_than_a_few(monkeypatch, n):
     compared = []
     original = linked.contained

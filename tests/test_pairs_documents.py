@@ -223,6 +223,7 @@ print(round(1024 * peak_mib()), sum(1 for _ in (done["documents"].path / "docume
 """
 
 
+@pytest.mark.slow
 def test_documents_are_streamed(tmp_path):
     "Ten times the documents take no more than a tenth more memory."
     peaks, sentence = [], "The press number {} of hall {} prints {} sheets an hour and rests on Mondays. "
