@@ -111,6 +111,7 @@ def exported(place, config):
     from distillery.exporting import check, export, fidelity, optimum, stages
     calls = []
     with pytest.MonkeyPatch.context() as m:
+        m.setattr(export, "build_fp32", lambda merged, out, backend: calls.append(("genai", "fp32", [backend])))
         m.setattr(export, "build_onnx", lambda merged, out, v, *how: calls.append(("genai", v, [str(h) for h in how])))
         m.setattr(optimum, "build_optimum", lambda merged, out, v, how: calls.append(("optimum", v)))
         m.setattr(fidelity, "measure_fidelity", lambda *a: None)
@@ -349,9 +350,7 @@ def judged(place, config):
     class Stop(Exception): pass
     def stop(*a, **how): calls.append(a[:2]); raise Stop
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(stages, "Embedder", stop, raising=False)
-        import distillery.retrieval.embed as embed
-        m.setattr(embed, "Embedder", stop)
+        m.setattr(stages, "CachedVectors", lambda vectors, *a, **how: stop(*a))
         m.setattr(stages, "read_jsonl", lambda *a, **k: [], raising=False)
         job = SimpleNamespace(config=config, needs=dict.fromkeys(("documents", "generate"), place.folder), say=lambda *a: None)
         judge = next(s.run for s in stages.pairs_stages(open_source(None, None, None), config, place.folder) if s.name == "judge")

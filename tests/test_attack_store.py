@@ -29,7 +29,7 @@ from distillery.engine.plan import Plan, Stage
 from distillery.engine.shelf import Shelf, read_seconds
 from distillery.engine.sources import Sources, read_sealed
 from distillery.questions.results import Results, open_results
-from distillery.retrieval.embed import VectorStore
+from distillery.retrieval.vectors import VectorStore
 from distillery.teachers.calls import damaged_calls
 from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import user_request

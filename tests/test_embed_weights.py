@@ -15,9 +15,9 @@ def copied(tmp_path, monkeypatch):
     "A copy of the package's model folder that stands for the package."
     folder = Path(shutil.copytree(minilm.MODEL_DIR, tmp_path / "model"))
     monkeypatch.setattr(minilm, "MODEL_DIR", str(folder))
-    for kept in (embed.check_weights, embed.model_dir, embed.load_model): kept.cache_clear()
+    for kept in (embed.check_weights, embed.model_dir, embed.load_sentences): kept.cache_clear()
     yield folder
-    for kept in (embed.check_weights, embed.model_dir, embed.load_model): kept.cache_clear()
+    for kept in (embed.check_weights, embed.model_dir, embed.load_sentences): kept.cache_clear()
 
 
 @pytest.mark.parametrize("name", sorted(embed.PINNED))

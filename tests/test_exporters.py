@@ -23,7 +23,7 @@ from distillery.teachers.onnx import OnnxTeacher
 from distillery.teachers.protocol import ask_all, user_request
 from distillery.training import exporters
 from distillery.training.exporters import GENAI, TRACED, exporters_of, model_facts
-from distillery.training.preflight import preflight, require
+from distillery.training.preflight import preflight, require, training_findings
 from distillery.training.toy import toy_base, toy_examples, toy_tokenizer
 
 onnx = pytest.importorskip("onnx")
@@ -121,7 +121,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_paid(tmp_path, to
     found = next(f for f in preflight(base, cfg, "genai") if f.name == "export")
     assert (found.ok, "Qwen2MoeForCausalLM" in found.found, "another base" in found.fix) == (False, True, True)
     with pytest.raises(DistilleryError, match="export"): require([found])
-    assert all(f.name != "export" for f in preflight(base, cfg, None))
+    assert all(f.name != "export" for f in training_findings(base, cfg))
 
 
 def test_a_plan_asks_about_exports_before_it_is_run(tmp_path, toy):

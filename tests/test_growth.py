@@ -217,7 +217,7 @@ def test_the_judge_takes_half_precision_where_the_cpu_has_tiles_and_its_key_says
     (tmp_path / "docs/a.md").write_text("# Lid\n\nThe lid of the press is closed by hand every day at noon.")
     asked = []
     monkeypatch.setattr(stages, "has_bf16_tiles", lambda: tiles)
-    monkeypatch.setattr(stages, "Embedder", lambda spec, cache, half: asked.append(half) or Fixed())
+    monkeypatch.setattr(stages, "CachedVectors", lambda vectors, spec, cache, half: asked.append(half) or Fixed())
     monkeypatch.setattr(stages, "stream_scores", lambda pairs, *_, **__: pairs)
     config = load_config(preset="technical-docs", overrides={"workbook.cache_dir": str(tmp_path / "cache")})
     source, cache = open_source(tmp_path / "docs", None, None), tmp_path / "cache"

@@ -19,7 +19,7 @@ from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.records import Chunk, Document, Evidence, Pair
 from distillery.retrieval import embed, export
-from distillery.retrieval.embed import Embedder, has_sides, load_model, model_digest
+from distillery.retrieval.embed import Embedder, has_sides, load_model, load_sentences, model_digest
 from distillery.retrieval.encoder import OnnxEncoder, length_batches
 from distillery.retrieval.export import export_embedder
 from distillery.retrieval.queries import (
@@ -193,7 +193,7 @@ def test_a_model_with_prompts_has_two_vectors_for_one_text(tmp_path):
 def test_the_second_time_no_model_is_loaded(tmp_path, monkeypatch):
     cache = tmp_path / "v.sqlite"
     first = Embedder(cache=cache).encode(list(TEXTS.values()))
-    monkeypatch.setattr(embed, "load_model", None)
+    monkeypatch.setattr(embed, "packed_model", None)
     assert np.array_equal(Embedder(cache=cache).encode(list(TEXTS.values())), first)
     with pytest.raises(TypeError): Embedder(cache=cache).encode(list(TEXTS.values()), fresh=True)
 
@@ -215,7 +215,7 @@ def exported(spec: str, place: Path) -> dict[str, Path]:
 def one_layer(tmp_path_factory) -> dict[str, Path]:
     "The first of the model's six layers, which exports in a second."
     place = tmp_path_factory.mktemp("export")
-    model = load_model.__wrapped__("builtin:minilm")  # not the one that others get
+    model = load_sentences.__wrapped__("builtin:minilm")  # not the one that others get
     bert = model[0].auto_model
     bert.encoder.layer, bert.config.num_hidden_layers = bert.encoder.layer[:1], 1
     model.save(str(place / "model"))
@@ -523,7 +523,7 @@ def test_vectors_on_a_full_disk_are_a_clear_error(tmp_path, monkeypatch):
     import sqlite3
 
     from distillery.core.files import StoreError
-    from distillery.retrieval.embed import VectorStore
+    from distillery.retrieval.vectors import VectorStore
 
     store, opened = VectorStore(tmp_path / "vectors.sqlite"), VectorStore._open
 

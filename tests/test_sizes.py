@@ -83,6 +83,7 @@ def test_another_base_is_exported_as_the_runs_own_is(tmp_path, monkeypatch, vari
         (tmp_path / "scratch/adapter/training.json").write_text("{}")
     monkeypatch.setattr(sft, "train_adapter", train)
     monkeypatch.setattr(merge, "merge_adapter", lambda *_: None)
+    monkeypatch.setattr(export, "build_fp32", lambda merged, out, backend: built.append((out.name, "fp32", None)))
     monkeypatch.setattr(export, "build_onnx", lambda merged, out, form, how=None, backend="": built.append((out.name, form, how)))
     stage = next(s for s in sizes_stages(open_source(None, None, None), config, tmp_path / "cache") if s.name == "base-tiny")
     for name in ("train", "validation"): write_jsonl(tmp_path / f"dataset/{name}.jsonl", toy_examples(2, name))

@@ -14,6 +14,7 @@ from distillery.training.preflight import (
     preflight,
     require,
     size_tier,
+    training_findings,
 )
 from distillery.training.toy import CHAT_TEMPLATE, toy_base
 
@@ -73,7 +74,7 @@ def test_an_architecture_that_nobody_exports_is_refused_where_exports_are_asked_
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen2MoeForCausalLM"]}))
     with pytest.raises(DistilleryError, match="Qwen2MoeForCausalLM"): require(preflight(base, load_config(), free_gib=8))
-    require(preflight(base, load_config(), backend=None, free_gib=8))
+    require(training_findings(base, load_config(), free_gib=8))
 
 
 def test_memory_follows_the_knobs_and_only_weights_that_do_not_fit_are_refused(base):

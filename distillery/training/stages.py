@@ -26,11 +26,11 @@ from ..teachers.open import teacher_weights
 
 # %% ../../nbs/training/90_stages.ipynb #fc5152bc
 def _sft(job: Job) -> None:
-    from distillery.training.preflight import preflight, require
+    from distillery.training.preflight import require, training_findings
     from distillery.training.bases import base_folder
     from distillery.training.sft import train_adapter
 
-    require(preflight(base_folder(job.config.student.base), job.config, backend=None))  # `workbook/checks` has asked about exports
+    require(training_findings(base_folder(job.config.student.base), job.config))  # `workbook/checks` has asked about exports
     train, validation = (examples_of(job.needs["dataset"], [name]) for name in ("train", "validation"))
     train_adapter(train, validation, job.config.student.base, job.config, job.out, job.scratch,
                   lambda done, total: job.say("steps", done, total))

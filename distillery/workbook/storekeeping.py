@@ -17,7 +17,7 @@ from pathlib import Path
 from ..core.errors import DistilleryError
 from ..core.files import StoreError, digest_json, files_below, read_memory
 from ..core.store import ArtifactReader, Artifacts, RunFolder, list_runs
-from ..retrieval.embed import VectorStore
+from ..retrieval.vectors import VectorStore
 from ..teachers.calls import damaged_calls
 from ..teachers.journal import Journal
 from ..wire.intact import changed_files, read_kept

@@ -88,7 +88,7 @@ def _trained_arm(job: Job, arm: str, seed: int) -> tuple[Path, dict[str, Any]]:
 
 
 def _arm(job: Job, arm: str, seed: int, cache: Path) -> None:
-    from distillery.exporting.export import build_onnx
+    from distillery.exporting.export import build_fp32
     from distillery.evaluation.measure import measure_variant
     from distillery.teachers.chat import ChatTokenizer
     from distillery.training.bases import base_folder
@@ -99,7 +99,7 @@ def _arm(job: Job, arm: str, seed: int, cache: Path) -> None:
     if arm == "rag":
         chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk)
         examples, search_ms = retrieved_examples(examples, chunks, job.config.embedder.base, cache / "vectors.sqlite")
-    build_onnx(model, job.scratch / "onnx", "fp32")
+    build_fp32(model, job.scratch / "onnx")
     rows, cost = measure_variant("fp32", job.scratch / "onnx", examples, job.scratch / "answers", job.config,
                                  lambda done, total: job.say("questions", done, total))
     chat = ChatTokenizer(base)

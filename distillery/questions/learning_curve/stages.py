@@ -34,7 +34,7 @@ def taught_documents(
 
 # %% ../../../nbs/questions/learning_curve/10_stages.ipynb #9f02488e
 def _fit(job: Job, share: float) -> None:
-    from distillery.exporting.export import build_onnx
+    from distillery.exporting.export import build_fp32
     from distillery.evaluation.measure import measure_variant
     from distillery.exporting.merge import merge_adapter
     from distillery.training.sft import train_adapter
@@ -46,7 +46,7 @@ def _fit(job: Job, share: float) -> None:
     log = train_adapter([x for x in train if x.doc_id in documents], examples_of(data, ["validation"]), base, job.config, adapter,
                         job.scratch / "checkpoints", partial(job.say, "steps"))
     merge_adapter(base, adapter, merged)
-    build_onnx(merged, onnx, "fp32")
+    build_fp32(merged, onnx)
     asked = draw_examples(examples_of(data, ["recall", "test"]), e.full_samples_per_set, e.seed)
     rows, _ = measure_variant("fp32", onnx, asked, job.scratch / "measure", job.config, partial(job.say, "asking"))
     write_jsonl(job.out / "rows.jsonl", rows)

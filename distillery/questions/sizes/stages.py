@@ -26,7 +26,7 @@ from ...evaluation.summary import summarise_rows
 from ...pairs.set_notes import examples_of
 from ...retrieval.embed import model_digest
 from ...exporting.reader import READER, reader_over
-from ...exporting.stages import variant_reads
+from ...exporting.stages import Builder, builder_of, variant_reads
 from ...teachers.open import base_digest
 
 # %% ../../../nbs/questions/sizes/10_stages.ipynb #15e2b35b
@@ -57,9 +57,8 @@ def _trained(folder: Path) -> dict[str, Any]:
     return {"train_seconds": log["seconds"], "parameters": log.get("parameters")}
 
 # %% ../../../nbs/questions/sizes/10_stages.ipynb #47cc4928
-def _base(job: Job, spec: str, variant: str) -> None:
+def _base(job: Job, spec: str, build: Builder) -> None:
     from distillery.exporting.merge import merge_adapter
-    from distillery.exporting.stages import build_variant
     from distillery.training.sft import train_adapter
 
     train, validation = (examples_of(job.needs["dataset"], [name]) for name in ("train", "validation"))
@@ -68,7 +67,7 @@ def _base(job: Job, spec: str, variant: str) -> None:
                   lambda done, total: job.say("steps", done, total))
     shutil.rmtree(job.scratch / "merged", ignore_errors=True)
     merge_adapter(spec, adapter, job.scratch / "merged")
-    build_variant(job, job.scratch / "merged", variant, job.out / "onnx")
+    build(job, job.scratch / "merged", job.out / "onnx")
     shutil.copy(adapter / "training.json", job.out)
 
 
@@ -165,8 +164,9 @@ def sizes_stages(
             stages.append(Stage(f"sizes-{level}", partial(_own_size, variant=v), (), ("sft", own), about="taking the run's own student",
                                 place=f"sizes/{level}"))
             continue
-        stages.append(Stage(f"base-{level}", partial(_base, spec=spec, variant=v), ("lora", "sft", *variant_reads(v)), ("dataset",),
-                            {"base": base_digest(spec, cache)}, "training on another base"))
+        train = partial(_base, spec=spec, build=builder_of(v, config.export.backend))
+        stages.append(Stage(f"base-{level}", train, ("lora", "sft", *variant_reads(v)), ("dataset",), {"base": base_digest(spec, cache)},
+                            "training on another base"))
         measured(level, partial(_base_size, level=level, variant=v), (f"base-{level}",))
     if s.extractive:
         reads = ("student.extractive_base", "student.extractive_epochs", "student.extractive_learning_rate", "sft.seed", "sft.precision",
