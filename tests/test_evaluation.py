@@ -339,7 +339,7 @@ def test_the_same_evaluation_is_the_same_folder_and_asks_nothing_again(runs, tmp
 
 
 def test_looks_stop_when_it_is_decided_and_go_on_where_time_ended(exported, tmp_path, monkeypatch):
-    "Eighteen documents a set, and a variant that answers as badly as fp32: it is no worse, which twelve of them show within a margin of .5."
+    "Eighteen documents a set, and a variant that answers as badly as fp32: it is no worse by .5, as twelve of them show."
     monkeypatch.setattr(measure, "_run_child", lambda variant, out, total, progress: measure.answer_request(out))  # two seconds less each
     results = Results(toy_run(tmp_path / "runs/aaaa", exported, asked=60))
     cfg = settings_of(results, {"evaluation.report_output": str(tmp_path / "reports"), "decisions.margins": {"answer_match": 0.5}})

@@ -13,9 +13,9 @@ import typer
 from rich.progress import Progress, TextColumn
 from rich.text import Text
 
-from ..core.config import ConfigError, flatten
+from ..core.config import flatten
 from ..core.store import open_run
-from .options import File, Set, console, overrides, settings
+from .options import File, Set, Within, console, look_seconds, overrides, settings
 from ..questions.results import Results, open_results
 
 # %% ../../nbs/commands/50_evaluate.ipynb #399ba13e
@@ -43,16 +43,16 @@ def finished_run(
     "Open a run for reading."
     return open_results(open_run(Path(runs_dir), name).path)
 
-
+# %% ../../nbs/commands/50_evaluate.ipynb #c4f1db16
 def evaluate(
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
     suite: Annotated[str | None, typer.Option("--suite", help="smoke or full.")] = None,
     variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="Only this one, e.g. q4; may be repeated.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="A folder of own sets: JSONL files of questions and answers.")] = None,
     compare_to: Annotated[str | None, typer.Option("--compare-to", help="The run in use: it answers the same questions.")] = None,
-    looks: Annotated[int | None, typer.Option("--looks", min=2, help="Stop asking a variant as soon as it is decided against the run in "
-                                              "use, or fp32: at most so many looks, at whole documents in random order.")] = None,
-    within: Annotated[str | None, typer.Option("--within", help="With --looks: no look begins that would end later, e.g. 30m.")] = None,
+    looks: Annotated[int | None, typer.Option("--looks", help="Stop asking a variant as soon as it is decided against the run in use, or "
+                                              "fp32: at most so many looks, at whole documents in random order.")] = None,
+    within: Within = None,
     fail: Annotated[bool, typer.Option("--fail-on-threshold", help="Exit with 4 if a gate FAILED; open gates do not count.")] = False,
     config: File = None, sets: Set = None,
 ) -> None:
@@ -66,10 +66,8 @@ def evaluate(
       distillery evaluate --compare-to 4f2a --looks 5 --within 30m
     """
     from distillery.workbook.reevaluate import evaluate_run, gate_lines, settings_of, verdict_of, write_overview
-    from distillery.workbook.within import read_minutes
 
-    if within and not looks: raise ConfigError("--within has nothing to stop between", "say with --looks how often to look: --looks 5")
-    seconds = 60 * read_minutes(within) if within else None
+    seconds = look_seconds(looks, within)
 
     out, runs_dir = console(), settings(config, None, sets).workbook.runs_dir
     results = finished_run(runs_dir, run)

@@ -20,12 +20,11 @@ from ..core.config import Config, ConfigError, config_diff
 from ..core.files import atomic_write, digest_json
 from ..core.store import open_run
 from ..teachers.budget import charged_to
-from .options import Docs, File, Folder, Pairs, Preset, Set, Teacher, console, one_folder, settings
+from .options import Docs, File, Folder, Pairs, Preset, Set, Teacher, Within, console, look_seconds, one_folder, settings
 from ..questions.results import Results
 from ..workbook.tune import STEPS, Change, Round, symptoms, trials, tune_step
 from ..workbook.tune import tune as tune_all
 from ..workbook.tune_looks import exports, measured_rows, tune_in_looks
-from ..workbook.within import read_minutes
 from ..pages.terminal import Watcher
 from ..core.numbers import count, number, percent
 from ..core.table import Column, Table
@@ -78,9 +77,9 @@ def tune(
     sets: Set = None,
     step: Annotated[list[str] | None, typer.Option("--step", help="dataset, training or quantization; by default all.")] = None,
     halving: Annotated[bool, typer.Option("--halving", help="Successive halving over the epochs instead of all in full.")] = False,
-    looks: Annotated[int | None, typer.Option("--looks", min=2, help="Stop asking a candidate as soon as it is decided: at most so many "
+    looks: Annotated[int | None, typer.Option("--looks", help="Stop asking a candidate as soon as it is decided: at most so many "
                                               "looks, at whole documents in random order.")] = None,
-    within: Annotated[str | None, typer.Option("--within", help="With --looks: no look begins that would end later, e.g. 2h.")] = None,
+    within: Within = None,
     advise: Annotated[str | None, typer.Option("--advise", help="Try nothing: say what a finished run calls for.")] = None,
 ) -> None:
     """Try the changes that the guide lists, in its order, and adopt those shown to be better on the same questions.
@@ -97,10 +96,10 @@ def tune(
         found = symptoms(Results(open_run(Path(cfg.workbook.runs_dir), advise).path))
         out.print(Table.of(found).rich(out.width) if found else Text("no symptom is shown by this run"))
         return
+    seconds = look_seconds(looks, within)
     if looks and halving: raise ConfigError("--looks and --halving are two ways to try less", "choose one of them")
-    if within and not looks: raise ConfigError("--within has nothing to stop between", "say with --looks how often to look: --looks 5")
     with charged_to("tune"), Watcher(out) as watch:
-        one = way_of(watch, halving, looks, 60 * read_minutes(within) if within else None)
+        one = way_of(watch, halving, looks, seconds)
         after, rounds = tune_all(cfg, one, step or STEPS)
     for r in rounds:
         out.print(round_table(r).rich(out.width))

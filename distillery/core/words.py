@@ -63,7 +63,7 @@ SHARES = ("bert_f1", "token_f1", "exact_match", "answer_match", "keyword_coverag
           "same_top1", "evidence", "support", "uniqueness", "answerable")
 METRIC_SCALES: dict[str, tuple[float, float]] = {**dict.fromkeys(SHARES, (0.0, 1.0)), "rag_improvement": (-1.0, 1.0)}
 
-
+# %% ../../nbs/core/21_words.ipynb #53d904c3
 def metric_scale(
     key: str,  # As files and settings spell it
 ) -> tuple[float, float] | None:  # None for times, sizes, errors in points

@@ -102,7 +102,7 @@ class LookPlan(Record):
         last = self.looks[-1] if self.looks else None
         return last is not None and (last.clusters == len(self.order) or not any(v.startswith("undecided") for v in last.verdicts.values()))
 
-
+# %% ../../nbs/questions/42_looks.ipynb #9d66fb04
 def declare_looks(
     clusters: Sequence[str],  # All that may be measured; whole documents, or items where these documents are all there is
     *,
