@@ -90,11 +90,11 @@ def metric_name(
 def gate_name(
     key: str,  # "recall.token_f1_min", "test.answer_match_vs_fp32", "kl_max"
 ) -> str:  # As people read it
-    "Name of a gate: its set, the metric, and what that is held against where it is no threshold."
+    "Name of a gate: the metric, what that is held against where it is no threshold, and its set."
     asked, dot, rest = key.rpartition(".")
     what, against, other = rest.partition("_vs_")
     name = f"{metric_name(what)} against {other}" if against else metric_name(rest.removesuffix("_min").removesuffix("_max"))
-    return f"{asked}: {name}" if dot else name
+    return f"{name} on {asked}" if dot else name
 
 # %% ../../nbs/core/21_words.ipynb #61ed7655
 class Sentence(str):
