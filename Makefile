@@ -85,8 +85,9 @@ bench: $(VENV)/.installed
 lab: $(VENV)/.installed
 	jupyter lab nbs/start.ipynb
 
-# Run the built-in job and keep its pages and its small store.
+# Run the built-in job and keep its pages and its small store; a small run answers the questions that it leaves open.
 reports: $(VENV)/.installed
+	distillery run --preset handbook --config tests/optional.yaml --name optional
 	distillery run
 	python tests/keep_run.py
 

@@ -216,6 +216,7 @@ def test_levels_of_looks_are_the_published_ones():
 def test_a_few_trajectories_err_seldom_and_end_early():
     n = 20
     assert max(trajectories.errors(3, n)) <= trajectories.most(n)
+    assert max(trajectories.gate_errors(3, n)) <= trajectories.most(n, 0.025)
     assert trajectories.saving(5, 8) >= 0.3
 
 
@@ -228,6 +229,16 @@ def test_trajectories_err_as_seldom_as_one_look(looks):
 
 
 @pytest.mark.slow
-def test_a_study_of_the_planned_size_decides_four_times_in_five():
+@pytest.mark.parametrize("looks", [5, 10, 20])
+def test_gates_err_as_seldom_as_at_one_look(looks):
+    "PASS and FAIL at a loss of exactly the margin, and against a threshold that is just met, at the look where the gate stopped."
+    n = 1500
+    assert max(trajectories.gate_errors(looks, n)) <= trajectories.most(n, 0.025)
+    assert trajectories.gate_saving(looks, n // 5) >= 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pilot", [12, 20, 36])
+def test_a_study_of_the_planned_size_decides_four_times_in_five(pilot):
     n = 300
-    for share in trajectories.decided(n): assert 0.75 - 3 * sqrt(0.16 / n) <= share <= 0.9 + 3 * sqrt(0.16 / n)
+    for share in trajectories.decided(n, pilot): assert 0.75 - 3 * sqrt(0.16 / n) <= share <= 0.9 + 3 * sqrt(0.16 / n)

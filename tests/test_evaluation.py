@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.files import write_jsonl
 from distillery.core.records import Example
+from distillery.evaluation import measure
 from distillery.evaluation.evaluate import EvalCase, align_rows, draw_suite, score_answer
 from distillery.evaluation.gates import TAUGHT, THRESHOLDS, budget_key, student_gates
 from distillery.evaluation.incumbent import incumbent_variants, unseen_cases
@@ -334,6 +336,43 @@ def test_the_same_evaluation_is_the_same_folder_and_asks_nothing_again(runs, tmp
     before = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     write_overview(evaluate_run(results, cfg), cfg)
     assert {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_looks_stop_when_it_is_decided_and_go_on_where_time_ended(exported, tmp_path, monkeypatch):
+    "Eighteen documents a set, and a variant that answers as badly as fp32: it is no worse by .5, as twelve of them show."
+    monkeypatch.setattr(measure, "_run_child", lambda variant, out, total, progress: measure.answer_request(out))  # two seconds less each
+    results = Results(toy_run(tmp_path / "runs/aaaa", exported, asked=60))
+    cfg = settings_of(results, {"evaluation.report_output": str(tmp_path / "reports"), "decisions.margins": {"answer_match": 0.5}})
+    short = evaluate_run(results, cfg, looks=3, seconds=1e-9)
+    assert short.decided[-1].endswith("The same command goes on.")
+    made = evaluate_run(results, cfg, looks=3)
+    assert made.folder == short.folder
+    assert [r.id for r in made.rows["q4"]] == [r.id for r in made.rows["fp32"]]
+    assert (len(short.rows["q4"]), len(made.rows["q4"])) == (36, 72)
+    assert {g.state for g in made.gates if g.name.endswith("answer_match_vs_fp32")} == {"PASS"}
+    assert all("q4 is no worse than fp32 in answer match by more than 0.5" in line for line in made.decided[:2])
+    assert made.decided[-1] == "144 answers of 216 were needed: 33.3 % saved."
+    assert made.confidence > 0.95
+    assert made.decided[0] in write_overview(made, cfg).read_text()
+    assert evaluate_run(results, cfg, looks=3).rows == made.rows
+    with pytest.raises(DistilleryError, match="with another margin: a plan is declared once"):
+        evaluate_run(results, settings_of(results, {"evaluation.report_output": str(tmp_path / "reports")}), looks=3)
+    rows = next(made.folder.glob("measured/q4/look-1/rows.jsonl"))
+    rows.write_text(rows.read_text().replace('"answer_match":0.0', '"answer_match":1.0'))
+    with pytest.raises(DistilleryError, match="have changed since they were looked at"): evaluate_run(results, cfg, looks=3)
+
+
+def test_looks_need_a_comparison(runs):
+    assert "there is none" in distillery("evaluate", "--variant", "q4", "--looks", "5", cwd=runs, code=1)
+    assert "--looks 5" in distillery("evaluate", "--within", "5m", cwd=runs, code=2)
+
+
+@pytest.mark.slow
+def test_looks_at_the_run_in_use(runs):
+    wide = "--set", "decisions.margins={answer_match: 0.5}"
+    said = distillery("evaluate", "--looks", "5", "--compare-to", "bbbb", "--variant", "q4", *wide, cwd=runs, code=0)
+    assert "q4 is no worse than the incumbent's q4 in answer match by more than 0.5" in said
+    assert re.search(r"answers of \d+ were needed: \S+ % saved", said)
 
 
 def test_slips_are_named(runs):

@@ -1,6 +1,7 @@
 "Truth of the pages: numerals lead to stored values, altered ones are found, and warnings follow the run's source."
 import json
 import random
+import re
 from math import isclose
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,8 @@ from asked_run import asked_run
 from page_truth import COVERED, EXEMPT, Page, Stored, altered, flaws, rendered, says
 
 from distillery.core.config import load_config
+from distillery.core.words import METRIC_NAMES
+from distillery.evaluation.gates import TAUGHT, THRESHOLDS
 from distillery.evaluation.latency import Timing, latency_summary
 from distillery.filters.context import ContextCost, add_time
 from distillery.pages.report import templates
@@ -47,6 +50,23 @@ def test_the_lint_reads_whole_pages_and_exempts_little(run):
     addressed = {name: sum(bool(p.src) for b in Page(page_of(run, name)).blocks for p in b.pieces) for name in COVERED}
     assert addressed["quantization"] > 500
     assert all(n > 25 for n in addressed.values()), addressed
+
+
+def raw_names(text):
+    "Metrics and gates that a page calls as files do; settings with their section, and code, are called so on purpose."
+    shown = re.sub(r"<(style|script|code)[^>]*>.*?</\1>|<[^>]+>", "\n", text, flags=re.DOTALL)
+    keys = "|".join(sorted({k for k in METRIC_NAMES if "_" in k} | {*THRESHOLDS, *TAUGHT}, key=len, reverse=True))
+    return sorted(set(re.findall(rf"(?<![\w.])(?:(?:recall|test)\.)?(?:{keys})(?:_min|_max|_vs_\w+)?\b", shown)))
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_metrics_and_gates_have_names(run, name):
+    assert raw_names(page_of(run, name)) == []
+
+
+def test_raw_names_are_seen():
+    page = "<td>recall.token_f1_min</td><td>bert_f1</td><code>token_f1</code> thresholds.token_f1_min"
+    assert raw_names(page) == ["bert_f1", "recall.token_f1_min"]
 
 
 def test_of_a_hundred_altered_numerals_ninety_eight_are_found(run, stored):

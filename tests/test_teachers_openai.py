@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.teachers.journal import Journal, read_calls
+from distillery.teachers.open import open_teacher
 from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import ask_all, user_request
 
@@ -25,6 +27,16 @@ def teacher(server, **settings):
 
 def ask(server, n=1, **settings):
     return ask_all(teacher(server, **settings), [user_request(str(i), f"p{i}") for i in range(n)])
+
+
+@pytest.mark.parametrize("scheme", ["HTTP", "hTTp"])
+def test_a_scheme_in_capitals_is_a_server_like_any_other(scheme):
+    with Server([]) as server:
+        spec = scheme + server.url.removeprefix("http") + "#m"
+        config = load_config(overrides={"teacher.model": spec, "budget.prices": {spec: [1, 2]}})
+        assert config.teacher.model == f"{server.url}#m" == next(iter(config.budget.prices))
+        results = ask_all(open_teacher(spec, config), [user_request("0", "p0")])
+    assert [r.text for r in results] == ["answer to p0"]
 
 
 @pytest.mark.parametrize("fault", ["busy", "error", "malformed", "cut", "short"])
@@ -116,6 +128,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from distillery.teachers.journal import Journal
+from distillery.teachers.open import open_teacher
 from distillery.teachers.openai import OpenAITeacher
 from distillery.teachers.protocol import user_request
 journal = Journal(Path(sys.argv[2]))

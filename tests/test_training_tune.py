@@ -162,3 +162,23 @@ def test_trials_share_what_they_can_and_train_what_they_must(tmp_path):
     second = run({"lora.r": 8, "lora.alpha": 16})
     assert set(made) == {"sft", "merge", "export-fp32", "measure-fp32", "evaluate"}
     assert [r.id for r in first["fp32"]] == [r.id for r in second["fp32"]]
+
+
+@pytest.mark.slow
+def test_candidates_are_exported_once_and_asked_until_decided(tmp_path):
+    from distillery.workbook.tune_looks import exports, measured_rows, tune_in_looks
+    knobs = {"export.variants": ["fp32", "q4"], "sft.epochs": 1, "dataset.questions_per_chunk": 3, "export.check_positions": 50,
+             "evaluation.full_samples_per_set": 60, "evaluation.max_new_tokens": 8, "workbook.cache_dir": str(tmp_path / "cache"),
+             "student.base": "builtin:tiny", "decisions.margins": {"answer_match": 0.5}}
+    made, heard, config = [], [], load_config(preset="handbook", overrides=knobs)
+    watch = lambda e: made.append(e.stage) if e.kind == "done" else None
+    make, answer = exports(config, "quantization", watch), measured_rows(config)
+    step = lambda: tune_in_looks(make, answer, "quantization", config, 5, tell=heard.append)
+    change, [found] = step()
+    assert not {s for s in made if s.startswith("measure-")}
+    assert found.decided[-1].endswith("saved.")
+    assert all(line["verdict"].startswith("equivalent") for line in found.lines[1:])
+    assert change == {}
+    made.clear()
+    assert step() == (change, [found])
+    assert made == []

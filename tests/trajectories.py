@@ -8,8 +8,8 @@ from math import sqrt
 import numpy as np
 
 from distillery.core.stats import SHARE, paired_contrast
-from distillery.core.verdicts import verdict
-from distillery.questions.looks import look_at, nominal_levels
+from distillery.core.verdicts import gate, verdict
+from distillery.questions.looks import gate_at, look_at, nominal_levels
 from distillery.questions.needed import needed
 
 DOCUMENTS, LIKENESS, DIFFER, MARGIN = 60, 0.2, 0.3, 0.15
@@ -40,6 +40,34 @@ def trajectory(rng, mean, looks, documents=DOCUMENTS, margin=MARGIN, resamples=9
         word = look_at(c.model_copy(update={"confidence": 0.95}), shares, margin)
         if word != "undecided": return word if word == "equivalent" else f"{word} {'+' if c.diff > 0 else '-'}", n / documents
     return "undecided", 1.0
+
+
+def gated(rng, mean, looks, documents=DOCUMENTS, margin=MARGIN):
+    "A gate that is looked at so many times, the share of documents it took, and a gate on a threshold that is just met, where it stopped."
+    d, document = study(rng, mean, documents)
+    shares = ()
+    for k in range(1, looks + 1):
+        n = round(documents * k / looks)
+        shares = (*shares, n / documents)
+        kept, level = document < n, min(1 - nominal_levels(shares)[-1], 1 - 1e-12)
+        if n < 2: continue
+        c = paired_contrast(np.maximum(d[kept], 0), np.maximum(-d[kept], 0), document[kept], confidence=level, resamples=99, scale=SHARE)
+        state = gate_at(c, margin)
+        if state != "undecided": break
+    met = gate("share", "new", np.maximum(d[kept], 0), (DIFFER + mean) / 2, "min", document[kept], level).state
+    return state, n / documents, met
+
+
+def gate_errors(looks, simulations, seed=88):
+    "Shares of PASS and of FAIL where the loss is the margin, and of PASS and of FAIL against a threshold that is just met."
+    found = [gated(np.random.default_rng([seed, 4, i, looks]), -MARGIN, looks) for i in range(simulations)]
+    share = lambda at, word: sum(f[at] == word for f in found) / simulations
+    return share(0, "PASS"), share(0, "FAIL"), share(2, "PASS"), share(2, "FAIL")
+
+
+def gate_saving(looks, simulations, seed=88):
+    "Mean share of documents that need not be measured where the new one gains the margin: twice the margin from what would fail it."
+    return 1 - float(np.mean([gated(np.random.default_rng([seed, 5, i, looks]), MARGIN, looks)[1] for i in range(simulations)]))
 
 
 def errors(looks, simulations, seed=88):
@@ -84,9 +112,9 @@ def contrast(d, document):
     return paired_contrast(np.maximum(d, 0), np.maximum(-d, 0), document, resamples=999, levels=("new", "old"), scale=SHARE)
 
 
-def most(simulations):
-    "Errors that five per cent and three Monte Carlo errors allow."
-    return 0.05 + 3 * sqrt(0.05 * 0.95 / simulations)
+def most(simulations, level=0.05):
+    "Errors that a level and three Monte Carlo errors allow."
+    return level + 3 * sqrt(level * (1 - level) / simulations)
 
 
 if __name__ == "__main__":
@@ -96,3 +124,8 @@ if __name__ == "__main__":
     for looks in (5, 10, 20):
         better, alike = errors(looks, n)
         print(f"| {looks} | {better:.4f} | {alike:.4f} | {100 * saving(looks, max(100, n // 5)):.0f} % |", flush=True)
+    print(f"\ngates: at most {most(n, 0.025):.4f} allowed\n| looks | PASS at a loss of the margin | FAIL at it | PASS, threshold just met "
+          "| FAIL, threshold just met | documents saved at a gain of the margin |\n|---|---|---|---|---|---|")
+    for looks in (5, 10, 20):
+        shares = " | ".join(f"{share:.4f}" for share in gate_errors(looks, n))
+        print(f"| {looks} | {shares} | {100 * gate_saving(looks, max(100, n // 5)):.0f} % |", flush=True)

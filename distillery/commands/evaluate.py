@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..core.config import flatten
 from ..core.store import open_run
-from .options import File, Set, console, overrides, settings
+from .options import File, Set, Within, console, look_seconds, overrides, settings
 from ..questions.results import Results, open_results
 
 # %% ../../nbs/commands/50_evaluate.ipynb #399ba13e
@@ -43,13 +43,16 @@ def finished_run(
     "Open a run for reading."
     return open_results(open_run(Path(runs_dir), name).path)
 
-
+# %% ../../nbs/commands/50_evaluate.ipynb #c4f1db16
 def evaluate(
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
     suite: Annotated[str | None, typer.Option("--suite", help="smoke or full.")] = None,
     variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="Only this one, e.g. q4; may be repeated.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="A folder of own sets: JSONL files of questions and answers.")] = None,
     compare_to: Annotated[str | None, typer.Option("--compare-to", help="The run in use: it answers the same questions.")] = None,
+    looks: Annotated[int | None, typer.Option("--looks", help="Stop asking a variant as soon as it is decided against the run in use, or "
+                                              "fp32: at most so many looks, at whole documents in random order.")] = None,
+    within: Within = None,
     fail: Annotated[bool, typer.Option("--fail-on-threshold", help="Exit with 4 if a gate FAILED; open gates do not count.")] = False,
     config: File = None, sets: Set = None,
 ) -> None:
@@ -60,8 +63,11 @@ def evaluate(
       distillery evaluate --suite smoke
       distillery evaluate --variant q4 --data ./our_questions
       distillery evaluate --compare-to 4f2a --fail-on-threshold
+      distillery evaluate --compare-to 4f2a --looks 5 --within 30m
     """
     from distillery.workbook.reevaluate import evaluate_run, gate_lines, settings_of, verdict_of, write_overview
+
+    seconds = look_seconds(looks, within)
 
     out, runs_dir = console(), settings(config, None, sets).workbook.runs_dir
     results = finished_run(runs_dir, run)
@@ -70,10 +76,11 @@ def evaluate(
     with Progress(*COLUMNS, console=out, transient=True) as bar:
         task = bar.add_task("asking", total=None)
         tell = lambda what, i, n: bar.update(task, description=what, completed=i, total=n)
-        made = evaluate_run(results, cfg, variant or [], incumbent, tell)
+        made = evaluate_run(results, cfg, variant or [], incumbent, tell, looks, seconds)
     page = write_overview(made, cfg)
     for line in made.notes: out.print(Text(line))
     for state, line in gate_lines(made.gates): out.print(Text(line, style=STYLES[state]))
+    for line in made.decided: out.print(Text(line))
     for d in made.differences:
         out.print(Text(f"{d['variant']} against {d['incumbent']} of {compare_to}, {d['metric']} on {d['set']}: {d['difference']}, "
                        f"n = {d['questions']} on {d['documents']} documents"))

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from .options import console, shown_path
-from ..core.numbers import count, exact
+from ..core.numbers import count, exact, percent
 from ..core.store import atomic_write
 from ..questions.compared import Card, compare, paired, unit_of
 from ..questions.external import bring
 from ..questions.looks import LookPlan, declare_looks, take_look
-from ..questions.needed import Needed, needed, power_curve
+from ..questions.needed import ASSURANCE, Needed, needed, power_curve
 from ..questions.scored import ScoresError
 
 # %% ../../nbs/commands/85_plan.ipynb #037518d5
@@ -118,8 +118,11 @@ def _tell_size(out: Any, like: Card, margin: float, curve: Path | None) -> None:
     for line in [*like.read, *like.notes]: out.print(Text(line, style="dim"))
     ahead = items_needed(like, margin)
     said = f"{count(ahead.items, 'items')} in {count(ahead.clusters, like.unit)} decide a margin of {exact(margin)} four times in five."
+    sure = (f"Planned for the variance that {count(like.decision.n_clusters, like.unit)} leave room for, with an assurance of "
+            f"{percent(ASSURANCE)}.")
     out.print(ahead.curve(like.unit).rich(out.width))
     out.print(Text(said, style="bold"))
+    out.print(Text(sure))
     if curve: out.print(f"{shown_path(draw_curve(ahead, curve, like.unit))} shows the power curve.")
 
 # %% ../../nbs/commands/85_plan.ipynb #b65afbd2

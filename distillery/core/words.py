@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNCOUNTED', 'PLURALS', 'SINGULARS', 'METRIC_NAMES', 'SHARES', 'METRIC_SCALES', 'DIFFICULTIES', 'singular', 'plural',
-           'metric_scale', 'on_scale', 'metric_name', 'Sentence', 'sentence', 'joined', 'Quoted', 'ticked', 'from_easy']
+           'metric_scale', 'on_scale', 'metric_name', 'gate_name', 'Sentence', 'sentence', 'joined', 'Quoted', 'ticked',
+           'from_easy']
 
 # %% ../../nbs/core/21_words.ipynb #dfd14fbf
 from collections.abc import Iterable
@@ -50,7 +51,9 @@ METRIC_NAMES = {
     "rag_improvement": "RAG improvement", "domain_relevance": "domain relevance",
     "mean_absolute_error": "MAE", "mrr": "MRR", "ndcg": "nDCG@10", "ndcg@10": "nDCG@10",
     "recall_1": "recall@1", "recall_5": "recall@5", "recall_10": "recall@10",
-    "kl": "KL divergence", "same_top1": "same top-1",
+    "kl": "KL divergence", "kl_everywhere": "KL divergence everywhere", "same_top1": "same top-1", "max_logit_difference":
+    "largest logit difference", "exact_match_rate": "match rate", "recall_match": "match rate of what was taught",
+    "behavior_accuracy": "behaviour accuracy", "response_length_compliance": "length compliance",
     "p50_latency_ms": "p50 latency", "p95_latency_ms": "p95 latency", "peak_rss_mb": "peak memory",
 }
 
@@ -60,7 +63,7 @@ SHARES = ("bert_f1", "token_f1", "exact_match", "answer_match", "keyword_coverag
           "same_top1", "evidence", "support", "uniqueness", "answerable")
 METRIC_SCALES: dict[str, tuple[float, float]] = {**dict.fromkeys(SHARES, (0.0, 1.0)), "rag_improvement": (-1.0, 1.0)}
 
-
+# %% ../../nbs/core/21_words.ipynb #53d904c3
 def metric_scale(
     key: str,  # As files and settings spell it
 ) -> tuple[float, float] | None:  # None for times, sizes, errors in points
@@ -82,6 +85,16 @@ def metric_name(
 ) -> str:  # As people read it
     "Name of a metric; of an unknown one, its words."
     return METRIC_NAMES.get(key, key.replace("_", " "))
+
+
+def gate_name(
+    key: str,  # "recall.token_f1_min", "test.answer_match_vs_fp32", "kl_max"
+) -> str:  # As people read it
+    "Name of a gate: the metric, what that is held against where it is no threshold, and its set."
+    asked, dot, rest = key.rpartition(".")
+    what, against, other = rest.partition("_vs_")
+    name = f"{metric_name(what)} against {other}" if against else metric_name(rest.removesuffix("_min").removesuffix("_max"))
+    return f"{name} on {asked}" if dot else name
 
 # %% ../../nbs/core/21_words.ipynb #61ed7655
 class Sentence(str):

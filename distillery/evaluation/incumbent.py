@@ -13,6 +13,7 @@ from ..core.errors import DistilleryError
 from ..core.knobs import Config
 from ..core.numbers import with_interval
 from ..core.records import Contrast, Example, Gate
+from ..core.words import metric_name
 from .evaluate import EvalCase, Rows
 from .gates import paired_contrasts, paired_gates
 from .own_sets import Overlap, find_overlaps
@@ -60,7 +61,7 @@ def incumbent_table(
     table: list[dict[str, Any]] = []
     for v, answers in rows.items():
         for (name, metric), c in paired_contrasts(answers, theirs[pairs[v]], (v, "incumbent"), cfg).items():
-            table.append({"variant": v, "incumbent": pairs[v], "set": name, "metric": metric} | _cells(c))
+            table.append({"variant": v, "incumbent": pairs[v], "set": name, "metric": metric_name(metric)} | _cells(c))
     return table
 
 

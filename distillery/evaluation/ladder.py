@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..core.figures import FigureRow, Plot, interval_plot
 from ..core.numbers import Number, address, estimate, exact, number
 from ..core.records import Gate
-from ..core.words import from_easy
+from ..core.words import from_easy, gate_name
 
 if TYPE_CHECKING:
     from distillery.exporting.fidelity import Fidelity, FidelityMetrics, Measured
@@ -79,7 +79,7 @@ def ladder_sentence(
     sentences = [f"ALARM: {v} is no better than guessing ({'; '.join(ladders[v].alarms)}): do not ship it."
                  for v in variants_at_chance(ladders)]
     for v, f in ladders.items():
-        missed = [f"{g.name} {number(g.value)}, limit {exact(g.threshold)}" for g in missed_limits(f)]
+        missed = [f"{gate_name(g.name)} {number(g.value)}, limit {exact(g.threshold)}" for g in missed_limits(f)]
         has = "has" if any(g.state == "FAIL" for g in f.gates) else "may have"
         if missed and not f.alarms: sentences.append(f"{v} {has} drifted beyond its limits ({'; '.join(missed)}).")
     return " ".join(sentences)
@@ -138,7 +138,8 @@ def ladder_gates(
     "Fidelity gates of every variant: value, bound and threshold."
     def row(v: str, i: int, g: Gate) -> dict[str, Any]:
         at = lambda key: address(f"onnx/{v}/fidelity.json", "gates", i, key)
-        return {"limit": g.name, "variant": g.variant, "value": number(g.value, src=at("value")), "bound": number(g.bound, src=at("bound")),
+        return {"limit": gate_name(g.name), "variant": g.variant,
+                "value": number(g.value, src=at("value")), "bound": number(g.bound, src=at("bound")),
                 "threshold": exact(g.threshold, at("threshold")), "state": g.state,
                 "positions needed": number(g.cases_needed, src=at("cases_needed") if g.cases_needed else None)}
 

@@ -17,7 +17,7 @@ from ..core.knobs import Config
 from ..core.numbers import address, count, estimate, exact, number
 from ..core.records import Gate
 from ..core.stats import mean_interval
-from ..core.words import Quoted, Sentence, from_easy, metric_name, metric_scale, on_scale, sentence
+from ..core.words import Quoted, Sentence, from_easy, gate_name, metric_name, metric_scale, on_scale, sentence
 from .evaluate import EvalRow, Rows, deciding_metric
 from ..core.metrics import DECIDING, DECIDING_VERSION, SQUAD_MATCH
 from ..core.sections import DecisionsSection, drawn_by
@@ -173,7 +173,8 @@ def latency_table(
         at = lambda key: address(f"{root}/{v}/metrics.json", "latency", i, key) if root else None
         return {"variant": v, "asked at once": number(x["at_once"], src=at("at_once")), "answers": number(x["answers"], src=at("answers")),
                 "first token, ms": estimate_cell(x["first_token_ms"], at("first_token_ms")),
-                "p95 first token, ms": number(x["p95_first_token_ms"], src=at("p95_first_token_ms")),
+                "p95 first token, ms": sentence("{p95}, n = {n}", p95=number(x["p95_first_token_ms"], src=at("p95_first_token_ms")),
+                                                n=number(x["answers"], src=at("answers"))),
                 "per further token, ms": estimate_cell(x["per_token_ms"], at("per_token_ms")),
                 "answers per second": number(x["answers_per_second"], src=at("answers_per_second"))}
 
@@ -250,7 +251,8 @@ def gate_table(
     "Gates as a table."
     def row(i: int, g: Gate) -> dict[str, Any]:
         at = lambda key: address(file, i, key) if file else None
-        return {"gate": g.name, "variant": g.variant, "value": number(g.value, src=at("value")), "bound": number(g.bound, src=at("bound")),
+        return {"gate": gate_name(g.name), "variant": g.variant,
+                "value": number(g.value, src=at("value")), "bound": number(g.bound, src=at("bound")),
                 "threshold": exact(g.threshold, at("threshold")), "n": number(g.n, src=at("n")), "state": g.state,
                 "cases needed": number(g.cases_needed, src=at("cases_needed") if g.cases_needed else None)}
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING: import numpy as np
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['GRID', 'spent', 'nominal_levels', 'Look', 'LookPlan', 'declare_looks', 'measured', 'look_at', 'take_look']
+__all__ = ['GRID', 'spent', 'nominal_levels', 'Look', 'LookPlan', 'declare_looks', 'measured', 'look_at', 'gate_at',
+           'repeated_confidence', 'take_look']
 
 # %% ../../nbs/questions/42_looks.ipynb #5acedf06
 GRID = 1201  # Points from -8 to 8 standard errors
@@ -80,6 +81,7 @@ class Look(Part):
     digest: str  # Of the scores seen until then: what was seen once may not change
     verdicts: dict[str, str]
     sentences: dict[str, str]
+    contrasts: dict[str, Contrast] = Field(default_factory=dict)  # What they rest on, with its interval at all looks together
 
 
 class LookPlan(Record):
@@ -91,6 +93,7 @@ class LookPlan(Record):
     higher_is_better: bool = True
     confidence: float = Field(0.95, gt=0.5, lt=1)
     single_items: bool = False  # Items are drawn one by one: these documents are all that is spoken of
+    gate: bool = False  # Asked is PASS or FAIL: no worse than the baseline by more than the margin
     looks: list[Look] = Field(default_factory=list)
 
     @property
@@ -99,7 +102,7 @@ class LookPlan(Record):
         last = self.looks[-1] if self.looks else None
         return last is not None and (last.clusters == len(self.order) or not any(v.startswith("undecided") for v in last.verdicts.values()))
 
-
+# %% ../../nbs/questions/42_looks.ipynb #9d66fb04
 def declare_looks(
     clusters: Sequence[str],  # All that may be measured; whole documents, or items where these documents are all there is
     *,
@@ -110,6 +113,7 @@ def declare_looks(
     lower_is_better: bool = False,
     confidence: float = 0.95,
     single_items: bool = False,  # Whether `clusters` are single items of these documents
+    gate: bool = False,  # Ask for PASS or FAIL, not for better or equivalent
 ) -> LookPlan:  # Measure in its order
     "Declare a plan: the clusters get a random order."
     names = list(dict.fromkeys(clusters))
@@ -117,7 +121,7 @@ def declare_looks(
         f"a plan over {count(len(names), 'clusters')} can decide nothing", f"give at least {least_clusters(1 - confidence)}")
     random.Random(seed).shuffle(names)  # noqa: S311 (an order, no secret)
     return LookPlan(order=names, margin=margin, baseline=baseline, systems=list(systems), higher_is_better=not lower_is_better,
-                confidence=confidence, single_items=single_items)
+                confidence=confidence, single_items=single_items, gate=gate)
 
 # %% ../../nbs/questions/42_looks.ipynb #d07ea20d
 def measured(
@@ -165,6 +169,26 @@ def look_at(
     clear = contrast.ci_low > 0 or contrast.ci_high < 0
     return "better" if clear and contrast.p <= differ else "undecided"
 
+
+def gate_at(
+    contrast: Contrast,  # With its interval at this look's level, which is its `confidence`
+    margin: float,
+    higher_is_better: bool = True,
+) -> str:  # PASS, FAIL or undecided
+    "Whether a gate is settled at this look: no worse than the baseline by more than the margin."
+    low, high = (contrast.ci_low, contrast.ci_high) if higher_is_better else (-contrast.ci_high, -contrast.ci_low)
+    if contrast.n_clusters < least_clusters(1 - contrast.confidence): return "undecided"
+    return "PASS" if low >= -margin else "FAIL" if high < -margin else "undecided"
+
+
+def repeated_confidence(
+    plan: LookPlan,
+    clusters: int | None = None,  # Measured at a look to come; None: the last look
+) -> float:  # Of a single interval
+    "Confidence at which an interval is drawn so that it holds at all looks together."
+    shares = tuple(k / len(plan.order) for k in (*(look.clusters for look in plan.looks), *([clusters] if clusters else [])))
+    return min(1 - nominal_levels(shares, (1 - plan.confidence) / len(plan.systems), 2)[-1], 1 - 1e-12)
+
 # %% ../../nbs/questions/42_looks.ipynb #4948100e
 def take_look(
     plan: LookPlan,
@@ -182,18 +206,20 @@ def take_look(
     kept = np.array([g in first for g in groups])
     drawn = None if plan.single_items else list(groups[kept])
     shares = tuple(k / len(plan.order) for k in (*(look.clusters for look in plan.looks), n))
-    alpha, before = (1 - plan.confidence) / len(plan.systems), plan.looks[-1] if plan.looks else None
-    level = 1 - nominal_levels(shares, alpha, 2)[-1]
-    verdicts, sentences = dict[str, str](), dict[str, str]()
+    before, level = plan.looks[-1] if plan.looks else None, repeated_confidence(plan, n)
+    verdicts, sentences, contrasts = dict[str, str](), dict[str, str](), dict[str, Contrast]()
     for system in plan.systems:
         if before and not before.verdicts[system].startswith("undecided"):
             verdicts[system], sentences[system] = before.verdicts[system], before.sentences[system]
+            contrasts |= {s: c for s, c in before.contrasts.items() if s == system}
             continue
-        c = paired_contrast(pairs.values[system][kept], pairs.values[plan.baseline][kept], drawn, confidence=min(level, 1 - 1e-12),
+        c = paired_contrast(pairs.values[system][kept], pairs.values[plan.baseline][kept], drawn, confidence=level,
                             resamples=resamples, seed=seed, levels=(system, plan.baseline), scale=scale)
-        word = look_at(c.model_copy(update={"confidence": plan.confidence}), shares, plan.margin, len(plan.systems))
+        word = (gate_at(c, plan.margin, plan.higher_is_better) if plan.gate else
+                look_at(c.model_copy(update={"confidence": plan.confidence}), shares, plan.margin, len(plan.systems)))
         verdicts[system], sentences[system] = _said(plan, c, word, n, metric, unit)
-    found = Look(clusters=n, digest=_digest(plan, pairs, n), verdicts=verdicts, sentences=sentences)
+        contrasts[system] = c
+    found = Look(clusters=n, digest=_digest(plan, pairs, n), verdicts=verdicts, sentences=sentences, contrasts=contrasts)
     return plan.model_copy(update={"looks": [*plan.looks, found]})
 
 # %% ../../nbs/questions/42_looks.ipynb #4c28f91c
@@ -203,6 +229,9 @@ def _said(plan: LookPlan, c: Contrast, word: str, n: int, metric: str, unit: str
     where = f"repeated {percent(plan.confidence)} interval, {n:,} of {len(plan.order):,} planned {unit}"
     near = f"±{plan.margin:g}"
     if word == "equivalent": return f"equivalent ({near})", f"{c.a} and {c.b} are equivalent in {name} within {near}: {of} ({where})."
+    if word in ("PASS", "FAIL"):
+        held = f"no worse than {c.b}" if word == "PASS" else f"worse than {c.b}"
+        return word, f"{c.a} is {held} in {name} by more than {plan.margin:g}: {of} ({where})."
     if word == "better":
         best = c.a if (c.diff > 0) == plan.higher_is_better else c.b
         return f"{best} better", f"{best} is better in {name}: {of} ({where})."

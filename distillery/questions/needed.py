@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..core.clusters import t_quantile
@@ -22,9 +22,12 @@ if TYPE_CHECKING: import numpy as np
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['SURE', 'MOST', 'chance_of_decision', 'Needed', 'needed', 'power_curve']
+__all__ = ['ASSURANCE', 'SURE', 'MOST', 'chance_of_decision', 'Needed', 'needed', 'power_curve']
 
 # %% ../../nbs/questions/44_needed.ipynb #702b0006
+ASSURANCE = 0.75  # That the variance is no larger than planned for
+
+
 def chance_of_decision(
     like: Contrast,  # An earlier comparison
     margin: float,  # Differences smaller than this do not matter
@@ -32,20 +35,19 @@ def chance_of_decision(
     truth: float,  # The mean difference there is
     comparisons: int = 1,  # Of one card, which Holm adjusts for
 ) -> float:  # Probability
-    "How likely a new study ends in `better` or `equivalent`."
+    "How likely a new study ends in `better` or `equivalent`, at the variance that is not exceeded with `ASSURANCE`."
     from scipy.special import gammaincinv, ndtr, stdtrit
 
     of, alpha, times = differences_of(like), (1 - like.confidence) / comparisons, clusters / like.n_clusters
     low, high = contrast_interval(like, like.confidence)
     seen = (high - low) / 2 / t_quantile(of.df, (1 + like.confidence) / 2)
-    chances = (np.arange(41) + 0.5) / 41
-    unsure = np.sqrt(of.df / (2 * gammaincinv(of.df / 2, chances))) if of.df < 1000 else np.ones(1)
-    se = seen * unsure / np.sqrt(times)
-    t = lambda level: stdtrit(of.df * times, 1 - level) if of.df * times < inf else t_quantile(inf, 1 - level)
-    inside = np.maximum(0.0, margin - t(alpha) * se)
-    beyond = np.maximum(inside, t(alpha / 2) * se) if clusters >= least_clusters(alpha) else np.full(len(se), np.inf)
+    unsure = sqrt(of.df / (2 * gammaincinv(of.df / 2, 1 - ASSURANCE))) if of.df < inf else 1.0
+    se = seen * unsure / sqrt(times)
+    t = lambda level: stdtrit(of.df * times, 1 - level) if of.df < inf else t_quantile(inf, 1 - level)
+    inside = max(0.0, margin - t(alpha) * se)
+    beyond = max(inside, t(alpha / 2) * se) if clusters >= least_clusters(alpha) else inf
     alike = ndtr((inside - truth) / se) - ndtr((-inside - truth) / se)
-    return float((alike + ndtr((truth - beyond) / se) + ndtr((-beyond - truth) / se)).mean())
+    return float(alike + ndtr((truth - beyond) / se) + ndtr((-beyond - truth) / se))
 
 # %% ../../nbs/questions/44_needed.ipynb #44dd9525
 SURE = 0.8
@@ -73,7 +75,7 @@ class Needed:
         rows = [{unit: number(g), "items": number(ceil(g * size)), "decided if alike": percent(alike, 2),
                  "if the margin apart": percent(apart, 2)}
                 for g in numbers for alike, apart in [self.chance(g)]]
-        return Table.of(rows, caption=f"Chance of a decision, margin {exact(self.margin)}")
+        return Table.of(rows, caption=f"Chance of a decision, margin {exact(self.margin)}, assurance {percent(ASSURANCE)}")
 
 
 def needed(

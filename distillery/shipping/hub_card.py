@@ -16,7 +16,7 @@ import yaml
 
 from ..core.knobs import Config
 from ..core.table import Table
-from ..core.words import metric_name
+from ..core.words import gate_name, metric_name
 from ..evaluation.summary import METRICS, inline_code, latency_table, metric_cell
 from ..training.preflight import licence_of
 
@@ -63,7 +63,7 @@ def limits(
     lines = ["- It was trained on one collection of documents and measured on questions about it; that says nothing about other subjects.",
              "- It may be wrong without saying so. Sets stand for different claims and are not to be averaged."]
     for state in ("FAIL", "INCONCLUSIVE"):
-        names = [f"{g['variant']} {g['name']}" for g in gates if g["state"] == state and g["variant"] in variants]
+        names = [f"{g['variant']} {gate_name(g['name'])}" for g in gates if g["state"] == state and g["variant"] in variants]
         if names: lines.append(f"- {state}: {', '.join(names)}")
     return lines
 

@@ -160,9 +160,9 @@ def teacher_opener(
     config: Config,     # Reads teacher.fallback
 ) -> Opener:            # Opens the teacher when it is called with the settings
     "The function that opens the teacher of a spec; an unknown spec is refused."
-    opener = _plain_opener(spec)
+    opener = _plain_opener(spec := public_address(spec))
     if not spec.startswith(("http:", "https:")) or not config.teacher.fallback: return opener
-    url, _, model = public_address(spec).partition("#")
+    url, _, model = spec.partition("#")
     return partial(_open_backed_server, url=url, model=model, second=_plain_opener(config.teacher.fallback))
 
 # %% ../../nbs/teachers/70_open.ipynb #b05acc33

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Change', 'STEPS', 'Answers', 'Trial', 'REMEDIES', 'change_name', 'candidates', 'trials', 'asked_alike', 'Round',
-           'judge', 'tune_step', 'tune', 'symptoms']
+           'judge', 'answering', 'tune_step', 'tune', 'symptoms']
 
 # %% ../../nbs/workbook/71_tune.ipynb #62692f30
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +96,7 @@ class Round:
     lines: list[dict[str, Any]]  # The table: one row a candidate
     winner: str | None  # The candidate that is shown to be better; None where none is
     kept: list[str] = field(default_factory=list)  # Candidates that go on to the next rung
+    decided: list[str] = field(default_factory=list)  # By looks: each candidate, and what stopping saved
 
 # %% ../../nbs/workbook/71_tune.ipynb #13ca5c99
 def judge(
@@ -128,6 +129,14 @@ def judge(
     return Round(step, share, lines, max(better, key=lambda c: c.diff).a if better else None, ranked[: max(1, -(-len(ranked) // 2))])
 
 # %% ../../nbs/workbook/71_tune.ipynb #11b64945
+def answering(
+    step: str,  # dataset | training | quantization
+    config: Config,  # Read: export.variants
+) -> str:  # A variant
+    "The variant whose answers a step is judged by."
+    return "q4" if step == "quantization" and "q4" in config.export.variants else "fp32"
+
+
 def tune_step(
     trial: Trial,  # From `trials`
     step: str,  # dataset | training | quantization
@@ -138,7 +147,7 @@ def tune_step(
 ) -> tuple[dict[str, Any], list[Round]]:  # What to adopt, and all rounds
     "Try the candidates of one step."
     left, rounds = candidates(step, config), list[Round]()
-    variant = "q4" if step == "quantization" and "q4" in config.export.variants else "fp32"
+    variant = answering(step, config)
     share = first_share if halving and step != "quantization" else 1.0
     while left:
         short = lambda c, share=share: {**c, "sft.epochs": c.get("sft.epochs", config.sft.epochs) * share} if share < 1 else c
@@ -152,18 +161,15 @@ def tune_step(
 
 
 def tune(
-    docs: Path | None,  # --docs
-    pairs: Path | None,  # --pairs
     config: Config,  # Where to start from
-    steps: Sequence[str] = STEPS,  # In the guide's order
-    halving: bool = False,  # Successive halving instead of all in full
-    watch: Callable[[Event], None] = lambda event: None,  # Hears of stages
-    tell: Callable[[Round], None] = lambda r: None,  # Hears of every round
+    try_step: Callable[[str, Config], tuple[Change, list[Round]]],  # What a step adopts, and its rounds
+    steps: Sequence[str] = STEPS,  # Tried in the guide's order
 ) -> tuple[Config, list[Round]]:  # Settings to go on with, and all rounds
     "Walk through the playbook; every step starts from what the one before adopted."
     rounds = list[Round]()
+    if odd := [s for s in steps if s not in STEPS]: raise DistilleryError(f"there is no step {odd[0]!r}", fix=f"one of: {', '.join(STEPS)}")
     for step in [s for s in STEPS if s in steps]:
-        change, found = tune_step(trials(docs, pairs, config, watch), step, config, halving, tell=tell)
+        change, found = try_step(step, config)
         config, rounds = load_config(overrides={**flatten(config), **change}), rounds + found
     return config, rounds
 

@@ -85,9 +85,11 @@ def size_decision(
     "Which size and kind of student answers as well for less."
     metric = deciding_metric(rows)
     scores, documents = scores_of(rows, metric, set_name)
+    timed = lambda some: sum(r.error is None for r in some)
     base, sizes = next(iter(rows)), {level: float(f["bytes"]) for level, f in facts.items()}
     cost = {"size": ", ".join(f"{level} {quantity(n / 1e6, 'MB')}" for level, n in sizes.items()),
-            "median answer": ", ".join(f"{level} {milliseconds(speed_of(some)['p50_latency_ms'])}" for level, some in rows.items()),
+            "median answer": ", ".join(f"{level} {milliseconds(speed_of(some)['p50_latency_ms'])}, n = {timed(some):,}"
+                                       for level, some in rows.items()),
             "training": ", ".join(f"{level} {quantity(f['train_seconds'] / 3600, 'h')}" for level, f in facts.items())}
     name, asked = ("sizes", ASKS) if set_name == "test" else ("sizes-recall", "And what do they remember?")
     made = decide(name, asked, "student", scores, documents, base, metric, ("questions", "documents"), config, cost)

@@ -13,7 +13,7 @@ from ...core.config import Config
 from ...core.metrics import DECIDING_VERSION
 from ...core.numbers import count, exact, milliseconds, number, quantity, with_interval
 from ...core.records import Decision, Estimate, Gate
-from ...core.words import metric_name
+from ...core.words import gate_name, metric_name
 from ...evaluation.evaluate import Rows, deciding_metric
 from ...evaluation.ladder import read_ladders, variants_at_chance
 from ..decide import metric_mean
@@ -45,7 +45,7 @@ def nearest_variant(
 def _told(g: Gate) -> str:
     bound = "at most" if g.side == "min" else "at least"
     sure = f", {bound} {number(g.bound)}" if g.bound is not None else ""
-    return f"{g.name} {number(g.value)}{sure}, where {exact(g.threshold)} is asked"
+    return f"{gate_name(g.name)} {number(g.value)}{sure}, where {exact(g.threshold)} is asked"
 
 
 def next_step(
@@ -98,13 +98,14 @@ def student_decision(
     if best in variants_at_chance(read_ladders(results.path)): verdict, why = "no: FAIL", "answers no better than chance"
     known = quality_estimates(rows, best, config)
     quality = "; ".join(f"{e.level.split()[-1]} {with_interval(e, n=True)}" for e in known)
+    p95, timed = milliseconds(costs[best].get("p95_latency_ms")), sum(r.error is None for r in rows[best])
     start = {"yes": f"Ship {best}: it", "no:": f"Do not ship yet: {best}, the nearest to it,"}.get(verdict[:3], f"Not shown yet: {best}")
     sentence = f"{start} {why}. {metric_name(metric).capitalize()}: {quality}. {next_step(gates)}"
     return Decision(
         name="student", question=ASKS, factor="variant", levels=list(sizes), metric=metric, unit="gates", n_items=len(gates), margin=0.0,
         metric_version=DECIDING_VERSION if metric == "answer_match" else None, n_clusters=known[0].n_clusters if known else 0,
         estimates=known, verdict=verdict, sentence=sentence,
-        cost={"size": f"{best} {quantity(sizes[best] / 1e6, 'MB')}", "p95 latency": str(milliseconds(costs[best].get("p95_latency_ms")))})
+        cost={"size": f"{best} {quantity(sizes[best] / 1e6, 'MB')}", "p95 latency": f"{p95}, n = {timed:,}"})
 
 # %% ../../../nbs/questions/student/20_decision.ipynb #aa2ba32c
 def why_no_student(
