@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
@@ -164,7 +164,7 @@ def export_vectors(spec: str, texts: Sequence[str], side: TextRole = "", batch_s
     return load_export(spec).encode(texts, side)
 
 # %% ../../nbs/retrieval/10_embed.ipynb #69dd14c0
-Vectors = Callable[..., np.ndarray]  # Spec, texts, side, batch size, half
+Vectors: TypeAlias = "Callable[..., np.ndarray]"  # Spec, texts, side, batch size, half
 
 
 def vectors_of(
