@@ -85,9 +85,8 @@ bench: $(VENV)/.installed
 lab: $(VENV)/.installed
 	jupyter lab nbs/start.ipynb
 
-# Run the built-in job and keep its pages and its small store; a small run answers the questions that it leaves open.
+# Run the built-in job and keep its pages and its small store.
 reports: $(VENV)/.installed
-	distillery run --preset handbook --config tests/optional.yaml --name optional
 	distillery run
 	python tests/keep_run.py
 

@@ -1,6 +1,5 @@
 """Keep the latest built-in run: its pages, executed notebooks and pictures in reports/, and in tests/data/run
-what the report templates need to be tested without a run. The pages of the questions that it was not asked come from a small run
-(tests/optional.yaml) and stand in reports/optional. `python tests/keep_run.py [RUN [OPTIONAL]]`"""
+what the report templates need to be tested without a run."""
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import browser
 import screens
 
-from distillery.core.store import open_run
 from distillery.questions.all import QUESTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,18 +14,7 @@ KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json", "skippe
         "selected.jsonl", "chunks.jsonl", "documents.jsonl", "ledger.json", "decisions/*.json",
         *(pattern for q in QUESTIONS for pattern in q.kept)]
 
-def keep_optional(run: Path, pages: Path) -> None:
-    "Keep the pages of a run that was asked the optional questions, with their notebooks and its index."
-    shutil.rmtree(pages, ignore_errors=True)
-    pages.mkdir(parents=True)
-    for path in run.glob("reports/*"):
-        if path.suffix in (".html", ".ipynb"): shutil.copyfile(path, pages / path.name)
-
-
-run = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs/latest").resolve()
-optional = Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else open_run(ROOT / "runs", "optional").path
-small, pages = ROOT / "tests/data/run", ROOT / "reports"
-keep_optional(optional, pages / "optional")
+run, small, pages = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs/latest").resolve(), ROOT / "tests/data/run", ROOT / "reports"
 shutil.rmtree(small, ignore_errors=True)
 for pattern in KEPT:
     for path in run.glob(pattern):
