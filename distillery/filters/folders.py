@@ -57,7 +57,7 @@ class FilterFolder:
         if home in path.parents: return path
         raise ContractError(f"{name} leads out of {home.name}", "put the file there, or name it on the command line: --articles FILE")
 
-# %% ../../nbs/filters/13_folders.ipynb #bfcf555f
+# %% ../../nbs/filters/13_folders.ipynb #428206d9
 HEAD = """# A filter: what is scored, what counts, who labels, what scores, what is promised.
 # A changed key changes a score, a threshold, a request or a refusal.
 schema: 1
@@ -84,7 +84,7 @@ prefilter: {signal: weighted, encoder: static, tier: high, target_recall: 0.95, 
 sources: {column: source, allow: [], deny: []}
 """
 
-
+# %% ../../nbs/filters/13_folders.ipynb #730b9cad
 def share_weights(
     n: int,  # Dimensions
 ) -> list[float]:  # Their weights, of three digits, which sum to 1
