@@ -1,4 +1,4 @@
-"Calibration: what ships where nothing is to be mended and where scores are squeezed, coverage of stated intervals, and what a person should see."
+"Calibration: what ships where nothing is wrong and where scores are squeezed, coverage of intervals, and what a person should see."
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -53,7 +53,7 @@ def test_stated_intervals_cover(): assert 0.84 < np.mean([coverage(seed, 0.6) fo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slope", (0.6, 1.0))
+@pytest.mark.parametrize("slope", [0.6, 1.0])
 def test_stated_intervals_cover_over_a_hundred_seeds(slope):
     assert 0.87 <= np.mean([coverage(seed, slope) for seed in range(100)]) <= 0.93
 
