@@ -8,7 +8,7 @@ __all__ = ['filter_app', 'REF', 'Ref', 'Dimensions', 'WHICH', 'Articles', 'Out',
            'filter_list', 'filter_bump', 'filter_retire', 'contract_changes', 'filter_compare', 'new_filter_command',
            'score_command']
 
-# %% ../../nbs/commands/88_filter.ipynb #1de67979
+# %% ../../nbs/commands/88_filter.ipynb #fb1052fd
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +23,6 @@ from rich.table import Table
 from rich.text import Text
 
 from .evaluate import COLUMNS
-from .filter_rows import article_rows, find_filter, fit_articles, row_writer, score_row
 from .options import PLAIN, File, PlainConsole, Set, console, layers_of, settings, shown_path
 from .options import Teacher as Spec
 from ..core.config import Config, load_config
@@ -34,6 +33,7 @@ from ..filters.articles import read_articles
 from ..filters.folders import FilterFolder, bump_filter, list_filters, new_filter, read_filter, retire_filter
 from ..filters.oracle import LabelStore, Oracle, estimate_labels, label_articles, make_oracle
 from ..filters.pool import text_digest
+from ..scoring.rows import article_rows, find_filter, fit_articles, row_writer, score_row
 from ..teachers.budget import charged_to, open_journal
 from ..teachers.journal import Journal
 

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'Label', 'Origin', 'MixedLabels', 'require_one_origin', 'sound_lines', 'LabelStore', 'open_oracle', 'Oracle',
            'make_oracle', 'LabelEstimate', 'estimate_labels', 'Labelled', 'label_articles']
 
-# %% ../../nbs/filters/23_oracle.ipynb #280e911c
+# %% ../../nbs/filters/23_oracle.ipynb #8ef502fd
 import json
 import os
 from collections import Counter
@@ -24,7 +24,7 @@ from ..core.errors import DistilleryError
 from ..core.files import digest_json, disk_errors, json_line
 from ..core.records import Record
 from .articles import Article
-from .asking import ROOM, prompt_digest, said_scores, score_form, score_request
+from .asking import ROOM, prompt_digest, said_scores, score_form, score_request, score_schema
 from .contract import FilterContract, require_rubric, rubric_digest
 from .pool import text_digest
 from .raters import SPEC, MadeOracle
@@ -135,7 +135,7 @@ class LabelStore:
         rows = (json.loads(line) for line in sound_lines(self.articles_path))
         return {row.pop("digest"): Article.model_validate(row) for row in rows}
 
-# %% ../../nbs/filters/23_oracle.ipynb #eeb29022
+# %% ../../nbs/filters/23_oracle.ipynb #97132b44
 def open_oracle(
     spec: str,  # As `teacher.model`, or builtin:oracle-a to -d
     config: Config,  # Reads teacher.*
@@ -151,11 +151,12 @@ class Oracle:
     teacher: Teacher
     config: Config  # Reads llm_defaults.temperature, prompts.json_mode and budget.prices
     origin: Origin
+    schema: str  # Of an answer
     outcomes: Counter[str] = field(default_factory=Counter)  # parsed, repaired, asked again, invalid, cut, failed
 
     def request(self, article: Article, repeat: int) -> ChatRequest:
         "Request for one label."
-        return score_request(self.contract, article, repeat, self.config.llm_defaults.temperature, self.config.prompts.json_mode)
+        return score_request(self.contract, article, repeat, self.config.llm_defaults.temperature, self.schema)
 
     def price(self, request: ChatRequest, result: ChatResult) -> float | None:
         "What an answer cost; None where no price is known."
@@ -172,7 +173,8 @@ def make_oracle(
     require_rubric(contract)
     spec, temperature = contract.oracle.teacher or config.teacher.model, config.llm_defaults.temperature
     known = digest_json([spec, "1"]) if spec.startswith(SPEC) else teacher_digest(spec, Path(config.workbook.cache_dir))
-    return Oracle(contract, open_oracle(spec, config), config, Origin(known[:16], prompt_digest(temperature), rubric_digest(contract)))
+    origin = Origin(known[:16], prompt_digest(temperature), rubric_digest(contract))
+    return Oracle(contract, open_oracle(spec, config), config, origin, score_schema(contract, config.prompts.json_mode))
 
 # %% ../../nbs/filters/23_oracle.ipynb #5589f7c5
 class LabelEstimate(NamedTuple):

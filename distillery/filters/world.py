@@ -224,7 +224,7 @@ def make_world(
     places = dict(zip(names, picked["place"].tolist(), strict=True))
     return World(sets, known, places, frozenset(names[i] for i in walls), frozenset(names[i] for i in consent))
 
-# %% ../../nbs/filters/18_world.ipynb #51305c80
+# %% ../../nbs/filters/18_world.ipynb #2c5588a8
 TIERS = {"high": 0.02, "medium": 0.1}  # Shares of the pool
 
 
@@ -234,9 +234,10 @@ def _contract(tiers: Mapping[str, float]) -> FilterContract:
     dims = {d: {"rubric": f"{d.capitalize()}: {said[d]['help']}.", "anchors": ends[d], "weight": w}
             for d, w in WEIGHTS.items()}
     dims["evidence"]["gatekeeper"] = {"below": 2.0, "caps_at": 4.0}
+    more = {"oracle": {"teacher": "builtin:oracle-a", "repeats": 2}, "scorer": {"kind": "static"}, "prefilter": {"tier": "medium"}}
     whole = {"schema": 1, "name": "builtin", "version": 1, "pool": "pool.jsonl", "gold": "gold.jsonl", "scale": [0, 10],
              "language": list(LANGUAGES), "dimensions": dims, "tiers": [{"name": n, "at": at} for n, at in tiers.items()],
-             "oracle": {"teacher": "builtin:oracle-a"}, "prefilter": {"tier": "high"}}
+             **more}
     return parse_contract(json.dumps(whole, ensure_ascii=False), "the built-in filter")
 
 
@@ -244,7 +245,7 @@ def world_contract(
     world: World,
 ) -> FilterContract:
     "The filter on the built-in data, with tiers at quantiles of the true score."
-    plain, pool = _contract({"high": 9.0}), [a.id for a in world.sets["pool"] if a.id not in world.walls]
+    plain, pool = _contract({"high": 9.0, "medium": 8.0}), [a.id for a in world.sets["pool"] if a.id not in world.walls]
     true = np.sort(weighted_scores(plain, np.array([list(world.truth[name].values()) for name in pool])))[::-1]
     counts = {name: round(share * len(world.sets["pool"])) for name, share in TIERS.items()}
     return _contract({name: round(float((true[n - 1] + true[n]) / 2), 4) for name, n in counts.items()})
