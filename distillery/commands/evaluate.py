@@ -43,7 +43,7 @@ def finished_run(
     "Open a run for reading."
     return open_results(open_run(Path(runs_dir), name).path)
 
-
+# %% ../../nbs/commands/50_evaluate.ipynb #f6016e51
 def evaluate(
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
     suite: Annotated[str | None, typer.Option("--suite", help="smoke or full.")] = None,
@@ -51,6 +51,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option("--data", help="A folder of own sets: JSONL files of questions and answers.")] = None,
     compare_to: Annotated[str | None, typer.Option("--compare-to", help="The run in use: it answers the same questions.")] = None,
     fail: Annotated[bool, typer.Option("--fail-on-threshold", help="Exit with 4 if a gate FAILED; open gates do not count.")] = False,
+    named: Annotated[str | None, typer.Option("--filter", metavar="NAME/vN", help="Evaluate a filter: as `filter evaluate`.")] = None,
     config: File = None, sets: Set = None,
 ) -> None:
     """Ask the variants of a finished run again and hold them against thresholds, fp32 and the run in use.
@@ -61,6 +62,10 @@ def evaluate(
       distillery evaluate --variant q4 --data ./our_questions
       distillery evaluate --compare-to 4f2a --fail-on-threshold
     """
+    if named:
+        from distillery.commands.filter_line import filter_evaluate
+
+        return filter_evaluate(named, compare_to, fail, config, sets)
     from distillery.workbook.reevaluate import evaluate_run, gate_lines, settings_of, verdict_of, write_overview
 
     out, runs_dir = console(), settings(config, None, sets).workbook.runs_dir

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGES', 'CONSENT', 'CHOICE', 'SLOT', 'FILLERS', 'WORDINGS', 'TITLES', 'ENDS', 'world_templates', 'Grammar',
-           'grammar', 'fill', 'expansions', 'SentenceBank', 'topics', 'bank_key', 'sentence_bank', 'stated_levels',
-           'sentences_of', 'stated_scores']
+           'grammar', 'fill', 'expansions', 'SentenceBank', 'topics', 'bank_key', 'sentence_bank', 'wall_text',
+           'stated_levels', 'sentences_of', 'stated_scores']
 
 # %% ../../nbs/filters/16_grammar.ipynb #ec7bf4bf
 import re
@@ -124,6 +124,16 @@ def sentence_bank(
     drawn = lambda templates, n: [fill(templates[i % len(templates)], rng, slots) for i in range(n)]
     evidence = {d: [drawn(wordings, WORDINGS) for wordings in levels] for d, levels in own.ladders.items()}
     return SentenceBank(drawn(own.filler, FILLERS), evidence, drawn(own.title, TITLES))
+
+# %% ../../nbs/filters/16_grammar.ipynb #94f3e08a
+def wall_text(
+    template: Mapping[str, str],  # One of `walls`
+    rng: Random,  # Decides
+    first: str = "",  # A sentence of the article behind it
+) -> str:
+    "Text of a wall."
+    slots = {"site": world_templates()["sites"], "n": [str(rng.randint(40, 1500))], "few": ["3", "4", "5", "10"]}
+    return f"{first}\n\n" * bool(first) + fill(template["text"], rng, slots)
 
 # %% ../../nbs/filters/16_grammar.ipynb #89f928d3
 ENDS = re.compile(r"(?:(?<=[.!?؟])\s+|\n+)(?:- )?")  # of sentences, and of lines with their bullets

@@ -30,7 +30,7 @@ else: np = later("numpy")
 __all__ = ['WHOLE', 'Say', 'in_points', 'on_scale', 'combined', 'labelled_articles', 'open_encoder', 'read_for', 'fit_heads',
            'fit_filter', 'save_filter', 'load_filter']
 
-# %% ../../nbs/scoring/10_fit.ipynb #6957c36e
+# %% ../../nbs/scoring/10_fit.ipynb #14655ce2
 def in_points(
     contract: FilterContract,
     scores: np.ndarray,  # On the contract's scale
@@ -56,7 +56,7 @@ def combined(
     "Weighted and gatekept score of points."
     return in_points(contract, weighted_scores(contract, on_scale(contract, points)))
 
-
+# %% ../../nbs/scoring/10_fit.ipynb #dba71e21
 def labelled_articles(
     contract: FilterContract,
     folder: Path,  # Of the version: labels.jsonl and labelled.jsonl
@@ -100,7 +100,7 @@ def read_for(
     if s.kind == "finetune": return cut_articles(articles, count)
     return encode_articles(articles, Embedder(s.base, cache), count, budgets=[s.tokens], views=[s.view])
 
-# %% ../../nbs/scoring/10_fit.ipynb #061687ae
+# %% ../../nbs/scoring/10_fit.ipynb #30f8402c
 WHOLE = 10**9  # Tokens: what reads everything reads so many at most
 Say = Callable[[str, int, int], object]
 
@@ -122,7 +122,7 @@ def fit_heads(
     return Scorer(ends, "truncate", WHOLE, np.zeros((len(names), x.shape[1]), np.float32), np.stack(coef), np.array(intercept),
                   (0.0,) * len(names), tuple(alphas), {"model": "static"})
 
-
+# %% ../../nbs/scoring/10_fit.ipynb #708885b5
 def fit_filter(
     contract: FilterContract,
     train: Sequence[EncodedArticle],  # From `read_for`, with scores in points

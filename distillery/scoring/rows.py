@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILTIN', 'Writer', 'find_filter', 'article_rows', 'fit_articles', 'row_writer', 'score_row']
 
-# %% ../../nbs/scoring/05_rows.ipynb #da1d2bc2
+# %% ../../nbs/scoring/05_rows.ipynb #dbe8166b
 import csv
 import json
 import sys
@@ -22,9 +22,9 @@ from ..filters.contract import ContractError, FilterContract, tier_of, weighted_
 from ..filters.folders import FilterFolder, read_filter, require_in_use
 from ..filters.junk import junk_kind
 from ..filters.pool import SkippedRow, stream_articles, text_digest
-from ..filters.world import write_world
+from ..filters.world import keep_world
 
-# %% ../../nbs/scoring/05_rows.ipynb #8c379064
+# %% ../../nbs/scoring/05_rows.ipynb #74681681
 BUILTIN = "builtin"
 
 
@@ -35,7 +35,7 @@ def find_filter(
     "Open the filter that was named; the built-in one is drawn where it is not there yet."
     if ref.split("/")[0] != BUILTIN: return require_in_use(read_filter(Path(config.filters.dir), ref))
     home = Path(config.workbook.cache_dir) / "filters"
-    write_world(home / BUILTIN)
+    keep_world(home / BUILTIN)
     return read_filter(home, ref)
 
 # %% ../../nbs/scoring/05_rows.ipynb #e367662f
