@@ -139,7 +139,7 @@ def load_prefilter(
     signal = Signal(facts["kind"], numbers["coef"], float(numbers["intercept"][0]), facts["encoder"])
     return Prefilter(signal, Promise.model_validate(facts["promise"]), tuple(RuleRow.model_validate(r) for r in facts["rules"]))
 
-# %% ../../nbs/filters/58_prefilter.ipynb #6c2edbb0
+# %% ../../nbs/filters/58_prefilter.ipynb #0f948b08
 @dataclass(frozen=True)
 class Passed:
     "An article after the cascade."
@@ -181,7 +181,7 @@ class Cascade:
     def __post_init__(self) -> None:
         own = getattr(self.encoder, "identity", {})
         if own != self.prefilter.signal.encoder:
-            raise DistilleryError("the prefilter was fitted on vectors of another encoder", fix="use the encoder that it names, or train again")
+            raise DistilleryError("the prefilter was fitted on vectors of another encoder", fix="use the encoder that it names")
         self.cost = CascadeCost(scorer_price=self.price)
 
     def run(self, texts: Iterable[str]) -> Iterator[Passed]:

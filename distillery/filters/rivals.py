@@ -162,7 +162,7 @@ class SourceCheck(Record):
     source_over_mean: Contrast  # Error of the mean less that of the source alone
     within_sources: Estimate | None
 
-# %% ../../nbs/filters/52_rivals.ipynb #543f7fcc
+# %% ../../nbs/filters/52_rivals.ipynb #0912eb12
 def check_source(
     held: HeldOut,
     predicted: np.ndarray,  # [n, dimensions] of the scorer
@@ -174,7 +174,8 @@ def check_source(
     off = {k: np.abs(held.combine(p) - truth) for k, p in {**rivals, "scorer": predicted}.items()}
     over = paired_contrast(off["source alone"], off["scorer"], c, levels=("source alone", "scorer"))
     table = paired_contrast(off["mean score"], off["source alone"], c, levels=("mean score", "source alone"))
-    row, guess = measure(held, "scorer", predicted), held.combine(predicted)
+    guess = held.combine(predicted)
+    within = jackknife_interval(lambda w: spearman_within(truth, guess, held.sources, w), np.ones(len(truth)), c, bend=FISHER)
     if over.ci_low > margin: word = "reads the text"
     elif over.diff > margin: word = "undecided"
     else: word = "learned the source" if table.ci_low > 0 else "neither beats the mean"
@@ -182,7 +183,7 @@ def check_source(
     said = (f"{word}: the source alone is {with_interval(over)} points further from the truth than the scorer (margin {margin:g}), "
             f"and sources make up {shares[0]:.0%} of the variance of true scores, {shares[1]:.0%} of predicted ones.")
     return SourceCheck(verdict=word, sentence=said[0].upper() + said[1:], true_between=shares[0], predicted_between=shares[1],
-                       over_source=over, source_over_mean=table, within_sources=row.within_sources)
+                       over_source=over, source_over_mean=table, within_sources=within)
 
 # %% ../../nbs/filters/52_rivals.ipynb #c5467a3a
 class SeedSpread(Record):

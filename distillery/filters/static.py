@@ -68,7 +68,7 @@ def sif_weights(
     p = 1 / np.arange(2.0, n + 2)
     return np.asarray(a / (a + p / p.sum()))
 
-# %% ../../nbs/filters/26_static.ipynb #cec3cd76
+# %% ../../nbs/filters/26_static.ipynb #72a7b544
 def make_table(
     spec: str = "builtin:minilm",  # See `retrieval.embed.embedder_dir`
     dimensions: int = DIMENSIONS,  # Of a vector
@@ -77,17 +77,14 @@ def make_table(
     model = load_model(spec)
     if isinstance(model, OnnxEncoder) or not is_plain_bert(model):
         raise DistilleryError(f"no static table can be made of {spec}", fix="name builtin:minilm, or a BERT encoder with mean pooling")
-    tokenizer = need("tokenizers", extra="retrieval").Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    names = {i: name for name, i in tokenizer.get_vocab().items()}
+    names = {i: name for name, i in model.tokenizer.get_vocab().items()}
     said = [i for i in sorted(names) if names[i] not in model.tokenizer.all_special_tokens and not names[i].startswith("[unused")]
     table = np.zeros((max(names) + 1, dimensions), np.float32)
     found = principal_components(token_vectors(model, said), dimensions)
     table[said, : found.shape[1]] = found * sif_weights(len(said))[:, None]
-    return table, tokenizer.to_str()
+    return table, model.tokenizer.backend_tokenizer.to_str()
 
-# %% ../../nbs/filters/26_static.ipynb #3ad3dd79
+# %% ../../nbs/filters/26_static.ipynb #5a05aaae
 def _config(facts: dict[str, str], weights: Path, dimensions: int) -> dict[str, Any]:
     "What model2vec reads, and what this package reads."
     return {"model_type": "model2vec", "architectures": ["StaticModel"], "tokenizer_name": facts["model"], "apply_pca": dimensions,
@@ -98,13 +95,16 @@ def _config(facts: dict[str, str], weights: Path, dimensions: int) -> dict[str, 
 def write_table(
     folder: Path,  # Gets model.safetensors, tokenizer.json, modules.json and config.json
     table: np.ndarray,  # float32 [vocabulary, dimensions]
-    tokenizer: str,  # As JSON
+    tokenizer: str,  # As JSON; its padding and truncation are left out
     facts: dict[str, str],  # What the table depends on; `model` among them
 ) -> Path:  # The folder
     "Save a static table in the layout of model2vec and sentence-transformers."
     save = need("safetensors.numpy", extra="retrieval").save
     weights = atomic_write(Path(folder) / "model.safetensors", save({"embeddings": table}))
-    atomic_write(Path(folder) / "tokenizer.json", tokenizer)
+    own = need("tokenizers", extra="retrieval").Tokenizer.from_str(tokenizer)
+    own.no_padding()
+    own.no_truncation()
+    atomic_write(Path(folder) / "tokenizer.json", own.to_str())
     kinds = {".": "StaticEmbedding", "1_Normalize": "Normalize"}
     module = lambda i, path: {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kinds[path]}"}
     atomic_write(Path(folder) / "modules.json", json.dumps([module(i, path) for i, path in enumerate(kinds)], indent=1))
