@@ -18,15 +18,15 @@ from distillery.commands.filter import filter_settings
 from distillery.core.clusters import wilson
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
-from distillery.filters.asking import score_request
+from distillery.scoring.asking import score_request
 from distillery.filters.contract import ContractError, contract_digest, parse_contract, rubric_digest, tier_of, weighted_scores
 from distillery.filters.folders import FilterFolder, new_filter, read_filter
 from distillery.filters.grammar import LANGUAGES, sentences_of, stated_scores, wall_text
 from distillery.filters.junk import junk_kind
-from distillery.filters.mixture import shift_test
-from distillery.filters.oracle import BLOCK, LabelStore, MixedLabels, estimate_labels, label_articles, make_oracle
+from distillery.scoring.mixture import shift_test
+from distillery.scoring.oracle import BLOCK, LabelStore, MixedLabels, estimate_labels, label_articles, make_oracle
 from distillery.filters.pool import row_article, stream_articles
-from distillery.filters.raters import MadeOracle
+from distillery.scoring.raters import MadeOracle
 from distillery.filters.world import DIMENSIONS, TRUTH, WorldShape, make_world, world_contract, world_stamp, write_world
 from distillery.teachers.budget import Budget, BudgetSpent, Limits
 from distillery.teachers.journal import Journal

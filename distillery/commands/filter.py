@@ -8,7 +8,7 @@ __all__ = ['filter_app', 'REF', 'Ref', 'Dimensions', 'WHICH', 'Articles', 'Out',
            'filter_list', 'filter_bump', 'filter_retire', 'contract_changes', 'filter_compare', 'new_filter_command',
            'score_command']
 
-# %% ../../nbs/commands/44_filter.ipynb #bebac21e
+# %% ../../nbs/commands/44_filter.ipynb #31a356ef
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ from .options import PLAIN, File, PlainConsole, Set, console, layers_of, setting
 from .options import Teacher as Spec
 from ..core.config import Config, load_config
 from ..core.numbers import with_interval
-from ..filters.agreement import oracle_bias, oracle_sentence, self_agreement
+from ..scoring.agreement import oracle_bias, oracle_sentence, self_agreement
 from ..filters.contract import ContractError, FilterContract, contract_digest, rubric_digest
 from ..filters.articles import read_articles
 from ..filters.folders import FilterFolder, bump_filter, list_filters, new_filter, read_filter, retire_filter
-from ..filters.oracle import LabelStore, Oracle, estimate_labels, label_articles, make_oracle
+from ..scoring.oracle import LabelStore, Oracle, estimate_labels, label_articles, make_oracle
 from ..filters.pool import text_digest
 from ..scoring.rows import article_rows, find_filter, fit_articles, row_writer, score_row
 from ..teachers.budget import charged_to, open_journal

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tell_trained', 'train', 'filter_train', 'filter_run', 'filter_evaluate', 'train_command']
 
-# %% ../../nbs/commands/46_filter_line.ipynb #cd19f606
+# %% ../../nbs/commands/46_filter_line.ipynb #8f8b0143
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from .options import Teacher as Spec
 from ..core.config import Config
 from ..core.numbers import with_interval
 from ..filters.folders import FilterFolder
-from ..filters.oracle import make_oracle
+from ..scoring.oracle import make_oracle
 from ..scoring.rows import BUILTIN, find_filter
 
 # %% ../../nbs/commands/46_filter_line.ipynb #2571a7a1
@@ -87,7 +87,7 @@ def filter_run(
     train(found, chosen, pool if pool and pool.is_file() else None)
     if strict and left_out: raise typer.Exit(3)
 
-# %% ../../nbs/commands/46_filter_line.ipynb #0e9f7ff2
+# %% ../../nbs/commands/46_filter_line.ipynb #262f758b
 @filter_app.command("evaluate")
 def filter_evaluate(
     ref: Ref,
@@ -113,7 +113,7 @@ def filter_evaluate(
         c = compare_filters(made, old, Path(chosen.workbook.cache_dir) / "vectors.sqlite")
         margin = chosen.decisions.margins["mean_absolute_error"]
         states.append(comparison_gate(c, margin))
-        said = f"{c.a} minus {c.b}: {with_interval(c)} points of error on the same {c.n} articles, margin {margin:g}: {states[-1]}"
+        said = f"{c.a} minus {c.b}: {with_interval(c)} points of error on the same {c.n_items:,} articles, margin {margin:g}: {states[-1]}"
         console().print(Text(said, style="bold"))
     if fail and "FAIL" in states: raise typer.Exit(4)
 
