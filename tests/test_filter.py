@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +30,8 @@ from distillery.scoring.oracle import BLOCK, LabelStore, MixedLabels, estimate_l
 from distillery.filters.pool import row_article, stream_articles
 from distillery.scoring.raters import MadeOracle
 from distillery.filters.world import DIMENSIONS, TRUTH, WorldShape, make_world, world_contract, world_stamp, write_world
+from distillery.scoring import fit, line
+from distillery.scoring.fit import read_for
 from distillery.teachers.budget import Budget, BudgetSpent, Limits
 from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import ChatResult
@@ -47,7 +51,7 @@ BASE = {"schema": 1, "name": "good-news", "version": 1, "pool": "pool.jsonl", "g
                        "evidence": {"rubric": "How sure.", "weight": 0.5, "gatekeeper": {"below": 3, "caps_at": 4}}},
         "tiers": [{"name": "high", "at": 7}, {"name": "medium", "at": 4}],
         "oracle": {"teacher": "builtin:oracle-a", "repeats": 1, "budget": {"tokens": 9000, "cost": 2.0, "minutes": 3.0}},
-        "sources": {"column": "source", "allow": ["gazette", "other"], "deny": ["tabloid"]}}
+        "sources": {"column": "source", "allow": ["gazette"], "deny": ["tabloid"]}}
 
 
 def changed(path, value):
@@ -72,7 +76,7 @@ def effects(contract):
     place = FilterFolder(Path("/x/good-news/v1"), contract)
     return {"scores": total.tolist(), "tiers": [tier_of(contract, t) for t in total], "prompt": request.messages[1].content,
             "budget": config.budget.model_dump(), "teacher": oracle.teacher.name, "requests": estimate_labels(oracle, [article]).requests,
-            "refused": [contract.sources.refuses(s) for s in ("gazette", "tabloid", "other")], "source": article.source,
+            "refused": [contract.sources.refuses(s) for s in ("gazette", "tabloid", "other", "third")], "source": article.source,
             "junk": junk_kind(german, contract.language), "ref": place.ref,
             "files": [place.own(contract.pool), place.own(contract.gold)]}
 
@@ -86,11 +90,57 @@ def effects(contract):
     ("tiers/0/at", 7.5, "tiers"), ("tiers/1/name", "fair", "tiers"), ("oracle/teacher", "builtin:oracle-b", "teacher"),
     ("oracle/repeats", 3, "requests"), ("oracle/budget/tokens", 5, "budget"), ("oracle/budget/cost", 1.0, "budget"),
     ("oracle/budget/minutes", 1.0, "budget"), ("sources/column", "outlet", "source"), ("sources/allow", [], "refused"),
-    ("sources/deny", ["other"], "refused")])
+    ("sources", {"deny": ["other"]}, "refused")])
 def test_every_key_decides_something(path, value, where):
     before, after = effects(changed("schema", 1)), effects(changed(path, value))
     assert before[where] != after[where]
     assert contract_digest(changed(path, value)) != contract_digest(changed("schema", 1))
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    ("scorer/kind", "frozen"), ("scorer/base", "builtin:tiny"), ("prefilter/signal", "reach"), ("prefilter/encoder", "hashed"),
+    ("prefilter/tier", "medium"), ("prefilter/target_recall", 0.9), ("prefilter/delta", 0.2)])
+def test_every_key_of_scorer_and_prefilter_reaches_its_call(path, value, monkeypatch):
+    def calls(contract):
+        made, plain = [], [row_article({"text": f"Fair {i}."}, "") for i in range(9)]
+        articles = [a.model_copy(update={"scores": {"reach": i, "evidence": 9}}) for i, a in enumerate(plain)]
+        record = lambda name: lambda *a, **k: made.append((name, *map(str, a), *map(str, k.values()))) or _Stop()
+        with monkeypatch.context() as m:
+            m.setattr(line, "opened", lambda folder: contract)
+            m.setattr(line, "labelled_articles", lambda *a: articles)
+            for module, name in ((line, "open_encoder"), (line, "fit_prefilter"), (fit, "static_folder"), (fit, "encode_articles")):
+                m.setattr(module, name, record(name))
+            m.setattr(fit, "StaticEncoder", lambda folder: None)
+            m.setattr(fit, "token_counter", lambda base: made.append(("count", base)))
+            m.setattr(fit, "MixedEncoder", lambda table: SimpleNamespace(encode=lambda texts: np.zeros((len(texts), 2))))
+            with suppress(_Stopped): line._prefilter(SimpleNamespace(out=Path("out")), None, Path("cache"))
+            read_for(contract, articles)
+        return made
+    whole = {**json.loads(json.dumps(BASE)), "scorer": {"kind": "static"}, "prefilter": {"tier": "high"}}
+    before = calls(parse_contract(yaml.safe_dump(whole, sort_keys=False)))
+    section, key = path.split("/")
+    after = calls(parse_contract(yaml.safe_dump({**whole, section: {**whole[section], key: value}}, sort_keys=False)))
+    assert before != after
+
+
+class _Stopped(Exception): ...
+
+
+class _Stop:
+    "Stands for what a recorded call would give, and ends there."
+    @property
+    def identity(self): return {}
+    def encode(self, texts): return np.zeros((len(texts), 2))
+    def __getattr__(self, name): raise _Stopped
+
+
+@pytest.mark.parametrize(("view", "tokens"), [("truncate", 512), ("chunks", 512), ("head+tail", 64)])
+def test_view_and_tokens_decide_what_a_frozen_scorer_reads(view, tokens, monkeypatch):
+    seen = []
+    monkeypatch.setattr(fit, "encode_articles", lambda *a, budgets, views: seen.append((budgets, views)))
+    monkeypatch.setattr(fit, "token_counter", lambda base: None)
+    for scorer in ({"view": view, "tokens": tokens}, {}): read_for(parse_contract(yaml.safe_dump({**BASE, "scorer": scorer})), [])
+    assert seen[0] == ([tokens], [view]) != seen[1]
 
 
 def test_weights_decide_scores_and_no_request():
