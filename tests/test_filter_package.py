@@ -56,7 +56,7 @@ def prefilter(static, threshold: float | None = None) -> Prefilter:
 
 @pytest.fixture(scope="module")
 def wheel(static, tmp_path_factory):
-    texts, card = [a.full_text for a in ARTICLES], {"promise": "made for a test"}
+    texts, card = [a.full_text for a in ARTICLES], {"promise": "made for a test", "teacher": "https://models.example.org:8000#m"}
     return package_filter(tmp_path_factory.mktemp("dist"), CONTRACT, "d1", random_scorer(12), static, CALIBRATION, texts, card,
                           prefilter(static), kind="static")
 
@@ -93,6 +93,7 @@ def test_a_package_says_what_the_scorer_says(unpacked, static):
         assert row["tier"] == next((t["name"] for t in CONTRACT["tiers"] if row["weighted"] >= t["at"]), "")
         assert row["in_doubt"] == (min(abs(row["weighted"] - t) for t in (6, 2)) < 1.25)
     assert check_fixtures(package) == []
+    assert "example.org" not in "".join((unpacked / n).read_text() for n in ("card.json", "card.html", "package.json"))
 
 
 @pytest.mark.parametrize(("file", "reason"), [("prefilter.safetensors", "prefilter.safetensors was changed"),
