@@ -20,7 +20,7 @@ from distillery.filters.runtime import FilterPackage, PackageError, check_fixtur
 from distillery.filters.scorer import Scorer, encode_articles
 from distillery.filters.static import MixedEncoder, StaticEncoder, write_table
 from distillery.filters.views import token_counter
-from distillery.retrieval.embed import load_model
+from distillery.retrieval.embed import model_dir
 
 NAMES = ["reach", "benefit"]
 CONTRACT = {"name": "good-news", "version": 3, "scale": [0, 10], "tiers": [{"name": "high", "at": 6}, {"name": "low", "at": 2}],
@@ -34,9 +34,9 @@ ARTICLES = [a.article for a in make_articles(40, seed=88)]
 @pytest.fixture(scope="module")
 def static(tmp_path_factory):
     "A table of random numbers with the built-in tokenizer."
-    tokenizer = load_model("builtin:minilm").tokenizer
-    table = np.random.default_rng(88).normal(size=(len(tokenizer.get_vocab()), 12)).astype(np.float32)
-    return StaticEncoder(write_table(tmp_path_factory.mktemp("t"), table, tokenizer.backend_tokenizer.to_str(), {"model": "toy"}))
+    tokenizer = (model_dir("builtin:minilm") / "tokenizer.json").read_text("utf-8")
+    table = np.random.default_rng(88).normal(size=(30522, 12)).astype(np.float32)
+    return StaticEncoder(write_table(tmp_path_factory.mktemp("t"), table, tokenizer, {"model": "toy"}))
 
 
 def random_scorer(width: int) -> Scorer:
