@@ -20,7 +20,7 @@ from distillery.filters.runtime import FilterPackage, PackageError, check_fixtur
 from distillery.filters.scorer import Scorer, encode_articles
 from distillery.filters.static import MixedEncoder, StaticEncoder, write_table
 from distillery.filters.views import token_counter
-from distillery.retrieval.embed import load_model
+from distillery.retrieval.embed import model_dir
 
 NAMES = ["reach", "benefit"]
 CONTRACT = {"name": "good-news", "version": 3, "scale": [0, 10], "tiers": [{"name": "high", "at": 6}, {"name": "low", "at": 2}],
@@ -34,9 +34,9 @@ ARTICLES = [a.article for a in make_articles(40, seed=88)]
 @pytest.fixture(scope="module")
 def static(tmp_path_factory):
     "A table of random numbers with the built-in tokenizer."
-    tokenizer = load_model("builtin:minilm").tokenizer
-    table = np.random.default_rng(88).normal(size=(len(tokenizer.get_vocab()), 12)).astype(np.float32)
-    return StaticEncoder(write_table(tmp_path_factory.mktemp("t"), table, tokenizer.backend_tokenizer.to_str(), {"model": "toy"}))
+    tokenizer = (model_dir("builtin:minilm") / "tokenizer.json").read_text("utf-8")
+    table = np.random.default_rng(88).normal(size=(30522, 12)).astype(np.float32)
+    return StaticEncoder(write_table(tmp_path_factory.mktemp("t"), table, tokenizer, {"model": "toy"}))
 
 
 def random_scorer(width: int) -> Scorer:
@@ -56,7 +56,7 @@ def prefilter(static, threshold: float | None = None) -> Prefilter:
 
 @pytest.fixture(scope="module")
 def wheel(static, tmp_path_factory):
-    texts, card = [a.full_text for a in ARTICLES], {"promise": "made for a test"}
+    texts, card = [a.full_text for a in ARTICLES], {"promise": "made for a test", "teacher": "https://models.example.org:8000#m"}
     return package_filter(tmp_path_factory.mktemp("dist"), CONTRACT, "d1", random_scorer(12), static, CALIBRATION, texts, card,
                           prefilter(static), kind="static")
 
@@ -93,6 +93,7 @@ def test_a_package_says_what_the_scorer_says(unpacked, static):
         assert row["tier"] == next((t["name"] for t in CONTRACT["tiers"] if row["weighted"] >= t["at"]), "")
         assert row["in_doubt"] == (min(abs(row["weighted"] - t) for t in (6, 2)) < 1.25)
     assert check_fixtures(package) == []
+    assert "example.org" not in "".join((unpacked / n).read_text() for n in ("card.json", "card.html", "package.json"))
 
 
 @pytest.mark.parametrize(("file", "reason"), [("prefilter.safetensors", "prefilter.safetensors was changed"),

@@ -139,7 +139,7 @@ def calibrate(
     return Calibration(curves=curves, gains=gains, halves={d: None if h == inf else h for d, h in halves.items()}, confidence=confidence,
                        n=len(truth), n_clusters=len(set(clusters)))
 
-# %% ../../nbs/filters/54_calibrate.ipynb #a8a5784e
+# %% ../../nbs/filters/54_calibrate.ipynb #eec38301
 def read_test(
     calibration: Calibration,  # Not yet tested
     predicted: np.ndarray,  # [n, dimensions] of test articles, in points
@@ -157,8 +157,8 @@ def read_test(
     for name, (raw, bent, true) in scores.items():
         half, scale = calibration.halves[name], (0.0, POINTS)
         inside = np.abs(bent - true) <= (inf if half is None else half)
-        before, after = (mean_interval(np.abs(some - true), c, scale=scale) for some in (raw, bent))
-        found[name] = Reading(before=before, after=after, covered=mean_interval(inside, c))
+        off, left = (mean_interval(np.abs(some - true), c, scale=scale) for some in (raw, bent))
+        found[name] = Reading(before=off, after=left, covered=mean_interval(inside, c))
     return calibration.model_copy(update={"test": found})
 
 # %% ../../nbs/filters/54_calibrate.ipynb #c0c28898

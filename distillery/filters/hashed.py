@@ -20,8 +20,8 @@ else: np = later("numpy")
 __all__ = ['LETTERS', 'LATIN', 'LOOKED_AT', 'END', 'GRAMS', 'WIDTH', 'MIX', 'BATCH', 'is_latin', 'code_points', 'hash_grams',
            'hash_texts', 'HashedEncoder']
 
-# %% ../../nbs/filters/24_hashed.ipynb #1ee82164
-LETTERS, LATIN = re.compile(r"[^\W\d_]"), re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff]")
+# %% ../../nbs/filters/24_hashed.ipynb #fc44a789
+LETTERS, LATIN = re.compile(r"[^\W\d_]+"), re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff]+")
 LOOKED_AT = 2000  # Characters that tell the script
 
 
@@ -30,7 +30,7 @@ def is_latin(
 ) -> bool:  # True where there is no letter
     "Whether most letters of a text are Latin."
     head = text[:LOOKED_AT]
-    return 2 * len(LATIN.findall(head)) >= len(LETTERS.findall(head))
+    return head.isascii() or 2 * sum(map(len, LATIN.findall(head))) >= sum(map(len, LETTERS.findall(head)))
 
 # %% ../../nbs/filters/24_hashed.ipynb #538af2ed
 END = 0  # Stands between texts, and in none
@@ -44,8 +44,8 @@ def code_points(
     whole = f" {plain} \0" if plain else "\0"
     return np.frombuffer(whole.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
 
-# %% ../../nbs/filters/24_hashed.ipynb #767eb407
-GRAMS, WIDTH = (2, 3, 4), 1024
+# %% ../../nbs/filters/24_hashed.ipynb #00d43467
+GRAMS, WIDTH = (2, 3, 4), 2048
 MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)  # Odd constants of splitmix64
 
 

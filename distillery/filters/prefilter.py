@@ -139,7 +139,7 @@ def load_prefilter(
     signal = Signal(facts["kind"], numbers["coef"], float(numbers["intercept"][0]), facts["encoder"])
     return Prefilter(signal, Promise.model_validate(facts["promise"]), tuple(RuleRow.model_validate(r) for r in facts["rules"]))
 
-# %% ../../nbs/filters/58_prefilter.ipynb #0f948b08
+# %% ../../nbs/filters/58_prefilter.ipynb #a71bbb59
 @dataclass(frozen=True)
 class Passed:
     "An article after the cascade."
@@ -168,7 +168,7 @@ class CascadeCost(Record):
         "What scoring the rejected articles would have cost."
         return self.rejected * self.scorer_price
 
-
+# %% ../../nbs/filters/58_prefilter.ipynb #99ff97bc
 @dataclass
 class Cascade:
     "A prefilter in front of a scorer."

@@ -146,7 +146,7 @@ def _refusal(p: int, g: int, n: int, needed: int, more: int | None, target: floa
     promised = f"a recall of {target:.0%} at a risk of {delta:.0%}"
     return f"Refused: {promised} needs {needed} clusters with a good article; there are {had}; {ahead}."
 
-# %% ../../nbs/filters/56_promise.ipynb #003b2e9d
+# %% ../../nbs/filters/56_promise.ipynb #a4724605
 def make_promise(
     signal: np.ndarray,  # [n] of labelled articles that the signal was not fitted on
     weighted: np.ndarray,  # [n] their true weighted, gatekept scores
@@ -169,11 +169,11 @@ def make_promise(
         said = _refusal(p, g, n, needed, more, target, delta)
         return Promise(state="refused", sentence=said, threshold=None, more_labels=more, **facts)
     kept = mean_interval(signal[good] >= threshold, list(names[good]))
-    rejected = mean_interval(signal < threshold, list(names)) if pool is None else mean_interval(np.asarray(pool) < threshold)
+    rejected = mean_interval(signal < threshold, list(names)) if pool is None else mean_interval(pool < threshold)
     lost = len(set(names[good & (signal < threshold)].tolist()))
     said = (f"Promised: a recall of {target:.0%} at a risk of {delta:.0%}, every cluster counted once. It rests on "
-            f"{count(p, 'good articles')} in {count(g, 'clusters')}, {lost} of which lose one, and rejects {rejected.mean:.0%} of all articles. "
-            "It holds for articles of clusters drawn as these were, and not under shift.")
+            f"{count(p, 'good articles')} in {count(g, 'clusters')}, {lost} of which lose one, and rejects {rejected.mean:.0%} of all "
+            "articles. It holds for articles of clusters drawn as these were, and not under shift.")
     return Promise(state="promised", sentence=said, threshold=threshold, lost_clusters=lost, kept=kept, rejected=rejected, **facts)
 
 # %% ../../nbs/filters/56_promise.ipynb #eabfa23f

@@ -20,7 +20,7 @@ from .views import VIEWS, _pack, _pieces
 
 # %% auto #0
 __all__ = ['SCHEMA', 'POINTS', 'PICKLES', 'KINDS', 'PackageError', 'verify', 'read_tensors', 'calibrated', 'weigh', 'TableReader',
-           'GraphReader', 'FilterPackage', 'run_lines', 'check_fixtures']
+           'GraphReader', 'PackageFiles', 'FilterPackage', 'run_lines', 'check_fixtures']
 
 # %% ../../nbs/filters/72_runtime.ipynb #e3ff0724
 class PackageError(RuntimeError):
@@ -53,8 +53,8 @@ def verify(
     if added := sorted(set(here) - set(facts["files"])): raise PackageError(f"{added[0]} was added")
     return facts
 
-# %% ../../nbs/filters/72_runtime.ipynb #0f360b49
-KINDS = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+# %% ../../nbs/filters/72_runtime.ipynb #017e4391
+KINDS: dict[str, Any] = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}  # little-endian
 
 
 def read_tensors(
@@ -94,7 +94,7 @@ def weigh(
         if gate: total = np.where(column < gate["below"], np.minimum(total, gate["caps_at"]), total)
     return np.asarray(total)
 
-# %% ../../nbs/filters/72_runtime.ipynb #88e4ecce
+# %% ../../nbs/filters/72_runtime.ipynb #a9614739
 class TableReader:
     "Vectors from a token table and hashed n-grams."
 
@@ -102,16 +102,14 @@ class TableReader:
         self.tokenizer, self.table, self.width = tokenizer, table, width
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        "Float32 [n, both widths]."
+        "Float32 [n, both widths], rows of length 1."
         rows = [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        out = np.zeros((len(texts), self.table.shape[1] + self.width), np.float32)
-        for i, (text, ids) in enumerate(zip(texts, rows, strict=True)):
-            if self.width and not is_latin(text):
-                out[i, self.table.shape[1] :] = hash_texts([text], self.width)[0]
-                continue
-            total = self.table[ids].astype(np.float32).sum(0)
-            out[i, : self.table.shape[1]] = total / max(float(np.linalg.norm(total)), 1e-12)
-        return out
+        sums = np.stack([self.table[ids].astype(np.float32).sum(0) for ids in rows])
+        known = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        if not self.width: return np.asarray(known)
+        known *= np.array([is_latin(t) for t in texts])[:, None]
+        both = np.concatenate([known, hash_texts(texts, self.width)], 1)
+        return np.asarray(both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12))
 
 
 class GraphReader:
@@ -131,9 +129,9 @@ class GraphReader:
         vectors = np.array(out, np.float32)
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
-# %% ../../nbs/filters/72_runtime.ipynb #d45acd65
-class FilterPackage:
-    "A packaged filter: verified at once, loaded when it is first used."
+# %% ../../nbs/filters/72_runtime.ipynb #12d3286d
+class PackageFiles:
+    "Files of a packaged filter: verified at once, loaded when they are first used."
 
     def __init__(
         self,
@@ -185,6 +183,10 @@ class FilterPackage:
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = onnxruntime.InferenceSession(str(self.folder / "scorer.int8.onnx"), options, providers=["CPUExecutionProvider"])
         return GraphReader(session, self._tokenizer(self.facts["scorer"]["max_length"]), self.facts["scorer"]["pad_id"])
+
+# %% ../../nbs/filters/72_runtime.ipynb #b4595f4f
+class FilterPackage(PackageFiles):
+    "A packaged filter at work."
 
     def signal(self, texts: Sequence[str]) -> np.ndarray:
         "What the prefilter says [n]."

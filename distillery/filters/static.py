@@ -150,27 +150,24 @@ class StaticEncoder:
         sums = np.stack([self.table[ids].sum(0) for ids in rows]) if rows else np.zeros((0, self.table.shape[1]), np.float32)
         return np.asarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12), np.float32)
 
-# %% ../../nbs/filters/26_static.ipynb #b02837f1
+# %% ../../nbs/filters/26_static.ipynb #f3da6ee3
 class MixedEncoder:
-    "Text encoder for every script: the static table where letters are Latin, hashed n-grams elsewhere."
+    "Text encoder for every script: hashed n-grams, and the static table where letters are Latin."
 
     def __init__(
         self,
         static: StaticEncoder,  # Reads Latin letters
-        hashed: HashedEncoder | None = None,  # Reads all others; None: its defaults
+        hashed: HashedEncoder | None = None,  # Reads everything; None: its defaults
     ) -> None:
         self.static, self.hashed = static, hashed or HashedEncoder()
 
     @property
     def identity(self) -> dict[str, str]:
         "What a vector depends on besides its text."
-        return {**self.static.identity, **{f"other_{k}": v for k, v in self.hashed.identity.items()}}
+        return {**self.static.identity, **{f"beside_{k}": v for k, v in self.hashed.identity.items()}}
 
     def encode(self, texts: Sequence[str], /) -> np.ndarray:
         "Vectors of texts: float32 [n, both widths], of length 1."
-        known = np.array([is_latin(t) for t in texts], bool)
-        edge = self.static.table.shape[1]
-        out = np.zeros((len(texts), edge + self.hashed.width), np.float32)
-        for encoder, chosen, columns in ((self.static, known, slice(edge)), (self.hashed, ~known, slice(edge, None))):
-            if chosen.any(): out[chosen, columns] = encoder.encode([t for t, c in zip(texts, chosen, strict=True) if c])
-        return out
+        known = self.static.encode(texts) * np.array([is_latin(t) for t in texts], bool)[:, None]
+        both = np.concatenate([known, self.hashed.encode(texts)], 1)
+        return np.asarray(both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12), np.float32)

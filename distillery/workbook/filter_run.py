@@ -132,7 +132,7 @@ def run_filter(
         shutil.copytree(done[stage].path, kept, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifact.json"))
     return made
 
-# %% ../../nbs/workbook/73_filter_run.ipynb #9ad002e7
+# %% ../../nbs/workbook/73_filter_run.ipynb #0feb3c22
 def compare_filters(
     new: TrainedFilter,
     old: TrainedFilter,  # The version in use
@@ -145,12 +145,13 @@ def compare_filters(
     held = [a for a in labelled_articles(new.found.contract, new.found.folder) if a.cluster not in seen]
     if len({a.cluster for a in held}) < 2:
         raise DistilleryError("no labelled topic is new to both versions", "label more articles, of other topics")
-    truth, errors = score_matrix(held), []
+    truth, errors = score_matrix(held), dict[str, Any]()
     for trained in (new, old):
         scorer = load_filter(trained.found.contract, trained.found.folder / TRAINED / "scorer")
         points = trained.report.calibration.apply(scorer.predict(read_for(trained.found.contract, held, cache)))
-        errors.append(absolute_errors(truth, points))
-    return paired_contrast(*errors, [a.cluster for a in held], levels=(new.found.ref, old.found.ref))
+        errors[trained.found.ref] = absolute_errors(truth, points)
+    refs = (new.found.ref, old.found.ref)
+    return paired_contrast(errors[refs[0]], errors[refs[1]], [a.cluster for a in held], levels=refs)
 
 
 def comparison_gate(
