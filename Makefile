@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE :=  # hundreds of processes run this package: compile it once
 
-.PHONY: run test notebooks pytest lint types sync test-slow attack test-optimum test-llama bases bench lab readme export tiny reports clean
+.PHONY: run filter test notebooks pytest lint types sync test-slow attack test-optimum test-llama bases bench lab readme export tiny reports clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -20,6 +20,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 run: $(VENV)/.installed
 	distillery run
+
+# The whole filters line on the built-in data, without a model or a network: labels, scorer, promise, pool, page.
+filter: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 distillery filter run builtin
 
 test: export HF_HUB_OFFLINE = 1
 test: lint types sync notebooks pytest

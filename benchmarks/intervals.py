@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 CLUSTERS, MARGIN, LIKENESS = (5, 10, 20, 36), 0.05, 0.2
 KINDS = {"gains and losses alike": (0.15, 0.15), "losses only, as large as the margin": (0.0, MARGIN)}
 PEERS = {"nemo_evaluator": "python3.12", "inspect_ai": "python3.11"}
+OTHERS = {"bargain": "python3.11", "model2vec": "python3.11"}  # Of other benchmarks
 
 
 def study(rng: np.random.Generator, clusters: int, gains: float, losses: float) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +40,8 @@ def peer_python(peer: str) -> str:
     python, mark = home / "bin/python", home / "installed.txt"
     if not mark.is_file() or mark.read_text() != wanted.read_text():
         shutil.rmtree(home, ignore_errors=True)
-        subprocess.run([shutil.which(PEERS[peer]) or sys.executable, "-m", "venv", str(home)], check=True, capture_output=True)
+        found = shutil.which({**PEERS, **OTHERS}[peer])
+        subprocess.run([found or sys.executable, "-m", "venv", str(home)], check=True, capture_output=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(wanted)], check=True, capture_output=True)
         mark.write_text(wanted.read_text())
     return str(python)

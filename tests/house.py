@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["core", "wire", "reading", "teachers", "engine", "retrieval", "filters", "pairs", "training", "exporting", "evaluation",
+ORDER = ["core", "wire", "reading", "teachers", "engine", "retrieval", "filters", "scoring", "pairs", "training", "exporting", "evaluation",
          "shipping", "questions", "pages", "workbook", "commands"]  # Lowest first: each imports what stands before it
 BELOW = {name: set(ORDER[: i + 1]) for i, name in enumerate(ORDER)}
 BELOW["models"] = {"core", "wire", "teachers", "models"}
-BELOW["pairs"] -= {"filters"}
+BELOW["pairs"] -= {"filters", "scoring"}
 MAX_MODULES, MAX_LEVELS = 26, 7
 MAX_CELLS, MAX_CODE, MAX_EXPORTED, MAX_EXPORTED_CELL, MAX_SHOW = 80, 350, 220, 40, 16
 

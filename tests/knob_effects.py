@@ -569,6 +569,7 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "model.hub_id": "test_publish::test_names_are_names",
     "model.private": "test_publish::test_what_is_sent_is_private_and_complete",
     **dict.fromkeys(("context.budgets", "context.views", "context.turns"), "test_filters::test_another_length_trains_that_length_alone"),
+    "filters.dir": "test_filter::test_another_repository_may_hold_the_filters",
     "context.int8": "test_filters::test_the_built_in_run_shares_its_export",
     "embedder.others": "test_embedder::test_a_judged_set_is_asked_instead_and_a_change_of_it_asks_again",
     "embedder.judged": "test_embedder::test_a_judged_set_is_asked_instead_and_a_change_of_it_asks_again",

@@ -54,6 +54,7 @@ def evaluate(
                                               "fp32: at most so many looks, at whole documents in random order.")] = None,
     within: Within = None,
     fail: Annotated[bool, typer.Option("--fail-on-threshold", help="Exit with 4 if a gate FAILED; open gates do not count.")] = False,
+    named: Annotated[str | None, typer.Option("--filter", metavar="NAME/vN", help="Evaluate a filter: as `filter evaluate`.")] = None,
     config: File = None, sets: Set = None,
 ) -> None:
     """Ask the variants of a finished run again and hold them against thresholds, fp32 and the run in use.
@@ -65,6 +66,10 @@ def evaluate(
       distillery evaluate --compare-to 4f2a --fail-on-threshold
       distillery evaluate --compare-to 4f2a --looks 5 --within 30m
     """
+    if named:
+        from distillery.commands.filter_line import filter_evaluate
+
+        return filter_evaluate(named, compare_to, fail, config, sets)
     from distillery.workbook.reevaluate import evaluate_run, gate_lines, settings_of, verdict_of, write_overview
 
     seconds = look_seconds(looks, within)

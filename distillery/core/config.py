@@ -78,7 +78,7 @@ def _build(values: Mapping[str, Any]) -> Config:
         raise ConfigError(f"{name} = {shorten(repr(first['input']))}: {first['msg']}", fix=f"see `distillery config explain {name}`") from e
 
 # %% ../../nbs/core/10_config.ipynb #37432c84
-PATHS = ("docs", "pairs", "articles.file")  # Settings that are relative to the file they stand in
+PATHS = ("docs", "pairs", "articles.file", "filters.dir")  # Settings that are relative to the file they stand in
 
 
 def read_settings(

@@ -56,6 +56,7 @@ class Config(Section):
     serve: t.ServeSection = Field(default_factory=t.ServeSection)
     model: t.ModelSection = Field(default_factory=t.ModelSection)
     articles: s.ArticlesSection = Field(default_factory=s.ArticlesSection)
+    filters: s.FiltersSection = Field(default_factory=s.FiltersSection)
     context: s.ContextSection = Field(default_factory=s.ContextSection)
     embedder: s.EmbedderSection = Field(default_factory=s.EmbedderSection)
     decisions: s.DecisionsSection = Field(default_factory=s.DecisionsSection)

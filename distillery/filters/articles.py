@@ -22,17 +22,21 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['NO_CLUSTER', 'POINTS', 'SplitName', 'SHARES', 'Article', 'ArticlesError', 'read_articles', 'dimensions',
+__all__ = ['FACTS', 'NO_CLUSTER', 'POINTS', 'SplitName', 'SHARES', 'Article', 'ArticlesError', 'read_articles', 'dimensions',
            'score_matrix', 'scale_ends', 'to_points', 'turns', 'split_articles']
 
 # %% ../../nbs/filters/10_articles.ipynb #04f7bc82
 class Article(Record):
-    "A text and its scores, one number a dimension; `cluster` is its topic, story or author."
+    "A text and its scores, one number a dimension, or none before it is scored; `cluster` is its topic, story or author."
     id: str = Field(min_length=1)
     cluster: str = Field(min_length=1)
     title: str = ""
     text: str = Field(min_length=1)
-    scores: dict[str, float] = Field(min_length=1)
+    source: str = ""
+    layout: str = ""
+    language: str = ""
+    published: str = ""
+    scores: dict[str, float] = Field(default_factory=dict)
 
     @property
     def full_text(self) -> str:
@@ -61,6 +65,7 @@ def _scores(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, float]:
     return {name: _number(value, name) for name, value in found.items()}
 
 # %% ../../nbs/filters/10_articles.ipynb #f209a9aa
+FACTS = ("source", "layout", "language", "published")  # Kept where they are known
 NO_CLUSTER = frozenset("-1 - ? [] {} [none] false undefined n.a. unknown".split())  # -1 is what DBSCAN writes for noise
 
 
@@ -75,7 +80,8 @@ def _article(line: str, number: int, fields: Sequence[str], cluster: str) -> Art
     name = cell_text(row.get("id")) or f"line-{number}"
     title, topic = cell_text(row.get("title")) or "", cell_text(row.get(cluster)) or name
     if topic.casefold() in NO_CLUSTER: topic = name
-    try: return Article(id=name, cluster=topic, title=title, text=text, scores=scores)
+    facts = {field: cell_text(row.get(field)) or "" for field in FACTS}
+    try: return Article(id=name, cluster=topic, title=title, text=text, scores=scores, **facts)
     except ValidationError as e:
         raise ArticlesError(f"{'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}", fix=f"mend line {number}") from e
 
