@@ -138,7 +138,7 @@ class GraphReader:
         vectors = np.array(out, np.float32)
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
-# %% ../../nbs/filters/72_runtime.ipynb #59e4c9fa
+# %% ../../nbs/filters/72_runtime.ipynb #9dc712bb
 class PackageFiles:
     "Files of a packaged filter: verified at once, loaded when they are first used."
 
@@ -183,10 +183,8 @@ class PackageFiles:
     @cached_property
     def reader(self) -> TableReader | GraphReader:
         "What the scorer reads with."
-        if self.facts["scorer"]["kind"] == "static":
-            table = self.prefilter["table"]
-            return TableReader(self.plain, table, self.heads["coef"].shape[1] - table.shape[1])
-        about = self.facts["scorer"]
+        about, table = self.facts["scorer"], self.prefilter["table"]
+        if about["kind"] == "static": return TableReader(self.plain, table, self.heads["coef"].shape[1] - table.shape[1])
         return GraphReader(open_graph(self.folder / "scorer.int8.onnx"), self._tokenizer(about["max_length"]), about["pad_id"])
 
 # %% ../../nbs/filters/72_runtime.ipynb #b4595f4f
