@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given, settings, strategies as st
 
 from distillery.core.config import (
+    PATHS,
     Config,
     ConfigError,
     config_diff,
@@ -93,10 +94,7 @@ def test_the_configuration_is_frozen_and_defaults_are_not_shared():
     assert "x" not in Config().evaluation.refusal_markers
 
 
-SOURCES = ("docs", "pairs", "articles.file")  # paths of a file are counted from its folder
-
-
-@given(st.dictionaries(st.sampled_from([k.name for k in KNOBS if k.name not in SOURCES]), st.none(), max_size=12))
+@given(st.dictionaries(st.sampled_from([k.name for k in KNOBS if k.name not in PATHS]), st.none(), max_size=12))
 @settings(max_examples=20, deadline=None)
 def test_a_written_file_reads_back_as_the_same_configuration(tmp_path_factory, picked):
     table = {k.name: k for k in KNOBS}

@@ -68,12 +68,10 @@ def evaluate(
     """
     if named:
         from distillery.commands.filter_line import filter_evaluate
-
         return filter_evaluate(named, compare_to, fail, config, sets)
     from distillery.workbook.reevaluate import evaluate_run, gate_lines, settings_of, verdict_of, write_overview
 
     seconds = look_seconds(looks, within)
-
     out, runs_dir = console(), settings(config, None, sets).workbook.runs_dir
     results = finished_run(runs_dir, run)
     cfg = settings_of(results, asked_today(config, sets, suite, data))
@@ -83,12 +81,11 @@ def evaluate(
         tell = lambda what, i, n: bar.update(task, description=what, completed=i, total=n)
         made = evaluate_run(results, cfg, variant or [], incumbent, tell, looks, seconds)
     page = write_overview(made, cfg)
+    differences = (f"{d['variant']} against {d['incumbent']} of {compare_to}, {d['metric']} on {d['set']}: {d['difference']}, "
+                   f"n = {d['questions']} on {d['documents']} documents" for d in made.differences)
     for line in made.notes: out.print(Text(line))
     for state, line in gate_lines(made.gates): out.print(Text(line, style=STYLES[state]))
-    for line in made.decided: out.print(Text(line))
-    for d in made.differences:
-        out.print(Text(f"{d['variant']} against {d['incumbent']} of {compare_to}, {d['metric']} on {d['set']}: {d['difference']}, "
-                       f"n = {d['questions']} on {d['documents']} documents"))
+    for line in (*made.decided, *differences): out.print(Text(line))
     out.print(Text(verdict_of(made.gates), style="bold"))
     out.print(Text(f"Open {page}"))
     if fail and any(g.state == "FAIL" for g in made.gates): raise typer.Exit(4)
