@@ -131,7 +131,7 @@ def test_a_card_says_base_licence_data_figures_and_limits(run):
     assert all(metric_name(metric) in cards["onnx"] for metric in METRICS)
     assert "0.75 [" in cards["onnx"]
     assert "n = 24" in cards["onnx"]
-    assert "FAIL: q4 test.token_f1_min" in cards["onnx"]
+    assert "FAIL: q4 token F1 on test" in cards["onnx"]
 
 
 def test_foreign_text_in_a_card_is_text(run):
