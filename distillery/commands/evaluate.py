@@ -71,21 +71,18 @@ def evaluate(
         return filter_evaluate(named, compare_to, fail, config, sets)
     from distillery.workbook.reevaluate import evaluate_run, gate_lines, settings_of, verdict_of, write_overview
 
-    seconds = look_seconds(looks, within)
-    out, runs_dir = console(), settings(config, None, sets).workbook.runs_dir
-    results = finished_run(runs_dir, run)
+    seconds, out, runs_dir = look_seconds(looks, within), console(), settings(config, None, sets).workbook.runs_dir
+    results, incumbent = finished_run(runs_dir, run), finished_run(runs_dir, compare_to) if compare_to else None
     cfg = settings_of(results, asked_today(config, sets, suite, data))
-    incumbent = finished_run(runs_dir, compare_to) if compare_to else None
     with Progress(*COLUMNS, console=out, transient=True) as bar:
         task = bar.add_task("asking", total=None)
         tell = lambda what, i, n: bar.update(task, description=what, completed=i, total=n)
         made = evaluate_run(results, cfg, variant or [], incumbent, tell, looks, seconds)
-    page = write_overview(made, cfg)
     differences = (f"{d['variant']} against {d['incumbent']} of {compare_to}, {d['metric']} on {d['set']}: {d['difference']}, "
                    f"n = {d['questions']} on {d['documents']} documents" for d in made.differences)
     for line in made.notes: out.print(Text(line))
     for state, line in gate_lines(made.gates): out.print(Text(line, style=STYLES[state]))
     for line in (*made.decided, *differences): out.print(Text(line))
     out.print(Text(verdict_of(made.gates), style="bold"))
-    out.print(Text(f"Open {page}"))
+    out.print(Text(f"Open {write_overview(made, cfg)}"))
     if fail and any(g.state == "FAIL" for g in made.gates): raise typer.Exit(4)
