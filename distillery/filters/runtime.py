@@ -20,7 +20,7 @@ from .views import VIEWS, _pack, _pieces
 
 # %% auto #0
 __all__ = ['SCHEMA', 'POINTS', 'PICKLES', 'KINDS', 'PackageError', 'verify', 'read_tensors', 'calibrated', 'weigh', 'TableReader',
-           'GraphReader', 'PackageFiles', 'FilterPackage', 'run_lines', 'check_fixtures']
+           'open_graph', 'GraphReader', 'PackageFiles', 'FilterPackage', 'run_lines', 'check_fixtures']
 
 # %% ../../nbs/filters/72_runtime.ipynb #e3ff0724
 class PackageError(RuntimeError):
@@ -94,7 +94,7 @@ def weigh(
         if gate: total = np.where(column < gate["below"], np.minimum(total, gate["caps_at"]), total)
     return np.asarray(total)
 
-# %% ../../nbs/filters/72_runtime.ipynb #a9614739
+# %% ../../nbs/filters/72_runtime.ipynb #e82c1d8f
 class TableReader:
     "Vectors from a token table and hashed n-grams."
 
@@ -112,6 +112,15 @@ class TableReader:
         return np.asarray(both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12))
 
 
+def open_graph(file: Path) -> Any:
+    "ONNX Runtime session of a graph, on one thread."
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+# %% ../../nbs/filters/72_runtime.ipynb #af768f4b
 class GraphReader:
     "Vectors of windows from an ONNX encoder, one window at a time."
 
@@ -129,7 +138,7 @@ class GraphReader:
         vectors = np.array(out, np.float32)
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
-# %% ../../nbs/filters/72_runtime.ipynb #12d3286d
+# %% ../../nbs/filters/72_runtime.ipynb #9dc712bb
 class PackageFiles:
     "Files of a packaged filter: verified at once, loaded when they are first used."
 
@@ -174,15 +183,9 @@ class PackageFiles:
     @cached_property
     def reader(self) -> TableReader | GraphReader:
         "What the scorer reads with."
-        if self.facts["scorer"]["kind"] == "static":
-            table = self.prefilter["table"]
-            return TableReader(self.plain, table, self.heads["coef"].shape[1] - table.shape[1])
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(str(self.folder / "scorer.int8.onnx"), options, providers=["CPUExecutionProvider"])
-        return GraphReader(session, self._tokenizer(self.facts["scorer"]["max_length"]), self.facts["scorer"]["pad_id"])
+        about, table = self.facts["scorer"], self.prefilter["table"]
+        if about["kind"] == "static": return TableReader(self.plain, table, self.heads["coef"].shape[1] - table.shape[1])
+        return GraphReader(open_graph(self.folder / "scorer.int8.onnx"), self._tokenizer(about["max_length"]), about["pad_id"])
 
 # %% ../../nbs/filters/72_runtime.ipynb #b4595f4f
 class FilterPackage(PackageFiles):
