@@ -36,8 +36,8 @@ from ..scoring.rows import article_rows, find_filter, fit_articles, row_writer, 
 from ..teachers.budget import charged_to, open_journal
 from ..teachers.journal import Journal
 
-# %% ../../nbs/commands/44_filter.ipynb #f031f572
-filter_app = typer.Typer(**PLAIN, help="Filters: from a rubric to a scorer of articles. Start with `distillery filter new NAME`.")
+# %% ../../nbs/commands/44_filter.ipynb #236f17e9
+filter_app = typer.Typer(**PLAIN, help="Filters of articles: contract, labels of an oracle, scorer, promise, versions.")
 REF = "A version of a filter; NAME alone is its newest in use; builtin comes with the package."
 Ref = Annotated[str, typer.Argument(metavar="NAME/vN", help=REF)]
 Dimensions = Annotated[str, typer.Option("--dimensions", help="How many, or their names: reach,evidence,fairness.")]
@@ -233,7 +233,7 @@ def filter_compare(
         out.print(Text(f"{name}: {b.ref} minus {a.ref} on the same articles {with_interval(e)}, n = {e.n}"))
     if not same: out.print(Text("their dimensions differ, so their labels are not compared", style="dim"))
 
-# %% ../../nbs/commands/44_filter.ipynb #789f27df
+# %% ../../nbs/commands/44_filter.ipynb #7018c377
 Named = Annotated[str, typer.Option("--filter", metavar="NAME/vN", help=REF)]
 
 
@@ -241,7 +241,7 @@ def new_filter_command(
     name: Annotated[str, typer.Option("--name", help="Small letters, digits, - and _.")], dimensions: Dimensions = "6",
     config: File = None, sets: Set = None,
 ) -> None:
-    """The same as `distillery filter new`.
+    """The same as `filter new`.
 
     \b
     Example:
@@ -254,7 +254,7 @@ def score_command(
     ref: Named, articles: Articles = "100", out: Out = None, strict: Strict = False, teacher: Spec = None,
     config: File = None, sets: Set = None,
 ) -> None:
-    """The same as `distillery filter score`.
+    """The same as `filter score`.
 
     \b
     Example:

@@ -87,7 +87,7 @@ def filter_run(
     train(found, chosen, pool if pool and pool.is_file() else None)
     if strict and left_out: raise typer.Exit(3)
 
-# %% ../../nbs/commands/46_filter_line.ipynb #262f758b
+# %% ../../nbs/commands/46_filter_line.ipynb #c3d5eefa
 @filter_app.command("evaluate")
 def filter_evaluate(
     ref: Ref,
@@ -119,7 +119,7 @@ def filter_evaluate(
 
 
 def train_command(ref: Named, teacher: Spec = None, config: File = None, sets: Set = None) -> None:
-    """The same as `distillery filter train`.
+    """The same as `filter train`.
 
     \b
     Example:
