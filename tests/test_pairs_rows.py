@@ -82,7 +82,7 @@ def test_no_other_candidate_is_more_balanced(corpus, seed):
     try: assert split_documents(pairs, config) == sides
     finally: dataset.imbalance = original
     assert all(m == mixes for _, m in seen)
-    assert imbalance(sides, mixes) == min(value for value, _ in seen)
+    assert imbalance(sides, mixes) == pytest.approx(min(value for value, _ in seen), rel=1e-12)  # sums in another order
     assert len(seen) == dataset.DRAWS
 
 

@@ -141,8 +141,8 @@ class Promise(Record):
 
 def _refusal(p: int, g: int, n: int, needed: int, more: int | None, target: float, delta: float) -> str:
     had = f"{count(p, 'good articles')} in {count(g, 'clusters')} among {count(n, 'labels')}"
-    ahead = f"label about {more:,} more, of new clusters and drawn as these were"
-    if not more: ahead = "no good article was found, so no number of labels can be named: lower the tier, or label more"
+    ahead = "no good article was found, so no number of labels can be named: lower the tier, or label more"
+    if more: ahead = f"label about {more:,} more, of new clusters and drawn as these were"
     promised = f"a recall of {target:.0%} at a risk of {delta:.0%}"
     return f"Refused: {promised} needs {needed} clusters with a good article; there are {had}; {ahead}."
 
