@@ -11,11 +11,10 @@ __all__ = ['filter_app', 'REF', 'Ref', 'Dimensions', 'WHICH', 'Articles', 'Out',
 # %% ../../nbs/commands/44_filter.ipynb #31a356ef
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.progress import Progress, TextColumn
