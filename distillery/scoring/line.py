@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ..core.extras import later
-from ..core.files import read_text, write_json, write_jsonl
+from ..core.files import atomic_write, read_text, write_json, write_jsonl
 from ..core.records import Contrast, Estimate, Record
 from ..core.store import content_digest
 from ..engine.plan import Job, Stage
@@ -168,7 +168,8 @@ def _train(job: Job, folder: Path, cache: Path) -> None:
     save_filter(scorer, job.out / "scorer")
     job.say("measuring")
     said, labels = _said(contract, folder, articles)
-    write_json(job.out / "report.json", report_of(contract, scorer, read, sides, said, labels).model_dump(mode="json", by_alias=True))
+    made = report_of(contract, scorer, read, sides, said, labels)  # curves keep the order of the dimensions: no sorted keys
+    atomic_write(job.out / "report.json", made.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
 def _prefilter(job: Job, folder: Path, cache: Path) -> None:
