@@ -35,7 +35,7 @@ from ..teachers.budget import charged_to, open_journal
 from ..teachers.journal import Journal
 
 # %% ../../nbs/commands/44_filter.ipynb #236f17e9
-filter_app = typer.Typer(**PLAIN, help="Filters of articles: contract, labels of an oracle, scorer, promise, versions.")
+filter_app = typer.Typer(**PLAIN, help="Filters of articles: contract, labels of an oracle, scorer, promise, versions, wheel.")
 REF = "A version of a filter; NAME alone is its newest in use; builtin comes with the package."
 Ref = Annotated[str, typer.Argument(metavar="NAME/vN", help=REF)]
 Dimensions = Annotated[str, typer.Option("--dimensions", help="How many, or their names: reach,evidence,fairness.")]
