@@ -477,6 +477,11 @@ def test_commands_end_as_they_say(place):
     assert run(["filter", "score", "good-news", "--articles", "news.jsonl", "--strict"])[0] == 3
     code, said, _ = run(["filter", "list"])
     assert (code, "good-news/v1" in said, "20" in said) == (0, True, True)
+    for typed in (["package", "good-news", "--out", "dist"], ["score", "good-news", "--articles", "news.jsonl", "--by", "filter"]):
+        code, _, refused = run(["filter", *typed])
+        assert (code, str(refused.message), refused.fix) == (1, "good-news/v1 is not trained", "distillery filter train good-news/v1")
+    assert run(["filter", "score", "good-news", "--articles", "news.jsonl", "--by", "filter", "--estimate"])[0] == 2
+    assert not (place / "dist").exists()
     assert run(["filter", "retire", "good-news/v1", "--reason", "a trial"])[0] == 0
     assert run(["filter", "score", "good-news/v1", "--articles", "news.jsonl"])[0] == 2
     assert run(["filter", "bump", "good-news"])[0] == 0

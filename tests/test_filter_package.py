@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from distillery.commands.cli import app
 from distillery.core.errors import DistilleryError
 from distillery.filters.calibrate import Calibration, Curve
 from distillery.filters.hashed import HashedEncoder
@@ -20,6 +22,7 @@ from distillery.filters.runtime import FilterPackage, PackageError, check_fixtur
 from distillery.filters.scorer import Scorer, encode_articles
 from distillery.filters.static import MixedEncoder, StaticEncoder, write_table
 from distillery.filters.views import token_counter
+from distillery.filters.world import WorldShape, write_world
 from distillery.retrieval.embed import model_dir
 
 NAMES = ["reach", "benefit"]
@@ -164,18 +167,24 @@ def test_the_code_it_carries_needs_three_libraries():
     assert found - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "tokenizers"}
 
 
+def empty_environment(tmp_path: Path, wheel: Path) -> Path:
+    "Python of an environment with a wheel, onnxruntime, tokenizers and NumPy, and nothing of ours."
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python, run = tmp_path / "venv/bin/python", {"capture_output": True, "text": True, "cwd": tmp_path}
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)], check=True)
+    site = Path(subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], **run).stdout.strip())
+    ours = Path(np.__file__).parents[1]
+    for name in ("numpy", "numpy.libs", "onnxruntime", "tokenizers", "flatbuffers", "google"):
+        if (ours / name).exists(): (site / name).symlink_to(ours / name)
+    return python
+
+
 @pytest.mark.slow
 def test_a_frozen_filter_lives_in_an_empty_environment(static, tmp_path):
     "The wheel alone, installed without an index; beside it onnxruntime, tokenizers and NumPy, and nothing of ours: 1,000 articles."
     texts = [a.article.full_text for a in make_articles(1000, seed=88)]
     made = package_filter(tmp_path / "dist", CONTRACT, "d1", random_scorer(384), static, CALIBRATION, texts, {}, prefilter(static, -99.0))
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    python, run = tmp_path / "venv/bin/python", {"capture_output": True, "text": True, "cwd": tmp_path}
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(made)], check=True)
-    site = Path(subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], **run).stdout.strip())
-    ours = Path(np.__file__).parents[1]
-    for name in ("numpy", "numpy.libs", "onnxruntime", "tokenizers", "flatbuffers", "google"):
-        if (ours / name).exists(): (site / name).symlink_to(ours / name)
+    python, run = empty_environment(tmp_path, made), {"capture_output": True, "text": True, "cwd": tmp_path}
     lines = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(texts))
     env = {"PATH": "/usr/bin:/bin"}
     assert subprocess.run([python, "-c", "import torch"], env=env, **run).returncode != 0
@@ -185,3 +194,27 @@ def test_a_frozen_filter_lives_in_an_empty_environment(static, tmp_path):
     assert [r["id"] for r in rows] == list(range(1000)), done.stderr
     assert not any(r["rejected"] for r in rows)
     shutil.rmtree(tmp_path / "venv")
+
+
+@pytest.mark.slow
+def test_a_filter_trained_by_command_says_the_same_in_its_wheel(tmp_path, monkeypatch):
+    "Run, score and package by command: the wheel, in an empty environment, gives the rows of `filter score --by filter`."
+    monkeypatch.chdir(tmp_path)
+    shape = WorldShape(labelled=260, gold=20, pool=120, production=10, consent=5, topics=96)
+    home, start = write_world(tmp_path / ".distillery/filters/builtin", 88, shape), CliRunner().invoke
+    assert start(app, ["filter", "run", "builtin"]).exit_code in (0, 4)
+    for out in ("rows.jsonl", "rows.csv"):
+        done = start(app, ["filter", "score", "builtin", "--articles", str(home / "pool.jsonl"), "--by", "filter", "--out", out])
+        assert done.exit_code == 0, done.output
+    rows = {r["id"]: r for r in map(json.loads, Path("rows.jsonl").read_text().splitlines())}
+    assert len(Path("rows.csv").read_text().splitlines()) == len(rows) + 1 > 50
+    done = start(app, ["filter", "package", "builtin", "--out", "dist"])
+    assert done.exit_code in (0, 4), done.output
+    python = empty_environment(tmp_path, next(Path("dist").resolve().glob("*.whl")))
+    run = {"capture_output": True, "text": True, "cwd": tmp_path, "env": {"PATH": "/usr/bin:/bin"}}
+    assert "all fixtures agree" in subprocess.run([python, "-m", "builtin", "--check"], **run).stdout
+    done = subprocess.run([python, "-m", "builtin", str(home / "pool.jsonl")], **run)
+    shipped = {r["id"]: r for r in map(json.loads, done.stdout.splitlines())}
+    for name, row in rows.items():
+        assert shipped[name]["rejected"] == row["rejected"], done.stderr
+        if not row["rejected"]: assert shipped[name]["weighted"] == pytest.approx(row["weighted"], abs=5e-3)

@@ -42,7 +42,7 @@ COMMANDS = {
     "decide": Listed("decide:decide",
         "Decide between systems from anybody's scores: better, equivalent, or undecided with what is missing."),
     "plan": Listed("plan:plan", "Say how many items and clusters decide a margin, and declare looks as results grow."),
-    "filter": Listed("filter_line:filter_app", "Filters of articles: contract, labels of an oracle, scorer, promise, versions."),
+    "filter": Listed("filter_line:filter_app", "Filters of articles: contract, labels of an oracle, scorer, promise, versions, wheel."),
     "new-filter": Listed("filter:new_filter_command", "The same as `filter new`."),
     "score": Listed("filter:score_command", "The same as `filter score`."),
     "train": Listed("filter_line:train_command", "The same as `filter train`."),

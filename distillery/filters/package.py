@@ -115,7 +115,8 @@ def weight_files(
     heads = {"queries": scorer.queries.astype(np.float32), "coef": scorer.coef.astype(float), "intercept": scorer.intercept.astype(float),
              "sharpness": np.array(scorer.sharpness, float)}
     files = {"prefilter.safetensors": _bytes(cheap), "scorer.safetensors": _bytes(heads)}
-    facts: dict[str, Any] = {"kind": kind, "view": scorer.view, "budget": scorer.budget, "window": views.WINDOW}
+    facts: dict[str, Any] = {"kind": kind, "view": scorer.view, "budget": scorer.budget,
+                             "window": None if scorer.budget >= views.WHOLE else views.WINDOW}
     if kind == "static": return {**files, "tokenizer.json": static.tokenizer.to_str().encode()}, facts
     if kind != "frozen": raise DistilleryError(f"a scorer of kind {kind!r} cannot be packaged yet", fix="scorer.kind: frozen, or static")
     with tempfile.TemporaryDirectory() as work:

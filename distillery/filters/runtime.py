@@ -198,9 +198,9 @@ class FilterPackage(PackageFiles):
     def points(self, text: str) -> np.ndarray:
         "Scores of one text in points from 0 to 10 [dimensions], before calibration."
         s, count = self.facts["scorer"], lambda some: [len(e.ids) for e in self.plain.encode_batch(some, add_special_tokens=False)]
-        windows = _pack(_pieces(text, count, s["window"]), s["window"])
-        chosen = [windows[i] for i in VIEWS[s["view"]]([w.tokens for w in windows], s["budget"])]
-        vectors, h = self.reader.encode([w.text for w in chosen]), self.heads
+        windows = _pack(_pieces(text, count, s["window"]), s["window"]) if s["window"] else []
+        chosen = [windows[i].text for i in VIEWS[s["view"]]([w.tokens for w in windows], s["budget"])] if windows else [text]
+        vectors, h = self.reader.encode(chosen), self.heads
         columns = zip(h["queries"], h["sharpness"], h["coef"], h["intercept"], strict=True)
         found = [pool(vectors, q, sharp) @ c + b for q, sharp, c, b in columns]
         return np.clip(np.array(found, float), 0.0, POINTS)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['TokenCounter', 'WINDOW', 'VIEWS', 'HIGH', 'base_dir', 'token_counter', 'SentenceWindow', 'sentence_windows',
+__all__ = ['TokenCounter', 'WINDOW', 'WHOLE', 'VIEWS', 'HIGH', 'base_dir', 'token_counter', 'SentenceWindow', 'sentence_windows',
            'article_tokens', 'view_truncate', 'view_head_tail', 'view_chunks', 'truncation_table', 'length_table']
 
 # %% ../../nbs/filters/20_views.ipynb #e7870500
@@ -89,6 +89,7 @@ def _pack(pieces: Sequence[SentenceWindow], size: int) -> list[SentenceWindow]:
 
 # %% ../../nbs/filters/20_views.ipynb #2e158371
 WINDOW = 40  # tokens: one to three sentences
+WHOLE = 10**9  # tokens: the budget of what reads a whole text at once, without windows
 
 
 def sentence_windows(

@@ -19,7 +19,7 @@ from ..filters.scorer import ALPHAS, ArticleScorer, EncodedArticle, Scorer, Text
 from ..filters.scorer import fit_scorer, fold_loss, load_scorer, rubric_queries, save_scorer
 from ..filters.static import MixedEncoder, StaticEncoder, static_folder
 from ..filters.tune import FineTuning, TunedScorer, load_tuned, save_tuned, tune_scorer
-from ..filters.views import token_counter
+from ..filters.views import WHOLE, token_counter
 from ..retrieval.embed import Embedder
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['WHOLE', 'Say', 'in_points', 'on_scale', 'combined', 'labelled_articles', 'open_encoder', 'read_for', 'fit_heads',
-           'fit_filter', 'save_filter', 'load_filter']
+__all__ = ['Say', 'in_points', 'on_scale', 'combined', 'labelled_articles', 'open_encoder', 'read_for', 'fit_heads', 'fit_filter',
+           'save_filter', 'load_filter']
 
 # %% ../../nbs/scoring/30_fit.ipynb #4d41d890
 def in_points(
@@ -101,7 +101,6 @@ def read_for(
     return encode_articles(articles, Embedder(s.base, cache), count, budgets=[s.tokens], views=[s.view])
 
 # %% ../../nbs/scoring/30_fit.ipynb #11deaba7
-WHOLE = 10**9  # Tokens: what reads everything reads so many at most
 Say = Callable[[str, int, int], object]
 
 

@@ -14,25 +14,26 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ..core.extras import later
-from ..core.files import read_text, write_json, write_jsonl
+from ..core.files import atomic_write, read_text, write_json, write_jsonl
 from ..core.records import Contrast, Estimate, Record
 from ..core.store import content_digest
 from ..engine.plan import Job, Stage
 from .agreement import oracle_bias, oracle_sentence, self_agreement
 from ..filters.articles import Article, read_articles, score_matrix, split_articles
-from ..filters.calibrate import Calibration, calibrate, doubt_curve, in_doubt, read_test
-from ..filters.contract import FilterContract, contract_digest, parse_contract, rubric_digest, tier_of
+from ..filters.calibrate import Calibration, calibrate, doubt_curve, read_test
+from ..filters.contract import FilterContract, contract_digest, parse_contract, rubric_digest
 from ..filters.folders import FILE, LABELS, FilterFolder
 from .mixture import shift_test
 from .oracle import LabelStore
 from ..filters.pool import stream_articles
-from ..filters.prefilter import Cascade, fit_prefilter, load_prefilter, save_prefilter
+from ..filters.prefilter import fit_prefilter, save_prefilter
 from ..filters.promise import Promise, RuleRow
 from ..filters.quality import absolute_errors
 from ..filters.rivals import HeldOut, QualityRow, SeedSpread, SourceCheck, check_source, contrast_errors, measure
 from ..filters.rivals import rival_predictions, seed_spread
 from ..filters.scorer import ArticleScorer, EncodedArticle
-from .fit import combined, fit_filter, in_points, labelled_articles, load_filter, on_scale, open_encoder, read_for, save_filter
+from .cascade import cascade_rows, open_cascade
+from .fit import combined, fit_filter, in_points, labelled_articles, open_encoder, read_for, save_filter
 from .rows import fit_articles
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def _train(job: Job, folder: Path, cache: Path) -> None:
     save_filter(scorer, job.out / "scorer")
     job.say("measuring")
     said, labels = _said(contract, folder, articles)
-    write_json(job.out / "report.json", report_of(contract, scorer, read, sides, said, labels).model_dump(mode="json", by_alias=True))
+    made = report_of(contract, scorer, read, sides, said, labels)  # curves keep the order of the dimensions: no sorted keys
+    atomic_write(job.out / "report.json", made.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
 def _prefilter(job: Job, folder: Path, cache: Path) -> None:
@@ -183,44 +185,17 @@ def _prefilter(job: Job, folder: Path, cache: Path) -> None:
     write_json(job.out / "prefilter.json", report.model_dump(mode="json", by_alias=True))
 
 # %% ../../nbs/scoring/40_line.ipynb #1f492c1d
-def _rows(contract: FilterContract, cascade: Cascade, articles: Iterator[Article], calibration: Calibration) -> Iterator[dict[str, Any]]:
-    kept, names = list[Article](), list(contract.dimensions)
-    tiers = [float(in_points(contract, np.array([t.at]))[0]) for t in contract.tiers]
-
-    def texts() -> Iterator[str]:
-        for a in articles:
-            kept.append(a)
-            yield a.full_text
-
-    for passed in cascade.run(texts()):
-        a = kept[passed.place]
-        row: dict[str, Any] = {"id": a.id, "source": a.source, "signal": round(passed.signal, 4)}
-        kept[passed.place] = a.model_copy(update={"text": "-"})  # what is done need not be held
-        if passed.scores is None: yield {**row, "rejected": True}
-        else:
-            points = calibration.apply(passed.scores[None])
-            weighted = combined(contract, points)
-            score = float(on_scale(contract, weighted)[0])
-            own = dict(zip(names, on_scale(contract, points)[0].round(3).tolist(), strict=True))
-            yield {**row, "scores": own, "weighted": round(score, 4), "tier": tier_of(contract, score),
-                   "person": bool(in_doubt(weighted, calibration.halves["weighted"], tiers)[0])}
-
-
 def _pool(job: Job, folder: Path, cache: Path, pool: Path) -> None:
     contract, left_out = opened(folder), Counter[str]()
     report = FilterReport.model_validate_json(read_text(job.needs["filter-train"] / "report.json"))
-    scorer = load_filter(contract, job.needs["filter-train"] / "scorer")
-    prefilter = load_prefilter(job.needs["filter-prefilter"] / "prefilter")
-    bare = lambda text: Article(id="-", cluster="-", text=text)
-    score = lambda texts: scorer.predict(read_for(contract, [bare(t) for t in texts]))
-    cascade = Cascade(prefilter, open_encoder(contract.prefilter.encoder, contract.scorer.base, cache / "vectors.sqlite"), score)
+    cascade = open_cascade(contract, job.needs["filter-train"] / "scorer", job.needs["filter-prefilter"] / "prefilter", cache)
     seen: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
         fit = fit_articles(stream_articles(pool, contract.sources.column), contract, left_out)
-        for row in _rows(contract, cascade, fit, report.calibration):
-            seen["rejected" if row.get("rejected") else f"tier {row['tier']}"] += 1
-            seen["person"] += bool(row.get("person"))
+        for row in cascade_rows(contract, cascade, fit, report.calibration):
+            seen["rejected" if row["rejected"] else f"tier {row['tier']}"] += 1
+            seen["person"] += row["person"]
             if sum(seen.values()) % 512 == 0: job.say("articles", sum(seen.values()) - seen["person"], None)
             yield row
     write_jsonl(job.out / "scores.jsonl", rows())
