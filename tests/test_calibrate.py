@@ -1,10 +1,14 @@
 "Calibration: what ships where nothing is wrong and where scores are squeezed, coverage of intervals, and what a person should see."
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from distillery.core.errors import DistilleryError
-from distillery.filters.calibrate import (Calibration, calibrate, cluster_quantile, doubt_curve, fit_curve, in_doubt, read_test, ships)
+from distillery.filters.calibrate import (
+    Calibration, Curve, calibrate, cluster_quantile, doubt_curve, fit_curve, in_doubt, read_test, ships)
+from distillery.filters.runtime import calibrated
 
 NAMES = tuple(f"d{i}" for i in range(6))
 WEIGHTS = np.array([0.25, 0.2, 0.2, 0.15, 0.1, 0.1])
@@ -112,3 +116,15 @@ def test_sending_the_doubtful_beats_sending_at_random():
     left = {s: e.mean for s, e in doubt_curve(combine(truth), combine(predicted), (4, 6), topic).items()}
     assert left[0.3] < 0.6 * left[0.0]
     assert list(left.values()) == sorted(left.values(), reverse=True)
+
+
+@pytest.mark.parametrize("names", [["reach", "benefit"], ["b", "a", "c"], ["z_1", "m", "a_9", "k"]])
+def test_curves_find_their_dimensions_in_whatever_order_a_file_has_them(names):
+    curves = {d: Curve(x=[0, 10], y=[i, 10 - i]) for i, d in enumerate(names)}
+    made = Calibration(dimensions=names, curves=curves, gains={}, halves={}, n=9, n_clusters=9)
+    read = Calibration.model_validate_json(json.dumps(made.model_dump(mode="json", by_alias=True), sort_keys=True))
+    points = np.random.default_rng(88).uniform(0, 10, (7, len(names)))
+    wanted = np.stack([curves[d].apply(points[:, i]) for i, d in enumerate(names)], 1)
+    assert (read.apply(points) == wanted).all()
+    kept = json.loads(json.dumps(made.model_dump(mode="json")["curves"], sort_keys=True))
+    assert np.allclose(calibrated(points, kept, names), wanted)

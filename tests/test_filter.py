@@ -507,3 +507,17 @@ def test_another_repository_may_hold_the_filters(place, tmp_path):
     (place / "distillery.yaml").write_text("filters: {dir: theirs}\n")
     code, said, _ = run(["filter", "list"])
     assert (code, "good-news/v1" in said) == (0, True)
+
+
+def test_other_weights_under_one_name_are_another_key(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors"): (base / name).write_text("{}")
+    own = {**BASE, "scorer": {"kind": "frozen", "base": str(base)}, "prefilter": {"encoder": "hashed", "tier": "high"}}
+    read = lambda: line.weight_digests(parse_contract(yaml.safe_dump(own)), tmp_path / "cache")
+    before = read()
+    assert set(before) == {"base"}
+    (base / "model.safetensors").write_text("{} ")
+    assert read() != before
+    own["prefilter"]["encoder"] = str(base)
+    assert set(read()) == {"base", "encoder"}

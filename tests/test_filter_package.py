@@ -29,8 +29,8 @@ NAMES = ["reach", "benefit"]
 CONTRACT = {"name": "good-news", "version": 3, "scale": [0, 10], "tiers": [{"name": "high", "at": 6}, {"name": "low", "at": 2}],
             "dimensions": {"reach": {"weight": 0.7, "gatekeeper": None},
                            "benefit": {"weight": 0.3, "gatekeeper": {"below": 3, "caps_at": 4}}}}
-CALIBRATION = Calibration(curves={"reach": Curve(x=[0, 5, 10], y=[0, 4, 10]), "benefit": Curve()}, gains={}, n=9, n_clusters=9,
-                          halves={"reach": 1.0, "benefit": 1.0, "weighted": 1.25})
+CALIBRATION = Calibration(dimensions=["reach", "benefit"], curves={"reach": Curve(x=[0, 5, 10], y=[0, 4, 10]), "benefit": Curve()},
+                          gains={}, n=9, n_clusters=9, halves={"reach": 1.0, "benefit": 1.0, "weighted": 1.25})
 ARTICLES = [a.article for a in make_articles(40, seed=88)]
 
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_packaged_is_refused(static, tmp_path):
         package_filter(tmp_path, CONTRACT, "d", random_scorer(12), static, CALIBRATION, texts[:3], {}, kind="static")
     with pytest.raises(DistilleryError, match="cannot be packaged yet"):
         package_filter(tmp_path, CONTRACT, "d", random_scorer(12), static, CALIBRATION, texts, {}, kind="finetune")
-    none = CALIBRATION.model_copy(update={"curves": {}})
+    none = CALIBRATION.model_copy(update={"dimensions": [], "curves": {}})
     with pytest.raises(DistilleryError, match="other dimensions"):
         package_filter(tmp_path, CONTRACT, "d", random_scorer(12), static, none, texts, {}, kind="static")
 

@@ -178,6 +178,17 @@ def test_a_refusal_says_what_is_missing():
     assert "no number of labels can be named" in none.sentence
 
 
+@pytest.mark.parametrize("kind", ["weighted", "known_good", "evidence"])
+def test_points_are_held_against_a_signal_of_points_only(kind):
+    rng = np.random.default_rng(88)
+    vectors, clusters = rng.normal(size=(600, 8)), [f"t{i // 4}" for i in range(600)]
+    points = np.clip(5 + vectors[:, 0] * 2, 0, 10)
+    made = fit_prefilter(vectors, points, points, clusters, 7.0, kind)
+    below = [r for r in made.rules if r.rule == "reject below 2.5"]
+    assert bool(below) == (kind == "weighted")
+    assert all(r.rejected.mean < 1 for r in made.rules)
+
+
 @given(st.integers(1, 44), st.integers(0, 400))
 @settings(max_examples=30, deadline=None)
 def test_more_good_clusters_need_fewer_labels(good, others):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['filter_app', 'REF', 'Ref', 'Dimensions', 'WHICH', 'Articles', 'Out', 'WHO', 'By', 'Strict', 'Named',
-           'dimension_names', 'filter_new', 'filter_settings', 'oracle_report', 'charged_journal', 'ask_oracle',
-           'mean_scores', 'ask_filter', 'filter_score', 'filter_list', 'filter_bump', 'filter_retire',
-           'new_filter_command', 'score_command']
+           'dimension_names', 'filter_new', 'filter_settings', 'charged_journal', 'ask_oracle', 'mean_scores',
+           'ask_filter', 'filter_score', 'filter_list', 'filter_bump', 'filter_retire', 'new_filter_command',
+           'score_command']
 
 # %% ../../nbs/commands/44_filter.ipynb #31a356ef
 import time
@@ -24,9 +24,8 @@ from rich.text import Text
 from .options import PLAIN, File, PlainConsole, Set, console, layers_of, settings, shown_path
 from .options import Teacher as Spec
 from ..core.config import Config, load_config
-from ..scoring.agreement import oracle_bias, oracle_sentence, self_agreement
+from ..scoring.agreement import oracle_report
 from ..filters.contract import ContractError, FilterContract, contract_digest, rubric_digest
-from ..filters.articles import read_articles
 from ..filters.folders import FilterFolder, bump_filter, list_filters, new_filter, read_filter, retire_filter
 from ..scoring.oracle import LabelStore, Oracle, estimate_labels, label_articles, make_oracle
 from ..filters.pool import text_digest
@@ -79,16 +78,6 @@ def filter_settings(
     oracle = contract.oracle.model_copy(update={"teacher": config.teacher.model})
     return contract.model_copy(update={"oracle": oracle}), config
 
-
-def oracle_report(
-    found: FilterFolder,
-    store: LabelStore,
-) -> str:
-    "What is known of the error of a filter's oracle."
-    gold, articles = found.own(found.contract.gold), store.articles()
-    people = read_articles(gold) if gold and gold.is_file() else []
-    topics = {digest: a.cluster for digest, a in articles.items()}
-    return oracle_sentence(self_agreement(store.labels, found.contract, topics), oracle_bias(store.labels, people, found.contract))
 
 def charged_journal(
     found: FilterFolder,

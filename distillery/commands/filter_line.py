@@ -30,11 +30,11 @@ def tell_trained(
     made: Any,  # From `workbook.filter_run`
 ) -> None:
     "Say what training found."
-    from distillery.pages.filter_card import pool_sentence, quality_table
+    from distillery.pages.filter_card import pool_sentence, quality_table, scorer_sentence
 
     out = console()
     out.print(quality_table(made.report).rich(out.width))
-    said = [made.report.source.sentence] if made.report.source else []
+    said = [scorer_sentence(made.report), *([made.report.source.sentence] if made.report.source else [])]
     said += [made.report.oracle, made.report.mixture, made.prefilter.promise.sentence, *([pool_sentence(made.pool)] if made.pool else [])]
     for line in said: out.print(Text(str(line)))
     out.print(Text(f"{made.found.ref}: {made.state}", style="bold"))

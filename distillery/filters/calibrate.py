@@ -107,6 +107,7 @@ class Reading(Part):
 
 class Calibration(Record):
     "Curves and intervals of a filter, with what they were chosen by."
+    dimensions: list[str]  # In the order of the columns of scores
     curves: dict[str, Curve]  # By dimension; one without corners did not ship
     gains: dict[str, Contrast]  # Cross-fitted error with the curve less error without
     halves: dict[str, float | None]  # By dimension, and "weighted": half-width of the interval; null where clusters are too few
@@ -117,7 +118,8 @@ class Calibration(Record):
 
     def apply(self, predicted: np.ndarray) -> np.ndarray:
         "Calibrated points [n, dimensions]."
-        return np.stack([c.apply(column) for c, column in zip(self.curves.values(), np.asarray(predicted).T, strict=True)], 1)
+        columns = zip(self.dimensions, np.asarray(predicted).T, strict=True)
+        return np.stack([self.curves[d].apply(column) for d, column in columns], 1)
 
 # %% ../../nbs/filters/54_calibrate.ipynb #e1af8b41
 Combine = Callable[["np.ndarray"], "np.ndarray"]  # Scores [n, dimensions] to the weighted score [n]
@@ -136,8 +138,8 @@ def calibrate(
     curves = {d: fit_curve(p, t) if ships(gains[d]) else Curve() for d, p, t in zip(names, predicted.T, truth.T, strict=True)}
     errors = {**dict(zip(names, np.abs(fitted - truth).T, strict=True)), "weighted": np.abs(combine(fitted) - combine(truth))}
     halves = {d: cluster_quantile(e, clusters, confidence) for d, e in errors.items()}
-    return Calibration(curves=curves, gains=gains, halves={d: None if h == inf else h for d, h in halves.items()}, confidence=confidence,
-                       n=len(truth), n_clusters=len(set(clusters)))
+    return Calibration(dimensions=list(names), curves=curves, gains=gains, confidence=confidence, n=len(truth),
+                       n_clusters=len(set(clusters)), halves={d: None if h == inf else h for d, h in halves.items()})
 
 # %% ../../nbs/filters/54_calibrate.ipynb #eec38301
 def read_test(
@@ -151,7 +153,7 @@ def read_test(
     if calibration.test:
         raise DistilleryError("the test articles were read already", fix="report what was read, or calibrate anew with new test articles")
     c, after = list(clusters), calibration.apply(predicted)
-    scores = {**{d: (predicted[:, i], after[:, i], truth[:, i]) for i, d in enumerate(calibration.curves)},
+    scores = {**{d: (predicted[:, i], after[:, i], truth[:, i]) for i, d in enumerate(calibration.dimensions)},
               "weighted": (combine(predicted), combine(after), combine(truth))}
     found = dict[str, Reading]()
     for name, (raw, bent, true) in scores.items():

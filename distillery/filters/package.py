@@ -221,7 +221,7 @@ def package_filter(
     "Make a filter's wheel, scored and verified once as it will be where it is installed."
     ref, version = f"{contract['name']}/v{contract['version']}", f"{contract['version']}.0"
     if len(texts) < FIXTURES: raise DistilleryError(f"{len(texts)} texts for {FIXTURES} fixtures", fix="give more articles")
-    if list(calibration.curves) != list(contract["dimensions"]):
+    if calibration.dimensions != list(contract["dimensions"]):
         raise DistilleryError("the calibration is of other dimensions", fix="train the filter again")
     told = json.dumps(card, ensure_ascii=False, indent=1)
     told = without_hosts(told, hosts_in(told))

@@ -109,7 +109,7 @@ def fit_prefilter(
     signal = fit_signal(vectors[~made], fitted_on, pick(clusters, ~made), kind, dict(encoder or {}), tier)
     seen, names = signal.of(vectors[made]), pick(clusters, made)
     promise = make_promise(seen, weighted[made], names, tier, target, delta, None if pool is None else signal.of(pool))
-    return Prefilter(signal, promise, tuple(compare_rules(promise, seen, weighted[made], names)))
+    return Prefilter(signal, promise, tuple(compare_rules(promise, seen, weighted[made], names, kind == "weighted")))
 
 # %% ../../nbs/filters/58_prefilter.ipynb #95eb56ae
 def save_prefilter(

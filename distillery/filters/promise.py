@@ -209,10 +209,11 @@ def compare_rules(
     signal: np.ndarray,  # [n]
     weighted: np.ndarray,  # [n] true weighted scores
     clusters: Sequence[Any],  # [n]
+    points: bool = True,  # Whether the signal is the predicted weighted score: only then can it lie below 2.5 points
     seed: int = 88,  # Of what is rejected at random
 ) -> list[RuleRow]:  # The promise, if there is one; "reject below 2.5"; and beside each as many at random
     "Rows of the card: each rule, and rejecting as many articles at random."
-    rules = {"promise": promise.threshold, f"reject below {REJECT_BELOW:g}": REJECT_BELOW}
+    rules = {"promise": promise.threshold, f"reject below {REJECT_BELOW:g}": REJECT_BELOW if points else None}
     dice, rows = np.random.default_rng(seed).permutation(len(signal)).astype(float), list[RuleRow]()
     for name, threshold in rules.items():
         if threshold is None: continue

@@ -15,7 +15,7 @@ from ..core.extras import later
 from ..core.numbers import with_interval
 from ..core.records import Contrast, Estimate, Record
 from ..core.stats import StatsError, holm, mean_interval, paired_contrast
-from .articles import POINTS
+from .baselines import length_alone, mean_alone, source_alone
 from .quality import (FISHER, STRAIGHT, absolute_errors, jackknife_interval, mean_error, ndcg, precision_at, prevalence_weights, recall_at,
                                         shrinkage_slope, spearman, spearman_across, spearman_within)
 
@@ -24,41 +24,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['MARGIN', 'mean_alone', 'length_alone', 'source_alone', 'HeldOut', 'QualityRow', 'measure', 'rival_predictions',
-           'contrast_errors', 'between_sources', 'SourceCheck', 'check_source', 'SeedSpread', 'seed_spread']
-
-# %% ../../nbs/filters/52_rivals.ipynb #849d7e7e
-def mean_alone(
-    points: np.ndarray,  # [training, dimensions]
-    n: int,  # Held-out articles
-) -> np.ndarray:  # [n, dimensions] in points
-    "Baseline: the mean score of the training articles."
-    return np.repeat(points.mean(0)[None], n, 0)
-
-
-def length_alone(
-    points: np.ndarray,  # [training, dimensions]
-    lengths: np.ndarray,  # [training] tokens or characters, 1 or more
-    held: np.ndarray,  # [n] lengths
-) -> np.ndarray:  # [n, dimensions] in points
-    "Baseline: linear regression on the logarithm of the length."
-    x, new = np.log(np.maximum(lengths, 1)), np.log(np.maximum(held, 1))
-    spread = float(((x - x.mean()) ** 2).sum())
-    slope = (x - x.mean()) @ (points - points.mean(0)) / spread if spread else np.zeros(points.shape[1])
-    return np.clip(points.mean(0) + (new - x.mean())[:, None] * slope, 0.0, POINTS)
-
-
-def source_alone(
-    points: np.ndarray,  # [training, dimensions]
-    sources: Sequence[str],  # [training]
-    held: Sequence[str],  # [n] sources
-) -> np.ndarray:  # [n, dimensions] in points
-    "Baseline: the mean score of the article's source."
-    names, place = np.unique(np.asarray(sources), return_inverse=True)
-    overall, size = points.mean(0), np.bincount(place)[:, None]
-    sums = np.stack([np.bincount(place, column) for column in points.T], 1)
-    known = dict(zip(names.tolist(), (sums + overall) / (size + 1), strict=True))
-    return np.stack([known.get(s, overall) for s in held])
+__all__ = ['MARGIN', 'HeldOut', 'QualityRow', 'measure', 'rival_predictions', 'contrast_errors', 'between_sources', 'SourceCheck',
+           'check_source', 'SeedSpread', 'seed_spread']
 
 # %% ../../nbs/filters/52_rivals.ipynb #76e0c633
 @dataclass(frozen=True)

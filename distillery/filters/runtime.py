@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,11 @@ def read_tensors(
 def calibrated(
     points: np.ndarray,  # [n, dimensions]
     curves: Mapping[str, Mapping[str, Sequence[float]]],  # Dimension to corners x and y; none: as it is
+    names: Iterable[str],  # Dimensions, in the order of the columns
 ) -> np.ndarray:  # [n, dimensions]
     "Apply the calibration curves."
-    return np.stack([np.interp(p, c["x"], c["y"]) if c["x"] else p for p, c in zip(points.T, curves.values(), strict=True)], 1)
+    columns = zip(points.T, (curves[name] for name in names), strict=True)
+    return np.stack([np.interp(p, c["x"], c["y"]) if c["x"] else p for p, c in columns], 1)
 
 
 def weigh(
@@ -218,7 +220,7 @@ class FilterPackage(PackageFiles):
     def _score(self, text: str) -> dict[str, Any]:
         if not text.strip(): return {"rejected": True, "signal": None}
         (start, end), dimensions = self.facts["scale"], self.facts["dimensions"]
-        scores = start + calibrated(self.points(text)[None], self.calibration["curves"]) / POINTS * (end - start)
+        scores = start + calibrated(self.points(text)[None], self.calibration["curves"], self.facts["dimensions"]) / POINTS * (end - start)
         total, half = float(weigh(scores, dimensions)[0]), self.calibration["halves"]["weighted"]
         wide = (end - start) if half is None else half / POINTS * (end - start)
         tiers = sorted(self.facts["tiers"], key=lambda t: -t["at"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
 from ..core.files import atomic_write, digest_file
+from .baselines import length_alone, mean_alone
 from .articles import POINTS, Article, score_matrix, to_points
 from .views import VIEWS, WINDOW, TokenCounter, sentence_windows
 
@@ -263,7 +264,7 @@ def predict_mean(
 ) -> np.ndarray:  # [test, dimensions] in points
     "Baseline: the mean score of the training articles."
     y = to_points(score_matrix([e.article for e in train]), ends)
-    return np.repeat(y.mean(0)[None], len(test), 0)
+    return mean_alone(y, len(test))
 
 # %% ../../nbs/filters/30_scorer.ipynb #c1ee12c6
 def predict_length(
@@ -272,7 +273,5 @@ def predict_length(
     ends: Mapping[str, tuple[float, float]],  # See `scale_ends`
 ) -> np.ndarray:  # [test, dimensions] in points
     "Baseline: linear regression on the logarithm of the article's length."
-    x, new = (np.log([[e.tokens] for e in some]) for some in (train, test))
     y = to_points(score_matrix([e.article for e in train]), ends)
-    head = need("sklearn.linear_model", extra="retrieval").LinearRegression().fit(x, y)
-    return np.clip(head.predict(new), 0.0, POINTS)
+    return length_alone(y, *(np.array([e.tokens for e in some]) for some in (train, test)))

@@ -13,9 +13,10 @@ from ..core.extras import later
 from ..core.numbers import with_interval
 from ..core.records import Estimate
 from ..core.stats import mean_interval
-from ..filters.articles import Article
+from ..filters.articles import Article, read_articles
 from ..filters.contract import FilterContract, score_rows, weighted_scores
-from .oracle import Label
+from ..filters.folders import FilterFolder
+from .oracle import Label, LabelStore
 from ..filters.pool import text_digest
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['WEIGHTED', 'SelfAgreement', 'repeated_scores', 'self_agreement', 'oracle_bias', 'oracle_sentence']
+__all__ = ['WEIGHTED', 'SelfAgreement', 'repeated_scores', 'self_agreement', 'oracle_bias', 'oracle_sentence', 'oracle_report']
 
 # %% ../../nbs/scoring/18_agreement.ipynb #2471e2c9
 WEIGHTED = "weighted"  # Beside the dimensions: the weighted and gatekept score
@@ -98,3 +99,13 @@ def oracle_sentence(
     if not bias: return f"{noise} Noise only, bias not identifiable: nobody but the oracle scored these articles."
     e = bias[WEIGHTED]
     return f"{noise} Against people its weighted score is off by {with_interval(e)} points (n = {e.n})."
+
+# %% ../../nbs/scoring/18_agreement.ipynb #f2d1af30
+def oracle_report(
+    found: FilterFolder,
+    store: LabelStore,  # Of its version
+) -> str:
+    "What is known of the error of a filter's oracle."
+    gold, topics = found.own(found.contract.gold), {digest: a.cluster for digest, a in store.articles().items()}
+    people = read_articles(gold) if gold and gold.is_file() else []
+    return oracle_sentence(self_agreement(store.labels, found.contract, topics), oracle_bias(store.labels, people, found.contract))

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ..core.extras import later
-from ..core.files import atomic_write, read_text, write_json, write_jsonl
+from ..core.files import read_text, write_json, write_jsonl
 from ..core.records import Contrast, Estimate, Record
 from ..core.store import content_digest
 from ..engine.plan import Job, Stage
-from .agreement import oracle_bias, oracle_sentence, self_agreement
-from ..filters.articles import Article, read_articles, score_matrix, split_articles
+from .agreement import oracle_report
+from ..filters.articles import Article, score_matrix, split_articles
+from ..filters.bases import regressor_digest
 from ..filters.calibrate import Calibration, calibrate, doubt_curve, read_test
 from ..filters.contract import FilterContract, contract_digest, parse_contract, rubric_digest
 from ..filters.folders import FILE, LABELS, FilterFolder
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['SPLITS', 'FilterReport', 'PrefilterReport', 'PoolReport', 'opened', 'held_out', 'report_of', 'filter_stages']
+__all__ = ['SPLITS', 'FilterReport', 'PrefilterReport', 'PoolReport', 'opened', 'held_out', 'report_of', 'weight_digests',
+           'filter_stages']
 
 # %% ../../nbs/scoring/40_line.ipynb #e14565a1
 class FilterReport(Record):
@@ -63,6 +65,7 @@ class FilterReport(Record):
     doubt: dict[str, Estimate]  # Share sent to a person, to share of the rest in a wrong tier
     oracle: str
     mixture: str
+    mixed: bool = False  # Whether labels look like those of two oracles
 
 
 class PrefilterReport(Record):
@@ -122,8 +125,7 @@ def report_of(
     scorer: ArticleScorer,
     read: Sequence[EncodedArticle],  # All labelled articles
     sides: Sequence[str],  # From `split_articles`
-    said: dict[str, str],  # What is known of the oracle and of a mixture
-    labels: int,
+    said: dict[str, Any],  # Labels, and what is known of the oracle and of a mixture
 ) -> FilterReport:
     "Calibrate on validation, read the test articles once, and hold the scorer against its rivals."
     train, valid, test = (_side(read, sides, s) for s in ("train", "validation", "test"))
@@ -134,14 +136,14 @@ def report_of(
     clusters = [a.cluster for a in of(test)]
     fitted = read_test(fitted, guess, score_matrix(of(test)), clusters, combine)
     held, after = held_out(contract, of(test)), fitted.apply(guess)
-    lengths = [np.array([len(a.text) for a in some]) for some in (of(train), of(test))]
+    lengths = [np.array([max(1, len(a.text)) for a in some]) for some in (of(train), of(test))]
     rivals = rival_predictions(score_matrix(of(train)), lengths[0], [a.source for a in of(train)], lengths[1], [a.source for a in of(test)])
     tiers = [float(in_points(contract, np.array([t.at]))[0]) for t in contract.tiers]
     doubt = doubt_curve(combine(held.truth), combine(after), tiers, clusters)
     many, own = len({a.source for a in of(test)}) > 1, contract.scorer.kind
     return FilterReport(
         ref=f"{contract.name}/v{contract.version}", contract_digest=contract_digest(contract), rubric_digest=rubric_digest(contract),
-        kind=own, labels=labels, articles=len(read), clusters=len({e.article.cluster for e in read}), sides=dict(Counter(sides)),
+        kind=own, articles=len(read), clusters=len({e.article.cluster for e in read}), sides=dict(Counter(sides)),
         trained_on=sorted({a.cluster for a in [*of(train), *of(valid)]}),
         rows=[measure(held, name, p) for name, p in {own: after, **rivals}.items()],
         contrasts=contrast_errors(held, {own: after, **rivals}),
@@ -150,13 +152,11 @@ def report_of(
         calibration=fitted, doubt={f"{share:g}": e for share, e in doubt.items()}, **said)
 
 # %% ../../nbs/scoring/40_line.ipynb #94387fd5
-def _said(contract: FilterContract, folder: Path, articles: Sequence[Article]) -> tuple[dict[str, str], int]:
-    store, gold = LabelStore(folder), FilterFolder(folder, contract).own(contract.gold)
-    people = read_articles(gold) if gold and gold.is_file() else []
-    topics = {digest: a.cluster for digest, a in store.articles().items()}
-    oracle = oracle_sentence(self_agreement(store.labels, contract, topics), oracle_bias(store.labels, people, contract))
-    mixture = shift_test(articles, score_matrix(articles)).sentence if len(articles) >= 100 else "Too few labels to seek a mixture."
-    return {"oracle": str(oracle), "mixture": str(mixture)}, len(store.labels)
+def _said(contract: FilterContract, folder: Path, articles: Sequence[Article]) -> dict[str, Any]:
+    store = LabelStore(folder)
+    shift = shift_test(articles, score_matrix(articles)) if len(articles) >= 100 else None
+    return {"oracle": oracle_report(FilterFolder(folder, contract), store), "labels": len(store.labels),
+            "mixed": bool(shift and shift.found), "mixture": str(shift.sentence) if shift else "Too few labels to seek a mixture."}
 
 
 def _train(job: Job, folder: Path, cache: Path) -> None:
@@ -167,13 +167,13 @@ def _train(job: Job, folder: Path, cache: Path) -> None:
     scorer = fit_filter(contract, _side(read, sides, "train"), job.scratch, lambda what, i, n: job.say(what, i, n))
     save_filter(scorer, job.out / "scorer")
     job.say("measuring")
-    said, labels = _said(contract, folder, articles)
-    made = report_of(contract, scorer, read, sides, said, labels)  # curves keep the order of the dimensions: no sorted keys
-    atomic_write(job.out / "report.json", made.model_dump_json(by_alias=True, indent=1) + "\n")
+    made = report_of(contract, scorer, read, sides, _said(contract, folder, articles))
+    write_json(job.out / "report.json", made.model_dump(mode="json", by_alias=True))
 
 
 def _prefilter(job: Job, folder: Path, cache: Path) -> None:
-    contract, p = opened(folder), opened(folder).prefilter
+    contract = opened(folder)
+    p = contract.prefilter
     articles = labelled_articles(contract, folder)
     encoder, truth = open_encoder(p.encoder, contract.scorer.base, cache / "vectors.sqlite"), score_matrix(articles)
     weighted, tier = combined(contract, truth), float(in_points(contract, np.array([contract.tier(p.tier).at]))[0])
@@ -204,6 +204,16 @@ def _pool(job: Job, folder: Path, cache: Path, pool: Path) -> None:
                       doubtful=seen["person"], cost=cascade.cost.model_dump(mode="json"), saved_share=cascade.cost.saved_share)
     write_json(job.out / "pool.json", made.model_dump(mode="json", by_alias=True))
 
+# %% ../../nbs/scoring/40_line.ipynb #13cc427a
+def weight_digests(
+    contract: FilterContract,
+    cache: Path,  # The store's folder
+) -> dict[str, str]:  # By who reads with them
+    "Digests of the weights that scorer and prefilter read with; of a model on the hub its revision."
+    base, name = contract.scorer.base, contract.prefilter.encoder
+    read_with = {"base": base, **({} if name in ("static", "hashed") else {"encoder": name})}
+    return {who: regressor_digest(spec, cache / "files.json") for who, spec in read_with.items()}
+
 # %% ../../nbs/scoring/40_line.ipynb #841d5709
 def filter_stages(
     found: FilterFolder,
@@ -213,6 +223,7 @@ def filter_stages(
     "Stages that train a filter, and score a pool with it."
     inputs = {"contract": contract_digest(found.contract), "labels": content_digest(found.folder / LABELS, cache)}
     if (gold := found.own(found.contract.gold)) and gold.is_file(): inputs["gold"] = content_digest(gold, cache)
+    inputs |= weight_digests(found.contract, cache)
     run = lambda f, **more: partial(f, folder=found.folder, cache=cache, **more)
     made = [Stage("filter-train", run(_train), (), (), inputs, "fitting the scorer", place="filter"),
             Stage("filter-prefilter", run(_prefilter), (), (), inputs, "making the promise", place="filter")]

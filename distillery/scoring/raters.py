@@ -8,14 +8,15 @@ __all__ = ['RATERS', 'SPEC', 'KEY', 'RaterError', 'rated', 'MadeOracle']
 # %% ../../nbs/scoring/14_raters.ipynb #429ebc0c
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
 from ..core.errors import DistilleryError
 from .asking import asked_article
 from ..filters.grammar import stated_scores
-from ..teachers.protocol import ChatRequest, ChatResult, failed
+from ..teachers.extractive import RuleTeacher
+from ..teachers.protocol import ChatRequest
 
 # %% ../../nbs/scoring/14_raters.ipynb #ae59ad90
 @dataclass(frozen=True)
@@ -45,10 +46,8 @@ def rated(
 KEY = re.compile(r'"(\w+)": number')
 
 
-class MadeOracle:
+class MadeOracle(RuleTeacher):
     "A made oracle: reads the evidence in a prompt and answers in JSON."
-
-    instant = True  # Its answers cost less than writing them down
 
     def __init__(
         self,
@@ -67,13 +66,3 @@ class MadeOracle:
         if not asked: raise ValueError("the made oracles score articles; anything else needs a language model")
         scores = rated(self.rater, true, request.seed)
         return json.dumps({d: scores.get(d, 0.0) for d in asked})
-
-    async def stream(self, requests: Sequence[ChatRequest]) -> AsyncIterator[ChatResult]:
-        "Answer in order, at once."
-        for request in requests:
-            try: text = self.reply(request)
-            except ValueError as error: yield failed(request, error)
-            else: yield ChatResult(request.key, text, "stop")
-
-    async def close(self) -> None:
-        "Nothing to let go of."

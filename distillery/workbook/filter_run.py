@@ -30,7 +30,7 @@ from ..filters.package import package_filter
 from ..filters.prefilter import Cascade, load_prefilter
 from ..filters.scorer import Scorer
 from ..filters.static import MixedEncoder, StaticEncoder, static_folder
-from ..pages.filter_card import filter_page
+from ..pages.filter_card import filter_page, scorer_sentence
 from ..pages.figures import write_page
 from ..scoring.cascade import cascade_rows, open_cascade
 from ..scoring.fit import labelled_articles, load_filter, read_for
@@ -79,7 +79,7 @@ def scorer_decision(
     "Card: whether the scorer is worth reading articles with."
     first, against = report.rows[0], report.contrasts[0]
     word = f"{first.name} better" if against.ci_high < 0 else "undecided" if against.ci_low < 0 else f"{against.b} better"
-    said = report.source.sentence if report.source else f"Mean absolute error {first.mae.mean:.2f} points."
+    said = " ".join([scorer_sentence(report), *([str(report.source.sentence)] if report.source else [])])
     return Decision(
         name="filter_scorer", question="Does the scorer read the articles?", factor="predictor", levels=[r.name for r in report.rows],
         metric="mean_absolute_error", unit="articles",
