@@ -26,7 +26,8 @@ filter: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 distillery filter run builtin
 
 test: export HF_HUB_OFFLINE = 1
-test: lint types sync notebooks pytest
+test: lint types sync
+	@$(MAKE) --no-print-directory --jobs 2 notebooks pytest
 
 notebooks: $(VENV)/.installed
 	OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES)

@@ -1,11 +1,13 @@
 """Long files start first, so that all processes of pytest-xdist end at about the same time. Attacks (`make attack`) are counted:
 a row of findings that lost one names it."""
+import gc
 import sys
 from collections import defaultdict
 
 import pytest
 
 sys.modules.setdefault("rfc3987_syntax", None)  # as `pages.report.notebook_library`, for tests that import nbformat themselves
+gc.set_threshold(100_000, 20, 100)  # as the command line does
 
 LONG = ["test_run", "test_cli", "test_checks", "test_student_training", "test_distill", "test_retrieval", "test_prompt_injection",
         "test_filters", "test_reports_teachers", "test_teachers_faults", "test_embedder", "test_teachers_models", "test_question",

@@ -109,6 +109,7 @@ def test_one_that_stops_is_kept_and_tried_again(folder):
     assert second.stdout.count(" done in ") == 2  # another notebook: both are made again
 
 
+@pytest.mark.slow
 def test_reports_and_the_pipeline_run_from_anywhere(tmp_path):
     (tmp_path / "g.yaml").write_text("notebook: temperature\n")
     assert distillery("batch", "g.yaml", cwd=tmp_path).returncode == 0

@@ -61,6 +61,7 @@ def test_a_gpu_gets_what_its_description_says(base, tmp_path, monkeypatch):
     assert (asked["weights"], asked["bf16"], asked["use_cpu"]) == ("bf16", True, False)
 
 
+@pytest.mark.slow
 def test_training_in_bf16_has_a_bf16_base_and_a_single_precision_adapter(base, tmp_path):
     import torch
     from safetensors import safe_open
@@ -198,6 +199,7 @@ def test_a_child_is_told_its_environment(base, tmp_path, monkeypatch):
     assert told == [{"OMP_WAIT_POLICY": "PASSIVE"}]
 
 
+@pytest.mark.slow
 def test_a_long_training_looks_before_its_first_step(base, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(sft, "run_child", lambda work, arguments, environment, tick: (told.append(environment), work(*arguments))[1])

@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 import warm
+from first_layer import first_layer
 from pairs_oracle import write_handbook
 
 from distillery.core.config import flatten, load_config
@@ -154,7 +155,7 @@ def finished(plan, folder):
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     home = tmp_path_factory.mktemp("embedder")
-    plan = run_stages(home)
+    plan = run_stages(home, **{"embedder.base": str(first_layer(home / "all-MiniLM-L6-v2"))})
     return plan, *finished(plan, home / "run")
 
 

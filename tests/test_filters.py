@@ -401,6 +401,7 @@ def test_training_goes_beyond_the_head_it_starts_from(base, rank, steps, share):
     assert error[steps] < share * error[1]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("distillery.filters.tune.EVERY", 2)
     some = cut_articles(boxes(24), token_counter("builtin:mini"))
@@ -455,6 +456,7 @@ def file_of(path, articles):
     return write(path, *(a.model_dump(include={"id", "cluster", "text", "scores"}) for a in articles))
 
 
+@pytest.mark.slow
 def test_another_length_trains_that_length_alone(tmp_path):
     def run(budgets, **more):
         config = load_config(overrides={"context.scorer": "finetune", "context.embedder": "builtin:mini", "context.budgets": budgets,

@@ -232,7 +232,7 @@ def executed(project):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("how", ["committed", "run and saved", "saved with widget state"])
+@pytest.mark.parametrize("how", [pytest.param("committed", marks=pytest.mark.slow), "run and saved", "saved with widget state"])
 def test_exported_html_has_no_blank_box(executed, tmp_path, how):
     nb = nbformat.read(START, 4) if how == "committed" else nbformat.from_dict(json.loads(json.dumps(executed)))
     if how == "run and saved": nb.metadata.pop("widgets")

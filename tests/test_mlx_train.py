@@ -65,6 +65,7 @@ def test_losses_and_learning_rates_are_those_of_pytorch(base, tmp_path, grouped)
     assert [r["learning_rate"] for r in ours[1:]] == pytest.approx([r["learning_rate"] for r in theirs[:-1]], rel=1e-4, abs=1e-18)
 
 
+@pytest.mark.slow
 def test_both_trainers_learn_alike(base, trained, tmp_path):
     "Other random numbers in the adapter, the same optimiser: losses fall alike."
     train_adapter(toy_examples(22), [], base, load_config(overrides=FAST), tmp_path / "torch", tmp_path / "a")

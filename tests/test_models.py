@@ -101,7 +101,8 @@ def micro():
     return recipe, build_tokenizer(400, texts=100)
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path, dtype):
     from distillery.models.pretrain import train
     recipe, tokenizer = micro()

@@ -145,6 +145,10 @@ def run(home): return run_with(home, [1, 2])
 
 def test_estimate_counts_its_requests(home):
     assert [line for line in command(home, "estimate").splitlines() if ASKS in line and "274" in line]
+
+
+@pytest.mark.slow
+def test_a_question_that_is_not_asked_costs_nothing(home):
     assert ASKS not in command(home, "estimate", levels="[]")
 
 

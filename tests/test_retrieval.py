@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from first_layer import first_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.core.records import Chunk, Document, Evidence, Pair
 from distillery.retrieval import embed, export
-from distillery.retrieval.embed import Embedder, has_sides, load_model, load_sentences, model_digest
+from distillery.retrieval.embed import Embedder, has_sides, load_model, model_digest
 from distillery.retrieval.encoder import OnnxEncoder, length_batches
 from distillery.retrieval.export import export_embedder
 from distillery.retrieval.queries import (
@@ -213,13 +214,8 @@ def exported(spec: str, place: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def one_layer(tmp_path_factory) -> dict[str, Path]:
-    "The first of the model's six layers, which exports in a second."
     place = tmp_path_factory.mktemp("export")
-    model = load_sentences.__wrapped__("builtin:minilm")  # not the one that others get
-    bert = model[0].auto_model
-    bert.encoder.layer, bert.config.num_hidden_layers = bert.encoder.layer[:1], 1
-    model.save(str(place / "model"))
-    return exported(str(place / "model"), place)
+    return exported(str(first_layer(place / "model")), place)
 
 
 @pytest.fixture(scope="module")

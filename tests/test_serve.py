@@ -223,9 +223,10 @@ def test_a_student_is_the_reader_of_the_next_run(server, exported):
 
 # Many at once
 
-def test_a_thousand_requests_of_eight_clients_and_none_is_lost(exported, record_property):
+@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_requests_of_eight_clients_and_none_is_lost(exported, record_property, n):
     with serving(exported / "q4") as (url, service):
-        ids = [f"Where does the Raven {i} stand?" for i in range(1000)]
+        ids = [f"Where does the Raven {i} stand?" for i in range(n)]
         async def client(session, mine, out):
             for question in mine:
                 began = time.perf_counter()
@@ -243,7 +244,7 @@ def test_a_thousand_requests_of_eight_clients_and_none_is_lost(exported, record_
     assert {status for _, status, *_ in out} == {200}
     alone = {r.key: r.text for r in ask_all(OnnxTeacher(exported / "q4"), [user_request(q, q, max_tokens=8) for q in ids[::50]])}
     assert {q: text for q, _, text, _ in out if q in alone} == alone
-    assert (report["answered"], report["failed"], report["refused"], report["left"]) == (1000, 0, 0, 0)
+    assert (report["answered"], report["failed"], report["refused"], report["left"]) == (n, 0, 0, 0)
     assert 0 < report["p50_ms"] <= report["p95_ms"]
     record_property("p95_ms", report["p95_ms"])
 

@@ -144,6 +144,7 @@ measure_variants({"fp32": onnx, "again": onnx}, examples, out, cfg)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_costs_one_variant(tmp_path):
     pytest.importorskip("onnxruntime_genai")
     from distillery.exporting.export import build_onnx

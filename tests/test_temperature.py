@@ -244,6 +244,7 @@ def test_slots_do_not_depend_on_the_order_of_the_corpus(tmp_path):
     assert names[:10] == [s.id for s in asked_slots(chunks, None, CONFIG, 10)]
 
 
+@pytest.mark.slow
 def test_with_a_real_small_teacher(tmp_path):
     "The shipped mini answers, the shipped mini reads; a second run asks nobody."
     config = load_config(preset="handbook", overrides={"teacher.model": "builtin:mini"})

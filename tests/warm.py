@@ -32,6 +32,7 @@ LOADED = ("distillery.commands.run", "distillery.commands.estimate", "distillery
 
 def serve() -> str:
     "Fork once for each process that is asked for; a child returns the code that it is to run."
+    gc.set_threshold(100_000, 20, 100)
     for line in sys.stdin:
         asked = json.loads(line)
         if pid := asked.get("pid"):

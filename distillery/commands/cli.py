@@ -6,7 +6,9 @@
 __all__ = ['COMMANDS', 'EXIT_CODES', 'app', 'PlainStream', 'plain_streams', 'error_report', 'keep_report', 'say', 'ended', 'main']
 
 # %% ../../nbs/commands/90_cli.ipynb #4a6dbbd6
+import atexit
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import os
@@ -159,6 +161,8 @@ def main(
 ) -> None:
     "Run the command line; errors become two lines and an exit code."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    gc.set_threshold(100_000, 20, 100)  # libraries make a million objects while they load, and none is garbage
+    atexit.register(gc.freeze)  # nor is it looked for at the end, which takes seconds
     with plain_streams(), protected_children():
         logging.root.addHandler(logging.lastResort or logging.NullHandler())  # warnings only; before a library sets up a talkative one
         try: app(args)

@@ -38,6 +38,7 @@ class Decoder:
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core to PyTorch's
         providers = onnx_providers(device, self.ort.get_available_providers())
         self.session = self.ort.InferenceSession(str(file), options, providers=providers)
         self.binds = "CUDAExecutionProvider" in self.session.get_providers()  # not where the GPU turned out to be missing

@@ -118,6 +118,7 @@ class SpanReader:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core to PyTorch's
         return ort.InferenceSession(str(self.folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
     def logits(self, window: PassageWindow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
