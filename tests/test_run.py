@@ -9,16 +9,23 @@ from pathlib import Path
 
 import browser
 import pytest
+from first_layer import first_layer
 from preset_sources import GERMAN, RESUME, write_lines
 from warm import COMMAND, run_code
 
-QUICK = ["--set", "sft.epochs=1", "--set", "embedder.tune_steps=2", "--set", "export.check_positions=200"]
+QUICK = ["--set", "sft.epochs=1", "--set", "export.check_positions=200",
+         "--set", "embedder.tune_steps=2", "--set", "embedder.base=one-layer"]
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 ROOMS = ["cutter", "folder", "binder", "plotter", "laminator", "stapler", "press", "scanner"]
 
 
 def distillery(*args: str, cwd: Path, timeout: float = 900, first: str = "") -> subprocess.CompletedProcess:
     return run_code(f"{first}\n{COMMAND}", *args, cwd=cwd, timeout=timeout)
+
+
+def ran(done: subprocess.CompletedProcess) -> list[str]:
+    "Stages that were made in this run."
+    return re.findall(r"^\d+/\d+ (\S+) +done ", done.stdout, re.M)
 
 
 def write_pages(folder: Path) -> None:
@@ -38,6 +45,7 @@ def write_pages(folder: Path) -> None:
 def finished(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("job")
     write_pages(cwd / "docs")
+    first_layer(cwd / "one-layer")
     command = [sys.executable, "-c", COMMAND, "run", "--docs", "docs", *QUICK]  # as a person types it, in a new interpreter
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -46,6 +54,7 @@ def finished(tmp_path_factory):
 
 def test_it_says_what_it_did(finished):
     _, done = finished
+    assert len(ran(done)) == int(re.findall(r"^1/(\d+) ", done.stdout, re.M)[0])
     for words in ("documents", "generate", "sft", "export-q4", "measure-q4", "report", "this time", "Open runs", "skipped broken.pdf"):
         assert words in done.stdout
     assert "Warning" not in done.stderr, done.stderr
@@ -91,8 +100,8 @@ def test_again_nothing_runs(finished):
     cwd, _ = finished
     again = distillery("run", "--docs", "docs", *QUICK, cwd=cwd)
     assert again.returncode == 0
-    ran = [line.split()[0] for line in again.stdout.splitlines() if re.match(r"\S+\s+done ", line)]
-    assert ran == []
+    assert ran(again) == []
+    assert re.search(r"\d report +cached ", again.stdout)
 
 
 def test_why_names_a_changed_block_size(finished):
@@ -104,9 +113,8 @@ def test_why_names_a_changed_block_size(finished):
 def test_a_changed_block_size_reruns_what_it_can_reach(finished):
     cwd, _ = finished
     again = distillery("run", "--docs", "docs", *QUICK, "--set", "quantization.block_size=64", cwd=cwd)
-    ran = {line.split()[0] for line in again.stdout.splitlines() if re.match(r"\S+\s+done ", line)}
     shrunk = ("int8", "uint8", "q4")
-    assert ran == {f"{step}-{v}" for step in ("export", "measure") for v in shrunk} | {"evaluate", "report"}
+    assert set(ran(again)) == {f"{step}-{v}" for step in ("export", "measure") for v in shrunk} | {"evaluate", "report"}
 
 
 def test_strict_notices_the_broken_file(finished):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -197,22 +197,17 @@ class CachedVectors:
         half: bool = False,             # Products in bfloat16, where the model is a plain BERT
     ) -> None:
         self.vectors, self.spec, self.batch_size, self.unit, self.half = vectors, spec, batch_size, unit, half
-        self.store = VectorStore(cache) if cache else None
-
-    @cached_property
-    def weights(self) -> str:
-        "Digest of the weights, read once."
-        return model_digest(self.spec)
+        self.store, self.weights = VectorStore(cache) if cache else None, lru_cache(partial(model_digest, spec))  # read once
 
     @property
     def identity(self) -> dict[str, str]:
         "What a vector depends on besides its text."
-        return {"model": self.spec, "digest": self.weights, **({} if self.unit else {"length": "own"}),
+        return {"model": self.spec, "digest": self.weights(), **({} if self.unit else {"length": "own"}),
                 **({"products": "bf16"} if self.half else {})}
 
     def _keys(self, texts: Sequence[str], side: TextRole) -> dict[str, str]:
         kind = (side if has_sides(model_dir(self.spec)) else "") + ("" if self.unit else "/own") + ("/bf16" if self.half else "")
-        return {text: digest_text(f"{self.weights}\0" + (f"{kind}\0" if kind else "") + text) for text in texts}
+        return {text: digest_text(f"{self.weights()}\0" + (f"{kind}\0" if kind else "") + text) for text in texts}
 
     def _compute(self, texts: Sequence[str], side: TextRole) -> np.ndarray:
         vectors = self.vectors(self.spec, texts, side, self.batch_size, self.half)

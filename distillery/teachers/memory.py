@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CPU', 'out_of_memory', 'BatchSize', 'bits_config', 'load_causal_lm', 'too_long', 'reads_all', 'Device', 'this_device',
-           'onnx_providers']
+           'onnx_providers', 'session_options']
 
 # %% ../../nbs/teachers/35_memory.ipynb #b4e068d2
 from collections import Counter
@@ -140,3 +140,14 @@ def onnx_providers(
         raise DistilleryError("this ONNX Runtime was built without CUDA",
                               "install onnxruntime-gpu in place of onnxruntime, or set evaluation.device to auto")
     return [cuda, cpu] if cuda in available and device != "cpu" else [cpu]
+
+# %% ../../nbs/teachers/35_memory.ipynb #10164038
+def session_options(
+    ort: Any,      # onnxruntime
+    threads: int,  # For one node; 0 leaves it to the runtime
+) -> Any:          # `onnxruntime.SessionOptions`
+    "Options of an ONNX Runtime session whose threads sleep while they wait; it reports errors only."
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

@@ -21,7 +21,7 @@ from ..core.errors import DistilleryError
 from ..core.extras import need
 from .chat import ChatTokenizer, read_json
 from .local import finish, model_identity
-from .memory import onnx_providers, too_long
+from .memory import onnx_providers, session_options, too_long
 from .protocol import ChatRequest, ChatResult, failed
 from .sampling import Sampler
 from ..wire.intact import require_intact
@@ -35,10 +35,7 @@ class Decoder:
     def __init__(self, file: Path, head_size: int, threads: int, device: str = "cpu") -> None:
         "Load a graph; `head_size` counts where the graph leaves it open, 0 threads are the runtime's choice."
         self.ort = need("onnxruntime", extra="onnx")
-        options = self.ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core to PyTorch's
+        options = session_options(self.ort, threads)
         providers = onnx_providers(device, self.ort.get_available_providers())
         self.session = self.ort.InferenceSession(str(file), options, providers=providers)
         self.binds = "CUDAExecutionProvider" in self.session.get_providers()  # not where the GPU turned out to be missing

@@ -24,6 +24,7 @@ from ..core.extras import need
 from ..core.files import digest_tree
 from .chat import read_json
 from .extractive import REFUSAL
+from .memory import session_options
 from .protocol import ChatRequest, ChatResult, failed
 
 # %% ../../nbs/teachers/62_span.ipynb #b34e3368
@@ -115,10 +116,7 @@ class SpanReader:
     def session(self) -> Any:
         "The ONNX session, loaded on first use."
         ort = need("onnxruntime", extra="onnx")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core to PyTorch's
+        options = session_options(ort, self.threads)
         return ort.InferenceSession(str(self.folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
     def logits(self, window: PassageWindow) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
