@@ -90,11 +90,11 @@ bench: $(VENV)/.installed
 lab: $(VENV)/.installed
 	jupyter lab nbs/start.ipynb
 
-# Run the built-in job and keep its pages and its small store; then ask every optional question of eight pages, for a visitor.
+# Run the built-in job and keep its pages and its small store; then ask every optional question of six pages, for a visitor.
 reports: $(VENV)/.installed
 	distillery run
 	python tests/keep_run.py
-	distillery run --preset handbook --config tests/data/decisions/settings.yaml --name "every question, small"
+	distillery run --docs distillery/data/handbook --preset handbook --config reports/small.yaml --name "every question"
 	python tests/keep_run.py small
 
 # Make the built-in models again, from nothing, and put them into the package with their cards. Hours on a laptop; after a stop, make tiny RESUME=--resume.

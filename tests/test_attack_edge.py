@@ -362,7 +362,7 @@ def test_a_folder_sends_no_key(teacher, here, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: pytest.fail("something was looked up"))
     Path("distillery.yaml").write_text(yaml.safe_dump({"teacher": teacher}))
     cfg = settings(None, None, None)
-    refused = "no teacher is called" if teacher["model"].startswith("HTTPS:") else "distillery trust"  # an address begins in lower case
+    refused = "distillery trust"
     with pytest.raises(DistilleryError, match=refused): open_teacher(cfg.teacher.model, cfg)
     checked = list(check_teacher(cfg.teacher.model, cfg))  # what a run does first: it sent the key before anybody had asked
     assert [c.ok for c in checked] == [False]

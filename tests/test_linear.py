@@ -53,6 +53,7 @@ def test_four_times_the_text_takes_four_times_the_steps(kind):
 PAIRS = [("<table><tr><td>", "</table>"), ("<table><tr><th>", "</table>"), ("<sup>", "</sup>"), ("<pre>", "</pre>")]
 
 
+@pytest.mark.attack(row=3)
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("read", [fragment_to_text, html_to_text])
 def test_a_text_is_copied_a_bounded_number_of_times_however_deep_it_stands(pair, read, monkeypatch):
