@@ -90,7 +90,7 @@ bench: $(VENV)/.installed
 lab: $(VENV)/.installed
 	jupyter lab nbs/start.ipynb
 
-# Run the built-in job and keep its pages and its small store; then ask every optional question of six pages, for a visitor.
+# Run the built-in job and keep its pages and its small store; then ask every optional question of sixteen pages, for a visitor.
 reports: $(VENV)/.installed
 	distillery run
 	python tests/keep_run.py

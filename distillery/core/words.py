@@ -8,6 +8,7 @@ __all__ = ['UNCOUNTED', 'PLURALS', 'SINGULARS', 'METRIC_NAMES', 'SHARES', 'METRI
            'from_easy']
 
 # %% ../../nbs/core/21_words.ipynb #dfd14fbf
+import re
 from collections.abc import Iterable
 from math import inf
 from typing import Any
@@ -135,10 +136,9 @@ def ticked(
     text: str,  # With words between backticks
 ) -> str:
     "A text whose HTML face shows the words between backticks as code."
-    parts = text.split("`")
-    if hasattr(text, "__html__") or len(parts) % 2 == 0: return text
+    if text.count("`") % 2 or (hasattr(text, "__html__") and not isinstance(text, Sentence)): return text
     said = Sentence(text)
-    said.markup = Markup().join(Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts))
+    said.markup = Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # `escape` leaves the markup of a sentence
     return said
 
 

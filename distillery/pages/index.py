@@ -60,7 +60,7 @@ def decision_card(
 ) -> Html:  # A card
     "A decision as a card."
     verdict = Number(d.verdict, src=address(decision_file(d), "verdict"))
-    return card(label(d.question, address(decision_file(d), "question")), verdict, cited(d), card_facts(d), href)
+    return card(label(d.question, address(decision_file(d), "question")), verdict, ticked(cited(d)), card_facts(d), href)
 
 # %% ../../nbs/pages/50_index.ipynb #cee30da5
 def open_questions(
