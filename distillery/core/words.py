@@ -8,7 +8,6 @@ __all__ = ['UNCOUNTED', 'PLURALS', 'SINGULARS', 'METRIC_NAMES', 'SHARES', 'METRI
            'from_easy']
 
 # %% ../../nbs/core/21_words.ipynb #dfd14fbf
-import re
 from collections.abc import Iterable
 from math import inf
 from typing import Any
@@ -137,8 +136,8 @@ def ticked(
 ) -> str:
     "A text whose HTML face shows the words between backticks as code."
     if text.count("`") % 2 or (hasattr(text, "__html__") and not isinstance(text, Sentence)): return text
-    said = Sentence(text)
-    said.markup = Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # `escape` leaves the markup of a sentence
+    said, parts = Sentence(text), escape(text).split("`")  # `escape` leaves the markup of a sentence
+    said.markup = Markup().join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
     return said
 
 
