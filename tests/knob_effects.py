@@ -68,9 +68,10 @@ def suite(place, config): return [e.id for e in draw_suite(toy_examples(400, "te
 def planned(place, config): return [s.name for s in prepare(None, None, config).plan.stages]
 def scorers(place, config):
     "Levels that a filter's scorer is compared with."
-    from distillery.filters.world import world_contract
+    from distillery.filters.contract import parse_contract
     from distillery.questions.scorer_kind.stages import scorer_levels
-    return list(scorer_levels(world_contract(), config.decisions.scorers))
+    text = '{schema: 1, name: fair, version: 1, dimensions: {reach: {weight: 1}}, tiers: [{name: high, at: 7}]}'
+    return list(scorer_levels(parse_contract(text), config.decisions.scorers))
 
 
 def asked(place, config): return [q.requests(open_source(None, None, "builtin"), config) for q in QUESTIONS]

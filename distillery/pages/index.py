@@ -38,7 +38,8 @@ def speaks_of(
 ) -> str:
     "The population that the intervals of a decision speak of."
     only = any(c.n_clusters == c.n_items for c in d.contrasts) and d.n_clusters < d.n_items
-    return "these documents only: their questions are the draw" if only else "documents like these: they are the draw"
+    whole, part = ("clusters", "articles") if d.name in {q.name for q in questions_of("filters")} else ("documents", "questions")
+    return f"these {whole} only: their {part} are the draw" if only else f"{whole} like these: they are the draw"
 
 
 def card_facts(
@@ -82,7 +83,8 @@ def asked_sections(
 ) -> list[tuple[str, list[Html]]]:  # Heading and pieces of each
     "Sections of what a filter was asked, and of what it could be asked."
     made: list[tuple[str, list[Html]]] = []
-    if decisions: made.append(("What was asked", [cards(decision_card(d, None) for d in in_order(decisions)), note(TERMS)]))
+    terms = TERMS.replace("questions about one document", "articles of one topic")
+    if decisions: made.append(("What was asked", [cards(decision_card(d, None) for d in in_order(decisions)), note(terms)]))
     for d in in_order(decisions):
         at = [address(decision_file(d), "estimates", i) for i in range(len(d.estimates))]
         measured = zip(d.estimates, at, strict=True)
