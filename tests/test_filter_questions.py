@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from distillery.commands.cli import app
 from distillery.core.config import flatten, load_config
-from distillery.core.records import Decision
+from distillery.core.errors import DistilleryError
 from distillery.filters.folders import bump_filter, read_filter
 from distillery.filters.pool import stream_articles, text_digest
 from distillery.filters.static import MixedEncoder
@@ -19,6 +19,7 @@ from distillery.questions.all import named_questions, questions_of, reasons
 from distillery.questions.results import open_results
 from distillery.scoring.oracle import Label, LabelStore
 from distillery.workbook.filter_run import compare_filters, open_trained, run_filter
+from distillery.workbook.runs import rebuild
 
 KEPT = Path(__file__).parent / "data/run"
 NAMES = [q.name for q in questions_of("filters")]
@@ -159,5 +160,9 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(place, ask, said, 
     assert set((root / "runs").iterdir()) == runs
 
 
-def test_a_card_is_a_record(cards):
-    for card in cards.values(): assert Decision.model_validate_json(card.model_dump_json(by_alias=True)) == card
+def test_reports_of_the_other_line_are_not_built_over_its_page(place):
+    first, _, config = place
+    before = first.index.read_bytes()
+    with pytest.raises(DistilleryError, match="run of a filter") as refused: rebuild(config, first.index.parents[1].name, "all", {})
+    assert refused.value.fix == "distillery filter train builtin/v1"
+    assert first.index.read_bytes() == before

@@ -53,10 +53,10 @@ def asked_blocks(
 
     results = Results(index.parents[1])
     names, none = {q.name for q in questions_of("filters")}, list(reasons(results))
-    more = [Text(f"Not asked; --ask asks: {', '.join(none)}", style="dim")] if none else []
+    more = [Text(f"Not asked (filter train --ask NAME): {', '.join(none)}", style="dim")] if none else []
     return [*answered([d for d in results.decisions() if d.name in names], width), *more]
 
-
+# %% ../../nbs/commands/46_filter_line.ipynb #30480adc
 def train(
     found: FilterFolder,
     config: Config,
