@@ -66,6 +66,14 @@ def read(place, config): return [d.path for d in read_documents(place.folder / "
 def cut(place, config): return [c.text for c in chunk_documents(place.documents, config.chunking.max_tokens, config.chunking.min_tokens)]
 def suite(place, config): return [e.id for e in draw_suite(toy_examples(400, "test"), config)]
 def planned(place, config): return [s.name for s in prepare(None, None, config).plan.stages]
+def scorers(place, config):
+    "Levels that a filter's scorer is compared with."
+    from distillery.filters.contract import parse_contract
+    from distillery.questions.scorer_kind.stages import scorer_levels
+    text = '{schema: 1, name: fair, version: 1, dimensions: {reach: {weight: 1}}, tiers: [{name: high, at: 7}]}'
+    return list(scorer_levels(parse_contract(text), config.decisions.scorers))
+
+
 def asked(place, config): return [q.requests(open_source(None, None, "builtin"), config) for q in QUESTIONS]
 
 
@@ -516,6 +524,7 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (headings, {}, "embedder.headings"),
     (margins, {}, "decisions.gain_share decisions.margins"),
     (stated, {}, "decisions.stated_correlation"),
+    (scorers, {}, "decisions.scorers"),
     (temperature, {}, "decisions.temperature_factor"),
     (verdicts, {}, "decisions.confidence decisions.population decisions.resamples"),
     (named, {}, "workbook.runs_dir workbook.cache_dir workbook.name"),

@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "decisions.questions_per_call": [1, 4],
     "decisions.teacher_levels": ["fp32"],
     "decisions.teacher_reference": "pairs",
+    "decisions.scorers": ["static", "finetune"],
     "decisions.temperature_factor": "question",
     "decisions.train_shares": [0.25, 0.5],
     "decisions.train_seeds": [1, 2],

@@ -28,7 +28,7 @@ from distillery.evaluation.ladder import ROUNDING
 from distillery.pages.figures import write_page
 from distillery.pages.monitor import TARGETS
 from distillery.pages.report import template, templates, to_html
-from distillery.questions.all import QUESTIONS, reasons
+from distillery.questions.all import questions_of, reasons
 from distillery.questions.results import open_results, run_command
 from distillery.workbook.assemble import write_decisions, write_pages
 
@@ -140,7 +140,7 @@ class Stored:
     @cached_property
     def commands(self) -> list[str]:
         "Commands that ask the questions which this run did not."
-        return sorted((q.command(run_command(open_results(self.run))) for q in QUESTIONS), key=len, reverse=True)
+        return sorted((q.command(run_command(open_results(self.run))) for q in questions_of("pairs")), key=len, reverse=True)
 
     @cached_property
     def levels(self) -> tuple[float, ...]:

@@ -55,11 +55,12 @@ def test_folders_stay_small_and_chains_of_imports_short():
 
 def test_only_one_list_names_the_questions():
     "A new question is its folder, its template, its settings, one line in questions/all and one test file."
-    from distillery.questions.all import QUESTIONS
+    from distillery.questions.all import QUESTIONS, questions_of
 
     names = [q.name for q in QUESTIONS]
     templates = {nb.path.stem.split("_", 1)[1] for nb in REPORTS if nb.path.stem[0].isdigit()}  # pipeline is no question
-    assert set(names) == templates
+    assert {q.name for q in questions_of("pairs")} == templates  # those of filters are cards on the filter's page
+    assert all((q.asked_of == ("filter",)) == (q.line == "filters") for q in QUESTIONS)
     listing = [
         path for path in (house.ROOT / "distillery").rglob("*.py")
         if sum(f'"{n}"' in path.read_text("utf-8") for n in names) > 3 and path.name not in ("_modidx.py",)
@@ -165,8 +166,9 @@ def test_reports_have_one_parameters_cell_first(nb):
     assert nb.metadata["kernelspec"]["name"] == "python3"
 
 
-def test_the_start_notebook_reads_like_the_others_and_exports_nothing():
-    nb = house.Notebook.read(house.ROOT / "nbs/start.ipynb")
+@pytest.mark.parametrize("name", ["start", "decide", "filter"])
+def test_a_story_reads_like_the_others_and_exports_nothing(name):
+    nb = house.Notebook.read(house.ROOT / f"nbs/{name}.ipynb")
     assert house.shape(nb) + house.cells(nb) == []
     assert nb.exported == []
     assert nb.module is None

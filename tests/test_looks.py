@@ -11,7 +11,7 @@ from distillery.core.figures import FigureRow, interval_plot
 from distillery.pages.html import Html, card, cards, figure, page, table
 from distillery.pages.index import index_page
 from distillery.pages.story import tell_story, warnings_of
-from distillery.questions.all import QUESTIONS, reasons
+from distillery.questions.all import questions_of, reasons
 from distillery.questions.plots import Point, line_plot, tradeoff_plot
 from distillery.questions.results import open_results
 
@@ -91,6 +91,6 @@ def test_every_page_fits_and_is_printed_whole(tab, run, name):
 def test_the_index_of_the_kept_run_fits(tab, tmp_path):
     results, made = open_results(KEPT), tmp_path / "index.html"
     told = tell_story(results), warnings_of(results), results.json("provenance.json"), reasons(results)
-    made.write_text(index_page("A run", results.decisions(), {q.name: "x.html" for q in QUESTIONS}, {}, *told))
+    made.write_text(index_page("A run", results.decisions(), {q.name: "x.html" for q in questions_of("pairs")}, {}, *told))
     assert looks.faults(tab, made.as_uri(), 400, dark=False) == []
     assert looks.paper(tab, made.as_uri()) == []

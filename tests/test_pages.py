@@ -17,7 +17,7 @@ from distillery.core.errors import DistilleryError
 from distillery.core.store import RunFolder
 from distillery.pages.index import index_page, open_questions
 from distillery.pages.html import card, finding, note, page, table
-from distillery.questions.all import QUESTIONS, reasons
+from distillery.questions.all import questions_of, reasons
 from distillery.pages.report import build_report, check_parameters, parameters, report_kernel
 from distillery.questions.results import open_results
 from distillery.pages.story import tell_story
@@ -81,7 +81,7 @@ def test_the_index_shows_choices_by_their_questions_and_says_what_cannot_be_aske
     results = open_results(KEPT)
     none, context = reasons(results), next(d for d in results.decisions() if d.name == "context_length")
     assert any(c.a == "length alone" for c in context.contrasts)
-    names = [question.name for question in QUESTIONS]
+    names = [question.name for question in questions_of("pairs")]
     text = index_page("A run", results.decisions(), {n: f"{n}.html" for n in ("kpis", *names) if n not in none}, {}, {}, [], {}, none)
     assert "length alone" not in text
     assert "context_length</a>" not in text

@@ -12,7 +12,7 @@ from distillery.core.records import Slot
 from distillery.engine.source import Source, open_source
 from distillery.evaluation.evaluate import EvalRow
 from distillery.pairs.account import GroupedRow
-from distillery.questions.all import QUESTIONS
+from distillery.questions.all import questions_of
 from distillery.questions.context_length.decision import context_decisions
 from distillery.questions.context_length.quality import MEASURES, resampled
 from distillery.questions.distillation.stages import ArmRow
@@ -76,7 +76,8 @@ def one_document(path: Path, population: str) -> Results:
     return Results(path)
 
 
-ASKED = [q for q in QUESTIONS if q.name not in ("context_length", "student")]  # articles have topics; gates have bounds of their own
+OTHER = ("context_length", "student")  # articles have topics; gates have bounds of their own
+ASKED = [q for q in questions_of("pairs") if q.name not in OTHER]
 
 
 @pytest.mark.parametrize("question", ASKED, ids=lambda q: q.name)
@@ -113,13 +114,13 @@ def test_every_stage_of_a_run_has_what_it_needs(kind, settings, tmp_path):
     for s in stages:
         assert set(s.needs) <= names, f"{s.name} needs {set(s.needs) - names}"
         names.add(s.name)
-    if kind == "articles": assert sum(q.sends(source, config) for q in QUESTIONS) == 0
+    if kind == "articles": assert sum(q.sends(source, config) for q in questions_of("pairs")) == 0
 
 
 @pytest.mark.parametrize(("kind", "why"), [("articles", NO_DOCUMENTS), ("pairs", NOT_WRITTEN)])
 def test_a_question_that_was_not_put_for_its_source_says_so(kind, why, tmp_path):
     write_json(tmp_path / "provenance.json", {"source": kind, "teacher": "builtin:mini"})
-    said = {q.name: q.no_result(Results(tmp_path)) for q in QUESTIONS if kind not in q.asked_of}
+    said = {q.name: q.no_result(Results(tmp_path)) for q in questions_of("pairs") if kind not in q.asked_of}
     assert {"temperature", "prompts", "parallel", "memory", "grouping"} <= said.keys()
     assert set(said.values()) == {f"This run cannot tell: {why}."}
 

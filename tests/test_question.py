@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from distillery.questions.all import QUESTIONS
+from distillery.questions.all import questions_of
 
 PACKAGE = Path(__file__).resolve().parents[1] / "distillery"
 ASKS = "Which sentence of a passage brings a question?"
@@ -163,7 +163,7 @@ def test_its_card_stands_in_the_run_and_first_on_the_index(run):
     card = json.loads((run / "decisions/toy.json").read_text("utf-8"))
     assert (card["question"], card["n_items"]) == (ASKS, len(MACHINES))
     index = (run / "reports/index.html").read_text("utf-8")
-    assert index.index(ASKS) < min(index.index(q.asks) for q in QUESTIONS)
+    assert index.index(ASKS) < min(index.index(q.asks) for q in questions_of("pairs"))
     assert card["sentence"] in re.sub(r"</?span[^>]*>", "", index)  # its numbers carry the places where they are stored
 
 

@@ -82,6 +82,7 @@ class DecisionsSection(Section):
     distill_arms: list[Literal["base", "sft", "sequence", "logits", "context", "rag"]] = key(
         [], "result", "ways to make a student answer, to compare; fewer than two ask nothing")
     train_seeds: list[int] = key([88, 89, 90], "result", "seeds that every compared training is repeated with")
+    scorers: list[str] = key(["frozen", "static"], "result", "scorers to compare with a filter's own, e.g. finetune, or frozen FOLDER")
     confidence: float = key(0.95, "result", "coverage of the intervals", gt=0.5, lt=1)
     stated_correlation: float = key(0.0, "result", "correlation that the articles' own account calls reachable; 0: none", ge=0, le=1)
     resamples: int = key(10000, "result", "random sign flips of a permutation test", ge=99)
@@ -90,8 +91,7 @@ class DecisionsSection(Section):
     @field_validator("margins")
     @classmethod
     def _of_known_metrics(cls, margins: dict[str, float]) -> dict[str, float]:
-        strange = sorted(margins.keys() - MARGINS.keys())
-        if strange: raise ValueError(f"there is no metric {strange[0]!r} among {', '.join(MARGINS)}")
+        if odd := sorted(margins.keys() - MARGINS.keys()): raise ValueError(f"there is no metric {odd[0]!r} among {', '.join(MARGINS)}")
         if min(margins.values(), default=1) <= 0: raise ValueError("a margin is above 0")
         return MARGINS | margins
 

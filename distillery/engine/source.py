@@ -21,7 +21,7 @@ from ..reading.listing import reason_against
 @dataclass(frozen=True)
 class Source:
     "The source of a run: its kind, its path, and gold questions beside it."
-    kind: Literal["handbook", "documents", "pairs", "articles"]
+    kind: Literal["handbook", "documents", "pairs", "articles", "filter"]  # filter: the folder of a version
     path: Path
     gold: Path | None = None  # Questions people wrote, never trained on
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['FOLDS', 'CONFIDENCE', 'Combine', 'Curve', 'fit_curve', 'cross_fitted', 'choose_curves', 'ships', 'cluster_quantile',
-           'Reading', 'Calibration', 'calibrate', 'read_test', 'in_doubt', 'doubt_curve']
+__all__ = ['FOLDS', 'CONFIDENCE', 'Combine', 'Curve', 'fit_curve', 'cross_fitted', 'bend_scores', 'choose_curves', 'ships',
+           'cluster_quantile', 'Reading', 'Calibration', 'calibrate', 'read_test', 'in_doubt', 'doubt_curve']
 
 # %% ../../nbs/filters/54_calibrate.ipynb #87754d13
 class Curve(Part):
@@ -60,6 +60,16 @@ def cross_fitted(
     return out
 
 
+def bend_scores(
+    predicted: np.ndarray,  # [n, dimensions] of validation articles, in points
+    truth: np.ndarray,  # [n, dimensions] in points
+    clusters: Sequence[Any],  # [n]
+) -> np.ndarray:  # [n, dimensions] in points
+    "Predictions of every dimension by curves that did not see their cluster."
+    folds = cluster_folds(list(clusters), FOLDS)
+    return np.stack([cross_fitted(p, t, folds) for p, t in zip(predicted.T, truth.T, strict=True)], 1)
+
+
 def choose_curves(
     predicted: np.ndarray,  # [n, dimensions] of validation articles, in points
     truth: np.ndarray,  # [n, dimensions] in points
@@ -67,8 +77,7 @@ def choose_curves(
     names: Sequence[str],  # Of the dimensions
 ) -> tuple[dict[str, Contrast], np.ndarray]:  # Error with the curve less error without; cross-fitted predictions of what ships
     "Compare every dimension with and without its curve on articles the curve did not see."
-    folds = cluster_folds(list(clusters), FOLDS)
-    bent = np.stack([cross_fitted(p, t, folds) for p, t in zip(predicted.T, truth.T, strict=True)], 1)
+    bent = bend_scores(predicted, truth, clusters)
     off = lambda some: np.abs(some - truth).T
     found = [paired_contrast(a, b, list(clusters), levels=("calibrated", "as it is"), comparisons=len(names))
              for a, b in zip(off(bent), off(predicted), strict=True)]

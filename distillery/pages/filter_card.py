@@ -7,6 +7,7 @@ __all__ = ['told', 'quality_table', 'rival_table', 'scorer_sentence', 'calibrati
            'pool_sentence', 'filter_page']
 
 # %% ../../nbs/pages/47_filter_card.ipynb #09045efa
+from collections.abc import Iterable
 from typing import Any
 
 from ..core.records import Estimate
@@ -98,6 +99,7 @@ def filter_page(
     prefilter: PrefilterReport,
     pool: PoolReport | None,  # None: nothing was scored
     facts: dict[str, Any],  # provenance.json
+    asked: Iterable[tuple[str, list[Any]]] = (),  # Sections of what else was asked
 ) -> str:  # A whole document
     "Page of a filter that opens offline and runs nothing."
     source = report.source.sentence if report.source else "No sources are named, so it is not known whether the scorer learned them."
@@ -114,4 +116,4 @@ def filter_page(
         "Scripts that the encoder's vocabulary cannot spell are read by their character n-grams. Multilingual not shown with this encoder: "
         "set scorer.base to a multilingual one and train again."))
     if pool: sections.append(("The pool", [note(pool_sentence(pool))]))
-    return sections_page(f"Filter {report.ref}", lead, sections, facts)
+    return sections_page(f"Filter {report.ref}", lead, [*sections, *asked], facts)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Scores', 'common_items', 'metric_mean', 'compare_values', 'compare', 'why_alone', 'level_verdicts', 'decide',
-           'interaction_contrasts']
+           'pick_level', 'interaction_contrasts']
 
 # %% ../../nbs/questions/30_decide.ipynb #df9d65d5
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,12 +119,15 @@ def decide(
     units: tuple[str, str],  # What an item and a cluster are, in the plural: ("facts", "documents")
     config: Config,  # For the decisions section
     cost: Mapping[str, Any] | None = None,  # What was spent
+    *,
+    margin: float | None = None,  # None: decisions.margins[metric]
+    higher_is_better: bool = True,  # False for errors
 ) -> Decision:  # With the verdict of the level that differs most; callers may word a better sentence
     "Answer one question from measured items."
     estimates, contrasts = compare(scores, clusters, baseline, config, metric)
-    margin = config.decisions.margins[metric]
+    margin = margin or config.decisions.margins[metric]
     contrasts = ask_equivalence(contrasts, margin)
-    judged = level_verdicts(contrasts, margin, metric, units[1])
+    judged = level_verdicts(contrasts, margin, metric, units[1], higher_is_better)
     worst = max(contrasts, key=lambda c: abs(c.diff)).a if contrasts else baseline
     word, sentence = judged.get(worst, ("not asked", f"Only {baseline} was measured."))
     return Decision(
@@ -133,6 +136,18 @@ def decide(
         n_clusters=len({clusters[i] for i in common_items(scores)}), estimates=estimates, contrasts=contrasts, margin=margin,
         verdict=word, sentence=sentence, cost=dict(cost or {}),
     )
+
+# %% ../../nbs/questions/30_decide.ipynb #f9d33d80
+def pick_level(
+    contrasts: Sequence[Contrast],  # Each level against the baseline
+    words: Mapping[str, str],  # Level to its verdict
+    cost: Mapping[str, float],  # Of each level and of the baseline; small is good
+    baseline: str,  # The level that others were compared with
+) -> str:  # The baseline itself where nothing qualifies
+    "The level that is shown better, by most; else the cheapest among the baseline and those shown equivalent."
+    better = [c for c in contrasts if words.get(c.a) == f"{c.a} better"]
+    if better: return max(better, key=lambda c: abs(c.diff)).a
+    return min([baseline, *(v for v, word in words.items() if word.startswith("equivalent"))], key=lambda v: (cost[v], v != baseline))
 
 # %% ../../nbs/questions/30_decide.ipynb #189013e8
 def _gap(gain: Any, first: Any) -> Any:

@@ -109,8 +109,10 @@ class Results:
 # %% ../../nbs/questions/20_results.ipynb #3d60e0d5
 def run_command(
     results: Results,  # A finished run
-) -> str:  # E.g. "distillery run ./manuals"
+) -> str:  # E.g. "distillery run ./manuals", "distillery filter train good-news/v1"
     "The command that makes a run, with its own sources."
+    facts = results.json("provenance.json", {})
+    if facts.get("source") == "filter": return f"distillery filter train {facts['filter'].split()[0]}"
     return command_of(results.json("config.json", {}))
 
 # %% ../../nbs/questions/20_results.ipynb #456b497f

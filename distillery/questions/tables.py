@@ -91,7 +91,7 @@ def _readings(d: Decision) -> Iterator[Number]:
     yield from (Number(name, src=address(file, "levels", i)) for i, name in enumerate(d.levels) if re.search(NUMERAL, name))
     yield plus_minus(d.margin, src=address(file, "margin"))
     yield count(d.n_items, d.unit, address(file, "n_items"))
-    for unit in ("documents", "topics"): yield count(d.n_clusters, unit, address(file, "n_clusters"))
+    for unit in ("documents", "topics", "clusters"): yield count(d.n_clusters, unit, address(file, "n_clusters"))
     for name, x in d.figures.items():
         src = address(file, "figures", name)
         yield from [count(x, "answers", src)] if isinstance(x, int) else [percent(x, src=src), milliseconds(x, src)]

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['SPLITS', 'FilterReport', 'PrefilterReport', 'PoolReport', 'opened', 'held_out', 'report_of', 'weight_digests',
-           'filter_stages']
+__all__ = ['SPLITS', 'FilterReport', 'PrefilterReport', 'PoolReport', 'opened', 'held_out', 'labelled_sides', 'fit_calibration',
+           'report_of', 'weight_digests', 'filter_inputs', 'filter_stages']
 
 # %% ../../nbs/scoring/40_line.ipynb #e14565a1
 class FilterReport(Record):
@@ -105,6 +105,27 @@ def held_out(
     return HeldOut(list(contract.dimensions), score_matrix(articles), partial(combined, contract), np.array([a.cluster for a in articles]),
                    sources, float(in_points(contract, np.array([tier.at]))[0]))
 
+# %% ../../nbs/scoring/40_line.ipynb #31ee7ab0
+def labelled_sides(
+    contract: FilterContract,
+    folder: Path,  # Of the version
+    cache: Path,  # The store's folder
+) -> dict[str, list[EncodedArticle]]:  # train, validation, test
+    "Labelled articles as a scorer reads them, by the side of the split that they are on."
+    read = read_for(contract, labelled_articles(contract, folder), cache / "vectors.sqlite")
+    sides = split_articles([e.article for e in read])
+    return {side: _side(read, sides, side) for side in ("train", "validation", "test")}
+
+
+def fit_calibration(
+    contract: FilterContract,
+    scorer: ArticleScorer,
+    valid: Sequence[EncodedArticle],
+) -> Calibration:
+    "Calibrate a scorer on its validation articles."
+    some, names = [e.article for e in valid], list(contract.dimensions)
+    return calibrate(scorer.predict(valid), score_matrix(some), [a.cluster for a in some], names, partial(combined, contract))
+
 
 def _side(read: Sequence[EncodedArticle], sides: Sequence[str], wanted: str) -> list[EncodedArticle]:
     return [e for e, s in zip(read, sides, strict=True) if s == wanted]
@@ -130,11 +151,8 @@ def report_of(
     "Calibrate on validation, read the test articles once, and hold the scorer against its rivals."
     train, valid, test = (_side(read, sides, s) for s in ("train", "validation", "test"))
     of = lambda some: [e.article for e in some]
-    combine, names = partial(combined, contract), list(contract.dimensions)
-    guess = scorer.predict(test)
-    fitted = calibrate(scorer.predict(valid), score_matrix(of(valid)), [a.cluster for a in of(valid)], names, combine)
-    clusters = [a.cluster for a in of(test)]
-    fitted = read_test(fitted, guess, score_matrix(of(test)), clusters, combine)
+    combine, clusters, guess = partial(combined, contract), [a.cluster for a in of(test)], scorer.predict(test)
+    fitted = read_test(fit_calibration(contract, scorer, valid), guess, score_matrix(of(test)), clusters, combine)
     held, after = held_out(contract, of(test)), fitted.apply(guess)
     lengths = [np.array([max(1, len(a.text)) for a in some]) for some in (of(train), of(test))]
     rivals = rival_predictions(score_matrix(of(train)), lengths[0], [a.source for a in of(train)], lengths[1], [a.source for a in of(test)])
@@ -215,15 +233,23 @@ def weight_digests(
     return {who: regressor_digest(spec, cache / "files.json") for who, spec in read_with.items()}
 
 # %% ../../nbs/scoring/40_line.ipynb #841d5709
+def filter_inputs(
+    found: FilterFolder,
+    cache: Path,  # The store's folder
+) -> dict[str, str]:  # Name to digest
+    "What a stage that reads a version's labels depends on."
+    inputs = {"contract": contract_digest(found.contract), "labels": content_digest(found.folder / LABELS, cache)}
+    if (gold := found.own(found.contract.gold)) and gold.is_file(): inputs["gold"] = content_digest(gold, cache)
+    return inputs | weight_digests(found.contract, cache)
+
+
 def filter_stages(
     found: FilterFolder,
     cache: Path,  # The store's folder
     pool: Path | None = None,  # Articles to score; None: none
 ) -> list[Stage]:
     "Stages that train a filter, and score a pool with it."
-    inputs = {"contract": contract_digest(found.contract), "labels": content_digest(found.folder / LABELS, cache)}
-    if (gold := found.own(found.contract.gold)) and gold.is_file(): inputs["gold"] = content_digest(gold, cache)
-    inputs |= weight_digests(found.contract, cache)
+    inputs = filter_inputs(found, cache)
     run = lambda f, **more: partial(f, folder=found.folder, cache=cache, **more)
     made = [Stage("filter-train", run(_train), (), (), inputs, "fitting the scorer", place="filter"),
             Stage("filter-prefilter", run(_prefilter), (), (), inputs, "making the promise", place="filter")]

@@ -27,7 +27,7 @@ from ..evaluation.stages import student_stages
 from ..evaluation.markdown import write_summaries
 from ..training.logprobs import logprob_stages
 from ..pairs.stages import pairs_stages
-from ..questions.all import QUESTIONS
+from ..questions.all import questions_of
 from ..questions.results import Results
 from ..teachers.budget import charged_to
 from ..teachers.counters import counting
@@ -49,7 +49,7 @@ def _stages(source: Source, config: Config, cache: Path) -> list[Stage]:
     stages = list[Stage]()
     if source.kind != "articles":
         stages += [*pairs_stages(source, config, cache), *student_stages(config, cache), *logprob_stages(source, config, cache)]
-    for question in QUESTIONS: stages += question.planned(source, config, cache)
+    for question in questions_of("pairs"): stages += question.planned(source, config, cache)
     return list({s.name: s for s in stages}.values())  # two questions may need the same stage
 
 
@@ -135,11 +135,12 @@ def pages_key(
 
     notebooks = [Place(module) for module, file in plan.sources.modules.items() if file.endswith(".ipynb")]
     drawing = [Place("distillery.workbook.assemble", name) for name in ("write_pages", "write_decisions")]  # not imported
-    stages = [q.stages for q in QUESTIONS]  # what a stage does shows in its output
+    stages = [q.stages for q in questions_of("pairs")]  # what a stage does shows in its output
     code = reached_code(*drawing, *notebooks, sources=plan.sources, without=stages)
     shown = (*SOURCES, "evaluation.hub.model_id", "evaluation.hub.dataset_id")
     settings = result_keys(plan.config, ("decisions",)) | {name: flatten(plan.config)[name] for name in shown}
-    return digest_json([{n: d.digest for n, d in done.items()}, settings, code, [digest_file(template(q.name)) for q in QUESTIONS]])
+    pages = [digest_file(template(q.name)) for q in questions_of("pairs")]
+    return digest_json([{n: d.digest for n, d in done.items()}, settings, code, pages])
 
 # %% ../../nbs/workbook/66_experiment.ipynb #51aeeba2
 def _run_watched(request: Request, watch: Callable[[Event], None], place: Path, lock: RunLock) -> tuple[dict[str, Done], bool]:
@@ -198,4 +199,4 @@ def _fill(request: Request, run: RunFolder, done: dict[str, Done]) -> None:
     run.write_json("provenance.json", facts)
     run.write_json("ledger.json", ledger(done, request.config))
     write_decisions(run, request.config, request.run_id)
-    write_pages(run, {q.name: {} for q in QUESTIONS}, {n: d.seconds for n, d in done.items()})
+    write_pages(run, {q.name: {} for q in questions_of("pairs")}, {n: d.seconds for n, d in done.items()})

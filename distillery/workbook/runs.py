@@ -25,8 +25,8 @@ from ..evaluation.summary import gate_figures
 from ..exporting.reader import reader_of, readers_of
 from ..pages.report import template, templates
 from ..pages.terminal import answered, facts_table, times_line, times_table
-from ..questions.all import reasons
-from ..questions.results import open_results, variant_folder
+from ..questions.all import line_of, reasons
+from ..questions.results import open_results, run_command, variant_folder
 from ..teachers.protocol import ask_all, user_request
 from .assemble import keep_pages, write_pages
 from .sharing import locked
@@ -116,7 +116,10 @@ def rebuild(
     found = open_run(Path(config.workbook.runs_dir), run)
     names = list(templates()) if name == "all" else [name]
     for n in names: template(n)
-    none = reasons(open_results(found.path))  # pages are made of what the run wrote, or not at all
+    results = open_results(found.path)
+    if line_of(results) == "filters":
+        raise DistilleryError(f"{found.path.name} is the run of a filter, whose one page is written with it", run_command(results))
+    none = reasons(results)  # pages are made of what the run wrote, or not at all
     if name in none: raise DistilleryError(f"{name} has no answer in this run, and no page", none[name].replace("`", ""))
     with locked(Path(config.workbook.cache_dir), "pages", found.path.name):
         index = write_pages(found, dict.fromkeys(names, asked))

@@ -227,5 +227,5 @@ CONTEXT_LENGTH = Question(
     asks=ASKS,
     needs="scored articles",
     stages=context_stages, why_not=why_no_context, decisions=context_decisions, kept=("context/*.jsonl",),
-    asked_of=("handbook", "documents", "pairs", "articles"),
+    ask_with={"articles.file": "scored.jsonl"}, asked_of=("handbook", "documents", "pairs", "articles"),
 )

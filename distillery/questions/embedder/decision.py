@@ -20,7 +20,7 @@ from ...core.records import Contrast, Decision
 from ...core.sections import can_compare
 from ...core.stats import least_clusters
 from ...core.words import DIFFICULTIES, Quoted, metric_name
-from ..decide import Scores, compare, decide, level_verdicts, why_alone
+from ..decide import Scores, compare, decide, level_verdicts, pick_level, why_alone
 from .stages import EmbedderCost, EmbedderRow, embedder_stages
 from ..question import Question
 from ..results import Results
@@ -68,9 +68,7 @@ def pick_embedder(
 ) -> str:  # The base itself where nothing qualifies
     "The best level that is shown better; else the fastest among the base and those shown equivalent."
     judged = {v: word for v, (word, _) in level_verdicts(contrasts, margin, "ndcg", "documents").items()}
-    better = [c for c in contrasts if judged[c.a] == f"{c.a} better"]
-    if better: return max(better, key=lambda c: c.diff).a
-    return min(["base", *(v for v, word in judged.items() if word.startswith("equivalent"))], key=lambda v: (speed[v], v != "base"))
+    return pick_level(contrasts, judged, speed, "base")
 
 
 def confirm_pick(
