@@ -3,6 +3,7 @@ import gzip
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -562,6 +563,46 @@ def test_articles_that_people_scored_go_through_the_line(tmp_path, monkeypatch, 
     if name == "hanna_human_stories": assert not any(beaten.values())  # 29 stories to learn from
     if (name, kind) == ("empathic_reactions", "static"): assert "mean score" in beaten["empathy"]
     assert "The labels are scores of people" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("explained", "verdict"), [(0.95, "learned the source"), (0.0, "reads the text")])
+def test_a_scorer_that_learned_the_source_is_told_from_one_that_reads(tmp_path, monkeypatch, explained, verdict):
+    "Built-in data whose scores its sources explain, through labels and a trained scorer to the card and the page."
+    monkeypatch.chdir(tmp_path)
+    shape = WorldShape(labelled=600, gold=20, pool=100, production=10, consent=5, topics=96, source_r2=explained)
+    home = write_world(tmp_path / ".distillery/filters/builtin", 88, shape)
+    assert run(["filter", "run", "builtin"])[0] in (0, 4)
+    report = line.FilterReport.model_validate_json((home / "v1/trained/report.json").read_text())
+    assert report.source.verdict == verdict
+    runs = tmp_path / "runs/latest"
+    assert verdict in json.loads((runs / "decisions/filter_scorer.json").read_text())["sentence"].lower()
+    assert verdict in (runs / "reports/index.html").read_text().lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["truncate", "head+tail"])
+def test_a_fine_tuned_scorer_goes_through_the_line(tmp_path, monkeypatch, view):
+    "Label, train, score and refuse to package by command, with the smallest built-in base in place of a large one."
+    monkeypatch.chdir(tmp_path)
+    home = write_world(tmp_path / "drawn", 88, WorldShape(labelled=120, gold=20, pool=40, production=1, consent=2, topics=48))
+    own = yaml.safe_load((home / "v1/filter.yaml").read_text())
+    own["scorer"], own["prefilter"]["encoder"] = {"kind": "finetune", "base": "builtin:mini", "view": view, "tokens": 48}, "hashed"
+    (tmp_path / "filters/tuned/v1").mkdir(parents=True)
+    (tmp_path / "filters/tuned/v1/filter.yaml").write_text(yaml.safe_dump(own | {"name": "tuned", "gold": None}, sort_keys=False))
+    shutil.copy(home / "pool.jsonl", tmp_path / "filters/tuned")
+    assert run(["filter", "run", "tuned", "--articles", "drawn/labelled.jsonl"])[0] in (0, 4)
+    found = read_filter(tmp_path / "filters", "tuned")
+    report = line.FilterReport.model_validate_json((found.folder / "trained/report.json").read_text())
+    assert (report.kind, report.rows[0].name, len(report.seeds.values)) == ("finetune", "finetune", 3)
+    assert run(["filter", "score", "tuned", "--articles", "drawn/pool.jsonl", "--by", "filter", "--out", "rows.jsonl"])[0] == 0
+    rows = [json.loads(r) for r in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    articles = {a.id: a for a in stream_articles(home / "pool.jsonl")}
+    scorer = fit.load_filter(found.contract, found.folder / "trained/scorer")
+    points = report.calibration.apply(scorer.predict(read_for(found.contract, [articles[r["id"]] for r in rows])))
+    assert [r["scores"]["reach"] for r in rows] == pytest.approx(points[:, 0].tolist(), abs=1e-3)
+    code, _, refused = run(["filter", "package", "tuned", "--out", "dist"])
+    assert (code, "cannot be packaged yet" in str(refused.message)) == (1, True)
 
 
 def test_an_estimate_asks_nobody(place):
