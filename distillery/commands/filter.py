@@ -144,7 +144,7 @@ def ask_filter(
         for row in score_trained(made, cascade, fit): write(row)
     cost = cascade.cost
     rate = f"{cost.articles / (time.perf_counter() - began):,.0f} a second"
-    saved = f"the prefilter rejected {cost.rejected:,}, {cost.saved_share:.0%} of the scorer's time saved"
+    saved = f"the prefilter rejected {cost.rejected:,}, {round(cost.saved_share, 2) or 0:.0%} of the scorer's time saved"
     screen.print(Text(f"{cost.articles:,} articles scored by {found.ref}, {rate}; {saved}"))
     screen.print(Text(made.prefilter.promise.sentence))
     return left_out

@@ -20,7 +20,7 @@ from .articles import POINTS, Article, score_matrix
 from .baselines import length_alone, mean_alone, source_alone
 from .quality import (FISHER, STRAIGHT, absolute_errors, jackknife_interval, mean_error, ndcg, precision_at, prevalence_weights, recall_at,
                                         shrinkage_slope, spearman, spearman_across, spearman_within)
-from .scorer import ALPHAS, cluster_folds, gram_loss
+from .scorer import ALPHAS, cluster_folds, fold_loss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +43,8 @@ def tfidf_ridge(
     counts = [hashed.transform([a.full_text for a in some]) for some in (train, held)]
     weights = text.TfidfTransformer(sublinear_tf=True).fit(counts[0])
     x, new = (weights.transform(some) for some in counts)
-    gram, folds = (x @ x.T).toarray(), cluster_folds([a.cluster for a in train], 4)
-    heads = [ridge(alpha=ALPHAS[int(gram_loss(gram, y, folds).argmin())]).fit(x, y) for y in score_matrix(train).T]
+    folds = cluster_folds([a.cluster for a in train], 4)
+    heads = [ridge(alpha=ALPHAS[int(fold_loss(x, y, folds).argmin())]).fit(x, y) for y in score_matrix(train).T]
     return np.clip(np.stack([head.predict(new) for head in heads], 1), 0.0, POINTS)
 
 # %% ../../nbs/filters/52_rivals.ipynb #76e0c633

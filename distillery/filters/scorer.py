@@ -24,8 +24,8 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['ALPHAS', 'SHARPNESS', 'Folds', 'TextEncoder', 'EncodedArticle', 'cut_articles', 'encode_articles', 'rubric_queries',
-           'pool', 'fold_loss', 'gram_loss', 'cluster_folds', 'ArticleScorer', 'Scorer', 'view_vectors', 'features',
-           'view_texts', 'fit_scorer', 'save_scorer', 'load_scorer', 'predict_mean', 'predict_length']
+           'pool', 'fold_loss', 'cluster_folds', 'ArticleScorer', 'Scorer', 'view_vectors', 'features', 'view_texts',
+           'fit_scorer', 'save_scorer', 'load_scorer', 'predict_mean', 'predict_length']
 
 # %% ../../nbs/filters/30_scorer.ipynb #59ce9a4d
 class TextEncoder(Protocol):
@@ -109,22 +109,14 @@ Folds: TypeAlias = "Sequence[tuple[np.ndarray, np.ndarray]]"  # Training and hel
 
 
 def fold_loss(
-    x: np.ndarray,  # [articles, width]
+    x: np.ndarray,  # [articles, width], or a sparse array
     y: np.ndarray,  # [articles]
     folds: Folds,
     alphas: Sequence[float] = ALPHAS,  # Strengths to try
 ) -> np.ndarray:  # [strengths] sum of squared errors on the held-out articles
     "Cross-validation loss of ridge regression in its dual form, for all strengths at once."
-    return gram_loss(x.astype(float) @ x.T.astype(float), y, folds, alphas)
-
-
-def gram_loss(
-    gram: np.ndarray,  # [articles, articles] products of the articles' rows
-    y: np.ndarray,  # [articles]
-    folds: Folds,
-    alphas: Sequence[float] = ALPHAS,  # Strengths to try
-) -> np.ndarray:  # [strengths] sum of squared errors on the held-out articles
-    "The same where the rows are too wide to be held, and their products are known."
+    gram = x.astype(float) @ x.T.astype(float)
+    if not isinstance(gram, np.ndarray): gram = gram.toarray()
     total = np.zeros(len(alphas))
     for train, held in folds:
         inner = gram[np.ix_(train, train)]

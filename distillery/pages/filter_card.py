@@ -119,7 +119,7 @@ def pool_sentence(
     tiers = ", ".join(f"{n:,} {name}" for name, n in pool.tiers.items() if name) or "none"
     return (f"Of {total:,} articles {left} were left out unpaid; the prefilter rejected {pool.rejected:,} of {pool.articles:,}; "
             f"in a tier: {tiers}. {pool.doubtful:,} should be seen by a person. "
-            f"The cascade saved {pool.saved_share:.0%} of the scorer's time.")
+            f"The cascade saved {round(pool.saved_share, 2) or 0:.0%} of the scorer's time.")
 
 
 def filter_page(

@@ -134,7 +134,7 @@ class ShiftTest(NamedTuple):
         "The result in words."
         if not self.sought: return sentence(
             "Whether two oracles were mixed cannot be told: words explain {told} of the variance of {n} labels, which have {values}; "
-            "it takes {least} and {few}.", told=percent(self.told), n=count(self.n), values=count(self.values, "different values"),
+            "it takes {least} and {few}.", told=percent(max(0.0, self.told)), n=count(self.n), values=count(self.values, "different values"),
             least=percent(LEAST_TOLD), few=count(FEW))
         if self.found: return sentence(
             "About {share} of {n} labels lie {shift} points away from the rest: they look like those of another oracle.",
@@ -142,7 +142,7 @@ class ShiftTest(NamedTuple):
         return sentence("No mixture is seen in {n} labels; a shift of less than about {least} points in a fifth of them would not be.",
                         n=count(self.n), least=number(2 * self.spread))
 
-
+# %% ../../nbs/scoring/19_mixture.ipynb #a56ec495
 def shift_test(
     articles: Sequence[Article],
     scores: np.ndarray,  # [n, dimensions] labels, in points of ten

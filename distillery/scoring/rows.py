@@ -120,7 +120,7 @@ def score_row(
     return {"id": article.id, "source": article.source, "scores": {d: round(scores[d], 4) for d in contract.dimensions},
             "weighted": round(total, 4), "tier": tier_of(contract, total)}
 
-
+# %% ../../nbs/scoring/05_rows.ipynb #ab72042d
 def mean_scores(
     scores: Sequence[Mapping[str, float]],  # Of one article, one a label
 ) -> dict[str, float]:
