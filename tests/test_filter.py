@@ -1,6 +1,9 @@
 "Filters: the contract key by key, folders, junk on unseen walls, the built-in world, labels of oracles, mixtures, and the commands."
+import gzip
+import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +24,7 @@ from distillery.core.clusters import wilson
 from distillery.core.config import load_config
 from distillery.core.errors import DistilleryError
 from distillery.scoring.asking import score_request
+from distillery.filters.articles import Article
 from distillery.filters.contract import ContractError, contract_digest, parse_contract, rubric_digest, tier_of, weighted_scores
 from distillery.filters.folders import FilterFolder, new_filter, read_filter
 from distillery.filters.grammar import LANGUAGES, sentences_of, stated_scores, wall_text
@@ -28,6 +32,7 @@ from distillery.filters.junk import junk_kind
 from distillery.scoring.mixture import shift_test
 from distillery.scoring.oracle import BLOCK, LabelStore, MixedLabels, estimate_labels, label_articles, make_oracle
 from distillery.filters.pool import row_article, stream_articles
+from distillery.filters.rivals import beats
 from distillery.scoring.raters import MadeOracle
 from distillery.filters.world import DIMENSIONS, TRUTH, WorldShape, make_world, world_contract, world_stamp, write_world
 from distillery.scoring import fit, line
@@ -216,6 +221,20 @@ def test_real_articles_are_not_lost(world):
     assert not set(lost) & set(about)
     assert len(lost) <= 0.005 * len(real)
     assert all(junk_kind(a) == "consent wall" for a in world.sets["pool"] if a.id in world.walls)
+
+
+def real_rows(name):
+    "Rows of a set in ../shared/data, which people wrote."
+    path = ROOT.parent / f"shared/data/{name}.jsonl.gz"
+    if not path.is_file(): pytest.skip(f"no {path.name} in ../shared/data")
+    return [json.loads(line) for line in gzip.open(path, "rt")]
+
+
+def test_what_people_wrote_is_no_junk():
+    "Essays of 44 to 163 words speak to a friend and to us all, and stories tell of dialogues: a word of access is not far."
+    rows = [r for name in ("empathic_reactions", "hanna_human_stories") for r in real_rows(name)]
+    lost = [r["id"] for r in rows if junk_kind(Article(id=r["id"], cluster="-", text=r["text"]))]
+    assert len(lost) <= 0.005 * len(rows), lost
 
 
 @pytest.mark.slow
@@ -486,6 +505,104 @@ def test_commands_end_as_they_say(place):
     assert run(["filter", "score", "good-news/v1", "--articles", "news.jsonl"])[0] == 2
     assert run(["filter", "bump", "good-news"])[0] == 0
     assert run(["filter", "compare", "good-news/v1", "good-news/v2"])[0] == 0
+
+
+def test_scores_of_people_become_labels_of_one_origin(place):
+    text = "About four hundred people have signed up across the town. On Tuesday the bridge is open at nine, number"
+    rows = "".join(f'{i},"{text} {i // 2}.",desk {i % 4},{i % 10},{"2.5" if i < 20 else "11"}\n' for i in range(24))
+    (place / "rated.csv").write_text(f'id,text,desk,reach,evidence\n{rows}25,"{text} x.",a,,3\n')
+    typed = ["filter", "score", "good-news", "--articles", "rated.csv", "--by", "people", "--cluster", "desk"]
+    for _ in range(2):
+        code, said, _ = run([*typed, "--strict"])
+        assert (code, "20 articles scored by people, 20 labels" in said) == (3, True), said
+        assert all(f"left out: {what}" in said for what in ("4 bad row (evidence beyond 0 to 10)", "1 bad row (no score of reach)"))
+    assert "The labels are scores of people. Labelled twice" in said
+    store = LabelStore(place / "filters/good-news/v1")
+    assert [(x.scores, x.repeat, x.cohort) for x in store.labels[2:4]] == [
+        ({"reach": 2, "evidence": 2.5}, 0, "rated"), ({"reach": 3, "evidence": 2.5}, 1, "rated")]
+    assert {a.cluster for a in store.articles().values()} <= {f"desk {i}" for i in range(4)}
+    code, _, refused = run(["filter", "score", "good-news", "--articles", "news.jsonl"])
+    assert (code, "another oracle and another prompt" in str(refused.message)) == (2, True)
+    (place / "rated.csv").write_text((place / "rated.csv").read_text().replace("2.5", "2.6"))
+    assert "scored otherwise before" in str(run(typed)[2].message)
+    assert run([*typed[:4], "news.jsonl", *typed[5:7]])[0] == 2  # no scores there
+    assert run([*typed, "--estimate"])[0] == 2
+
+
+PEOPLE = {"onestopenglish": (["level_score"], [0, 2], 2, "topic", "source"),
+          "empathic_reactions": (["empathy", "distress"], [1, 7], 4.5, "writer_id", "article_id"),
+          "hanna_human_stories": ("relevance coherence empathy surprise engagement complexity".split(), [1, 5], 3.5, "prompt", "source")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), [*((name, "static") for name in PEOPLE), ("empathic_reactions", "frozen")])
+def test_articles_that_people_scored_go_through_the_line(tmp_path, monkeypatch, name, kind):
+    "From their file to a page, by command; the page says which of four rivals are beaten, in all and in each dimension."
+    rows, (dimensions, scale, tier, cluster, source) = real_rows(name), PEOPLE[name]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert run(["filter", "new", name, "--dimensions", ",".join(dimensions)])[0] == 0
+    file = tmp_path / f"filters/{name}/v1/filter.yaml"
+    own = yaml.safe_load(file.read_text())
+    for d in dimensions: own["dimensions"][d] |= {"rubric": f"How much {d.replace('_', ' ')} the text has.", "anchors": {}}
+    own |= {"scale": scale, "tiers": [{"name": "good", "at": tier}]}
+    own["scorer"]["kind"], own["sources"]["column"], own["prefilter"]["tier"] = kind, source, "good"
+    file.write_text(yaml.safe_dump(own, sort_keys=False))
+    assert run(["filter", "score", name, "--articles", "rated.jsonl", "--by", "people", "--cluster", cluster])[0] == 0
+    assert run(["filter", "train", name])[0] in (0, 4)  # 4: too few labels for a promise
+    assert run(["filter", "evaluate", name])[0] == 0
+    report = line.FilterReport.model_validate_json((file.parent / "trained/report.json").read_text())
+    assert [r.name for r in report.rows] == [kind, "mean score", "length alone", "source alone", "TF-IDF ridge"]
+    assert report.articles >= 0.995 * len({r["text"] for r in rows})
+    assert not report.mixed
+    page = html.unescape(re.sub(r"<[^>]+>", "", (tmp_path / "runs/latest/reports/index.html").read_text()))
+    beaten = {d: [c.b for c in some if beats(c)] for d, some in report.by_dimension.items()}
+    assert ("beats none of its rivals" in page) == (not any(map(beats, report.contrasts)))
+    assert ("it beats none of them" in page) == (not all(beaten.values()))
+    if name == "onestopenglish": assert beaten == {"level_score": ["mean score", "length alone", "source alone", "TF-IDF ridge"]}
+    if name == "hanna_human_stories": assert not any(beaten.values())  # 29 stories to learn from
+    if (name, kind) == ("empathic_reactions", "static"): assert "mean score" in beaten["empathy"]
+    assert "The labels are scores of people" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("explained", "verdict"), [(0.95, "learned the source"), (0.0, "reads the text")])
+def test_a_scorer_that_learned_the_source_is_told_from_one_that_reads(tmp_path, monkeypatch, explained, verdict):
+    "Built-in data whose scores its sources explain, through labels and a trained scorer to the card and the page."
+    monkeypatch.chdir(tmp_path)
+    shape = WorldShape(labelled=600, gold=20, pool=100, production=10, consent=5, topics=96, source_r2=explained)
+    home = write_world(tmp_path / ".distillery/filters/builtin", 88, shape)
+    assert run(["filter", "run", "builtin"])[0] in (0, 4)
+    report = line.FilterReport.model_validate_json((home / "v1/trained/report.json").read_text())
+    assert report.source.verdict == verdict
+    runs = tmp_path / "runs/latest"
+    assert verdict in json.loads((runs / "decisions/filter_scorer.json").read_text())["sentence"].lower()
+    assert verdict in (runs / "reports/index.html").read_text().lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["truncate", "head+tail"])
+def test_a_fine_tuned_scorer_goes_through_the_line(tmp_path, monkeypatch, view):
+    "Label, train, score and refuse to package by command, with the smallest built-in base in place of a large one."
+    monkeypatch.chdir(tmp_path)
+    home = write_world(tmp_path / "drawn", 88, WorldShape(labelled=120, gold=20, pool=40, production=1, consent=2, topics=48))
+    own = yaml.safe_load((home / "v1/filter.yaml").read_text())
+    own["scorer"], own["prefilter"]["encoder"] = {"kind": "finetune", "base": "builtin:mini", "view": view, "tokens": 48}, "hashed"
+    (tmp_path / "filters/tuned/v1").mkdir(parents=True)
+    (tmp_path / "filters/tuned/v1/filter.yaml").write_text(yaml.safe_dump(own | {"name": "tuned", "gold": None}, sort_keys=False))
+    shutil.copy(home / "pool.jsonl", tmp_path / "filters/tuned")
+    assert run(["filter", "run", "tuned", "--articles", "drawn/labelled.jsonl"])[0] in (0, 4)
+    found = read_filter(tmp_path / "filters", "tuned")
+    report = line.FilterReport.model_validate_json((found.folder / "trained/report.json").read_text())
+    assert (report.kind, report.rows[0].name, len(report.seeds.values)) == ("finetune", "finetune", 3)
+    assert run(["filter", "score", "tuned", "--articles", "drawn/pool.jsonl", "--by", "filter", "--out", "rows.jsonl"])[0] == 0
+    rows = [json.loads(r) for r in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    articles = {a.id: a for a in stream_articles(home / "pool.jsonl")}
+    scorer = fit.load_filter(found.contract, found.folder / "trained/scorer")
+    points = report.calibration.apply(scorer.predict(read_for(found.contract, [articles[r["id"]] for r in rows])))
+    assert [r["scores"]["reach"] for r in rows] == pytest.approx(points[:, 0].tolist(), abs=1e-3)
+    code, _, refused = run(["filter", "package", "tuned", "--out", "dist"])
+    assert (code, "cannot be packaged yet" in str(refused.message)) == (1, True)
 
 
 def test_an_estimate_asks_nobody(place):

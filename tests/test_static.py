@@ -1,5 +1,6 @@
 "The static token table and hashed n-grams: against other readers of the same files, texts of any kind, and what becomes of damage."
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from distillery.core.errors import DistilleryError
 from distillery.filters import static as module
 from distillery.filters.hashed import HashedEncoder, code_points, hash_grams, hash_texts, is_latin
-from distillery.filters.static import MixedEncoder, StaticEncoder, static_folder, token_vectors, write_table
+from distillery.filters.static import LONGEST, MixedEncoder, StaticEncoder, static_folder, token_vectors, write_table
 from distillery.retrieval.embed import load_model
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
@@ -40,6 +41,30 @@ def test_a_vector_is_the_sum_of_its_tokens(small):
     assert np.allclose(encoder.encode(["rye bread"])[0], total / np.linalg.norm(total), atol=1e-6)
     assert encoder.encode([]).shape == (0, 16)
     assert not encoder.encode([""]).any()
+
+
+ANY = st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t\x0b\x1c\x85\u00a0\u2028\u200b\u00adaéиß面.-"))
+
+
+@given(st.lists(st.text(ANY, max_size=80), max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_what_was_tokenized_once_is_tokenized_as_ever(small, texts):
+    reader = memory_of(small)
+    def whole(text): return reader.tokenizer.encode(text, add_special_tokens=False).ids
+    assert reader.ids(texts) == [whole(t) for t in texts]
+    assert all(len(w) <= LONGEST for w in reader.known)
+
+
+@cache
+def memory_of(folder): return StaticEncoder(folder).reader
+
+
+def test_what_is_remembered_stays_small(small, monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED", 40)
+    encoder, texts = StaticEncoder(small), [f"word{i} of {i % 7} and {'x' * (i % 90)}" for i in range(200)]
+    vectors = [encoder.encode([t]) for t in texts]
+    assert len(encoder.reader.known) <= 45
+    assert np.allclose(np.concatenate(vectors), StaticEncoder(small).encode(texts))
 
 
 def test_single_tokens_are_those_of_the_model():
@@ -94,7 +119,7 @@ def test_hashes_do_not_hang_on_the_neighbours(texts):
 @settings(max_examples=60, deadline=None)
 def test_runs_have_the_hash_of_their_characters(text, n):
     points = code_points(text)
-    codes = hash_grams(points, n)
+    codes = hash_grams(points, (n,))[n]
     assert len(codes) == max(0, len(points) - n + 1)
     runs = [tuple(points[i : i + n]) for i in range(len(codes))]
     assert len(set(runs)) == len(set(codes.tolist()))

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from .filter import Named, Ref, Strict, ask_oracle, filter_app as filter_app, filter_settings, mean_scores
+from .filter import Named, Ref, Strict, ask_oracle, filter_app as filter_app, filter_settings
 from .options import File, Set, console, settings, shown_path
 from .options import Teacher as Spec
 from ..core.config import Config
@@ -23,7 +23,7 @@ from ..filters.contract import FilterContract
 from ..filters.folders import FilterFolder, read_filter
 from ..scoring.agreement import oracle_bias
 from ..scoring.oracle import LabelStore, make_oracle
-from ..scoring.rows import BUILTIN, find_filter
+from ..scoring.rows import BUILTIN, find_filter, mean_scores
 
 # %% ../../nbs/commands/46_filter_line.ipynb #2571a7a1
 def tell_trained(

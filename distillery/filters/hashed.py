@@ -38,49 +38,52 @@ END = 0  # Stands between texts, and in none
 
 def code_points(
     text: str,  # Any text
-) -> np.ndarray:  # uint64 [characters]
+) -> np.ndarray:  # uint32 [characters]
     "Normalised characters of a text as numbers, with a blank at both ends and END behind."
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().replace("\0", " ").split())
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    plain = " ".join(folded.replace("\0", " ").split())
     whole = f" {plain} \0" if plain else "\0"
-    return np.frombuffer(whole.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+    return np.frombuffer(whole.encode("utf-32-le", "surrogatepass"), "<u4")
 
 # %% ../../nbs/filters/24_hashed.ipynb #00d43467
 GRAMS, WIDTH = (2, 3, 4), 2048
-MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)  # Odd constants of splitmix64
+MIX = (0x9E3779B1, 0x85EBCA6B)  # Odd constants: the golden ratio's, and one of MurmurHash3
 
 
 def hash_grams(
-    points: np.ndarray,  # uint64 [characters], texts one behind the other
-    n: int,  # Characters of a run
-) -> np.ndarray:  # uint64 [characters - n + 1]
-    "Hash of every run of n characters."
-    found = np.full(max(0, len(points) - n + 1), n, np.uint64)
-    for i in range(n): found = (found + points[i : i + len(found)] + np.uint64(1)) * np.uint64(MIX[0])
-    found ^= found >> np.uint64(31)
-    found *= np.uint64(MIX[1])
-    return found ^ (found >> np.uint64(29))
+    points: np.ndarray,  # uint32 [characters], texts one behind the other
+    grams: Sequence[int],  # Characters of a run
+) -> dict[int, np.ndarray]:  # Characters of a run to uint32 [characters - n + 1]
+    "Hash of every run; a longer one goes on where the shorter one ended."
+    found, runs = np.zeros(len(points), np.uint32), dict[int, np.ndarray]()
+    for n in range(1, max(grams) + 1):
+        found = (found[: max(0, len(points) - n + 1)] + points[n - 1 :] + np.uint32(1)) * np.uint32(MIX[0])
+        if n not in grams: continue
+        runs[n] = ((found ^ (found >> np.uint32(15))) + np.uint32(n)) * np.uint32(MIX[1])
+        runs[n] ^= runs[n] >> np.uint32(13)
+    return runs
 
 # %% ../../nbs/filters/24_hashed.ipynb #e94139f1
-BATCH = 64  # Texts computed together, about the room of a processor's cache
+BATCH = 8  # Texts computed together: their counts stay in a processor's cache
 
 
 def _hashed(texts: Sequence[str], width: int, grams: Sequence[int]) -> np.ndarray:
     rows = [code_points(t) for t in texts]
-    points, owner = np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-    ends = np.cumsum(points == END)
-    total = np.zeros(len(rows) * width)
-    for n in grams:
-        codes = hash_grams(points, n)
-        inside = ends[n - 1 :] == np.concatenate([[0], ends])[: len(codes)]  # no END within the run
-        places = owner[: len(codes)][inside] * width + (codes[inside] % np.uint64(width)).astype(np.int64)
-        signs = np.where(codes[inside] >> np.uint64(63), 1.0, -1.0)
-        total += np.bincount(places, signs, len(total))
-    return total.reshape(len(rows), width)
+    points, sizes, spare = np.concatenate(rows), [len(r) for r in rows], 2 * width * len(rows)
+    first, ends, places = np.repeat(np.arange(0, spare, 2 * width, dtype=np.uint32), sizes), np.cumsum(sizes) - 1, list[np.ndarray]()
+    for n, codes in hash_grams(points, grams).items():
+        here = ((codes >> np.uint32(16)) * np.uint32(width) >> np.uint32(16)) * np.uint32(2) + ((codes >> np.uint32(15)) & np.uint32(1))
+        here += first[: len(codes)]
+        across = (ends[:, None] - np.arange(n)).ravel()  # runs that END is in
+        here[across[(across >= 0) & (across < len(here))]] = spare
+        places.append(here)
+    counts = np.bincount(np.concatenate(places), minlength=spare + 1)[:spare].reshape(len(rows), width, 2)
+    return np.asarray(counts[..., 0] - counts[..., 1], np.float32)
 
 
 def hash_texts(
     texts: Sequence[str],  # Any texts
-    width: int = WIDTH,  # Length of a vector
+    width: int = WIDTH,  # Length of a vector, 65,536 at most
     grams: Sequence[int] = GRAMS,  # Characters of a run
 ) -> np.ndarray:  # float32 [n, width], rows of length 1; zeros where a text has no character
     "Hashed character n-grams of texts."
@@ -105,7 +108,7 @@ class HashedEncoder:
     @property
     def identity(self) -> dict[str, str]:
         "What a vector depends on besides its text."
-        return {"model": "hashed", "width": str(self.width), "grams": ",".join(map(str, self.grams)), "version": "1"}
+        return {"model": "hashed", "width": str(self.width), "grams": ",".join(map(str, self.grams)), "version": "2"}
 
     def encode(self, texts: Sequence[str], /) -> np.ndarray:
         "Vectors of texts: float32 [n, width]."

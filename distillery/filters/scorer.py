@@ -109,13 +109,14 @@ Folds: TypeAlias = "Sequence[tuple[np.ndarray, np.ndarray]]"  # Training and hel
 
 
 def fold_loss(
-    x: np.ndarray,  # [articles, width]
+    x: np.ndarray,  # [articles, width], or a sparse array
     y: np.ndarray,  # [articles]
     folds: Folds,
     alphas: Sequence[float] = ALPHAS,  # Strengths to try
 ) -> np.ndarray:  # [strengths] sum of squared errors on the held-out articles
     "Cross-validation loss of ridge regression in its dual form, for all strengths at once."
     gram = x.astype(float) @ x.T.astype(float)
+    if not isinstance(gram, np.ndarray): gram = gram.toarray()
     total = np.zeros(len(alphas))
     for train, held in folds:
         inner = gram[np.ix_(train, train)]

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['ROWS', 'DIMENSIONS', 'SIF', 'token_vectors', 'principal_components', 'sif_weights', 'make_table', 'write_table',
-           'static_folder', 'StaticEncoder', 'MixedEncoder']
+__all__ = ['ROWS', 'DIMENSIONS', 'SIF', 'REMEMBERED', 'LONGEST', 'ODD', 'token_vectors', 'principal_components', 'sif_weights',
+           'make_table', 'write_table', 'static_folder', 'TokenReader', 'StaticEncoder', 'MixedEncoder']
 
 # %% ../../nbs/filters/26_static.ipynb #36ed076a
 ROWS = 170  # Tokens of the vocabulary that go through the model together
@@ -124,6 +126,41 @@ def static_folder(
     if weights.is_file() and known == {**facts, "weights": digest_file(weights)}: return folder
     return write_table(folder, *make_table(spec, dimensions), facts)
 
+# %% ../../nbs/filters/26_static.ipynb #3db210dc
+REMEMBERED, LONGEST = 2**16, 40  # Pieces between blanks, and characters of one that is worth remembering
+ODD = re.compile("[\x0b\x0c\x1c-\x1f\x85]")  # Blanks to `str.split`; the tokenizer drops them and joins what they part
+
+
+class TokenReader:
+    "Token ids of texts, where what stands between blanks is tokenized once."
+
+    def __init__(
+        self,
+        tokenizer: Any,  # Of the tokenizers package, without padding and truncation
+    ) -> None:
+        self.tokenizer, self.known = tokenizer, dict[str, list[int]]()
+        told = json.loads(tokenizer.to_str())
+        self.splits = [(told[k] or {}).get("type") for k in ("normalizer", "pre_tokenizer")] == ["BertNormalizer", "BertPreTokenizer"]
+
+    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def ids(
+        self,
+        texts: Sequence[str],
+    ) -> list[list[int]]:  # As `tokenizer.encode` without special tokens
+        "Token ids of each text."
+        cut = [text.split() if self.splits and not ODD.search(text) else [] for text in texts]
+        if len(self.known) > REMEMBERED: self.known.clear()
+        fresh = list({w for words in cut for w in words} - self.known.keys())
+        found = dict(zip(fresh, self._whole(fresh), strict=True))
+        self.known.update((w, ids) for w, ids in found.items() if len(w) <= LONGEST)
+        found = found | self.known if any(len(w) > LONGEST for w in fresh) else self.known
+        rows = [list(chain.from_iterable(map(found.__getitem__, words))) for words in cut]
+        rest = [i for i, words in enumerate(cut) if not words]
+        for i, ids in zip(rest, self._whole([texts[i] for i in rest]), strict=True): rows[i] = ids
+        return rows
+
 # %% ../../nbs/filters/26_static.ipynb #59b2eab8
 class StaticEncoder:
     "Text encoder that looks its tokens up in a table."
@@ -138,6 +175,7 @@ class StaticEncoder:
             raise DistilleryError(f"{folder} holds no static table, or a damaged one", fix="delete the folder; it is made again")
         self.table: np.ndarray = need("safetensors.numpy", extra="retrieval").load_file(weights)["embeddings"]
         self.tokenizer = need("tokenizers", extra="retrieval").Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        self.reader = TokenReader(self.tokenizer)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -146,8 +184,8 @@ class StaticEncoder:
 
     def encode(self, texts: Sequence[str], /) -> np.ndarray:
         "Vectors of texts: float32 [n, dimensions], of length 1; zeros where no token is known."
-        rows = [e.ids for e in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-        sums = np.stack([self.table[ids].sum(0) for ids in rows]) if rows else np.zeros((0, self.table.shape[1]), np.float32)
+        rows = [np.array(ids, np.int32) for ids in self.reader.ids(texts)]
+        sums = np.stack([self.table.take(ids, 0).sum(0) for ids in rows]) if rows else np.zeros((0, self.table.shape[1]), np.float32)
         return np.asarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12), np.float32)
 
 # %% ../../nbs/filters/26_static.ipynb #f3da6ee3

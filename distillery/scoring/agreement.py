@@ -17,6 +17,7 @@ from ..filters.articles import Article, read_articles
 from ..filters.contract import FilterContract, score_rows, weighted_scores
 from ..filters.folders import FilterFolder
 from .oracle import Label, LabelStore
+from .people import by_people
 from ..filters.pool import text_digest
 
 if TYPE_CHECKING:
@@ -91,11 +92,13 @@ def oracle_bias(
 def oracle_sentence(
     agreement: SelfAgreement | None,
     bias: Mapping[str, Estimate],  # From `oracle_bias`
+    people: bool = False,  # Whether the labels are scores of people
 ) -> str:  # For the terminal and the card
-    "What is known of an oracle's error."
-    if agreement is None: noise = "No article was labelled twice, so its noise is not known."
+    "What is known of an oracle's error, or of that of the people who gave the labels."
+    if agreement is None: noise = "No article was labelled twice, so the noise of the labels is not known."
     else: noise = (f"Labelled twice, the weighted score differs with a standard deviation of {with_interval(agreement.sd[WEIGHTED])}; "
                    f"nobody can come nearer to one label than {with_interval(agreement.floor)} points.")
+    if people: return f"The labels are scores of people. {noise}"
     if not bias: return f"{noise} Noise only, bias not identifiable: nobody but the oracle scored these articles."
     e = bias[WEIGHTED]
     return f"{noise} Against people its weighted score is off by {with_interval(e)} points (n = {e.n})."
@@ -108,4 +111,5 @@ def oracle_report(
     "What is known of the error of a filter's oracle."
     gold, topics = found.own(found.contract.gold), {digest: a.cluster for digest, a in store.articles().items()}
     people = read_articles(gold) if gold and gold.is_file() else []
-    return oracle_sentence(self_agreement(store.labels, found.contract, topics), oracle_bias(store.labels, people, found.contract))
+    bias, known = oracle_bias(store.labels, people, found.contract), by_people(store.labels)
+    return oracle_sentence(self_agreement(store.labels, found.contract, topics), bias, known)

@@ -30,8 +30,8 @@ from ..filters.pool import stream_articles
 from ..filters.prefilter import fit_prefilter, save_prefilter
 from ..filters.promise import Promise, RuleRow
 from ..filters.quality import absolute_errors
-from ..filters.rivals import HeldOut, QualityRow, SeedSpread, SourceCheck, check_source, contrast_errors, measure
-from ..filters.rivals import rival_predictions, seed_spread
+from ..filters.rivals import HeldOut, QualityRow, SeedSpread, SourceCheck, check_source, contrast_dimensions, contrast_errors
+from ..filters.rivals import measure, rival_predictions, seed_spread, tfidf_ridge
 from ..filters.scorer import ArticleScorer, EncodedArticle
 from .cascade import cascade_rows, open_cascade
 from .fit import combined, fit_filter, in_points, labelled_articles, open_encoder, read_for, save_filter
@@ -59,6 +59,7 @@ class FilterReport(Record):
     trained_on: list[str]  # Clusters of training and validation: no later comparison may use them
     rows: list[QualityRow]  # On the test articles, the scorer first
     contrasts: list[Contrast]  # Error of the scorer less that of each rival
+    by_dimension: dict[str, list[Contrast]] = Field(default_factory=dict)  # The same in each dimension alone
     source: SourceCheck | None = None  # Null where articles name fewer than two sources
     seeds: SeedSpread  # Mean absolute error over splits
     calibration: Calibration
@@ -153,18 +154,19 @@ def report_of(
     of = lambda some: [e.article for e in some]
     combine, clusters, guess = partial(combined, contract), [a.cluster for a in of(test)], scorer.predict(test)
     fitted = read_test(fit_calibration(contract, scorer, valid), guess, score_matrix(of(test)), clusters, combine)
-    held, after = held_out(contract, of(test)), fitted.apply(guess)
+    held, after, own = held_out(contract, of(test)), fitted.apply(guess), contract.scorer.kind
     lengths = [np.array([max(1, len(a.text)) for a in some]) for some in (of(train), of(test))]
     rivals = rival_predictions(score_matrix(of(train)), lengths[0], [a.source for a in of(train)], lengths[1], [a.source for a in of(test)])
+    everyone = {own: after, **rivals, "TF-IDF ridge": tfidf_ridge(of(train), of(test))}
     tiers = [float(in_points(contract, np.array([t.at]))[0]) for t in contract.tiers]
     doubt = doubt_curve(combine(held.truth), combine(after), tiers, clusters)
-    many, own = len({a.source for a in of(test)}) > 1, contract.scorer.kind
+    many = len({a.source for a in of(test)}) > 1
     return FilterReport(
         ref=f"{contract.name}/v{contract.version}", contract_digest=contract_digest(contract), rubric_digest=rubric_digest(contract),
         kind=own, articles=len(read), clusters=len({e.article.cluster for e in read}), sides=dict(Counter(sides)),
         trained_on=sorted({a.cluster for a in [*of(train), *of(valid)]}),
-        rows=[measure(held, name, p) for name, p in {own: after, **rivals}.items()],
-        contrasts=contrast_errors(held, {own: after, **rivals}),
+        rows=[measure(held, name, p) for name, p in everyone.items()],
+        contrasts=contrast_errors(held, everyone), by_dimension=contrast_dimensions(held, everyone),
         source=check_source(held, after, rivals) if many else None,
         seeds=_luck(contract, read, float(absolute_errors(held.truth, guess).mean())),
         calibration=fitted, doubt={f"{share:g}": e for share, e in doubt.items()}, **said)

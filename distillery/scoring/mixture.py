@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['MOST', 'RIDGE', 'FREEDOM', 'STARTS', 'LEAST_SHARE', 'CRITICAL', 'SMALLEST', 'word_kernel', 'word_predictions',
-           'Heaps', 'one_heap', 'two_heaps', 'ShiftTest', 'shift_test']
+__all__ = ['MOST', 'RIDGE', 'FREEDOM', 'STARTS', 'LEAST_SHARE', 'CRITICAL', 'SMALLEST', 'LEAST_TOLD', 'FEW', 'word_kernel',
+           'word_predictions', 'Heaps', 'one_heap', 'two_heaps', 'ShiftTest', 'shift_test']
 
 # %% ../../nbs/scoring/19_mixture.ipynb #26ddcd8f
 MOST, RIDGE = 2000, 0.1  # Labels that are looked at, evenly chosen; strength of the regression
@@ -106,6 +106,7 @@ def two_heaps(
 
 # %% ../../nbs/scoring/19_mixture.ipynb #39f7ff9c
 CRITICAL, SMALLEST = 10.0, 0.5  # Twice the gain in log likelihood; points of ten
+LEAST_TOLD, FEW = 0.65, 20  # Share of the variance that words tell, and different labels: with less no mixture can be told
 
 
 class ShiftTest(NamedTuple):
@@ -115,22 +116,33 @@ class ShiftTest(NamedTuple):
     share: float  # Of the smaller heap
     spread: float  # Standard deviation of what the words leave over
     n: int
+    told: float = 1.0  # Share of the labels' variance that the words tell, cross-fitted
+    values: int = FEW  # Different labels
+
+    @property
+    def sought(self) -> bool:
+        "Whether words tell enough, and labels are fine enough, for two heaps to mean two oracles."
+        return self.told >= LEAST_TOLD and self.values >= FEW
 
     @property
     def found(self) -> bool:
         "Whether the labels are taken for a mixture."
-        return self.gain > CRITICAL and abs(self.shift) >= SMALLEST
+        return self.sought and self.gain > CRITICAL and abs(self.shift) >= SMALLEST
 
     @property
     def sentence(self) -> Sentence:
         "The result in words."
+        if not self.sought: return sentence(
+            "Whether two oracles were mixed cannot be told: words explain {told} of the variance of {n} labels, which have {values}; "
+            "it takes {least} and {few}.", told=percent(max(0.0, self.told)), n=count(self.n),
+            values=count(self.values, "different values"), least=percent(LEAST_TOLD), few=count(FEW))
         if self.found: return sentence(
             "About {share} of {n} labels lie {shift} points away from the rest: they look like those of another oracle.",
             share=percent(self.share), n=count(self.n), shift=number(self.shift))
         return sentence("No mixture is seen in {n} labels; a shift of less than about {least} points in a fifth of them would not be.",
                         n=count(self.n), least=number(2 * self.spread))
 
-
+# %% ../../nbs/scoring/19_mixture.ipynb #a56ec495
 def shift_test(
     articles: Sequence[Article],
     scores: np.ndarray,  # [n, dimensions] labels, in points of ten
@@ -138,9 +150,11 @@ def shift_test(
     "Seek a part of the labels that is shifted against the rest."
     if len(articles) < 100: raise ArticlesError(f"{len(articles)} labels are too few for a shift test", fix="give at least 100")
     chosen = np.unique(np.linspace(0, len(articles) - 1, min(MOST, len(articles))).round().astype(int))
-    left = (scores[chosen] - word_predictions([articles[i] for i in chosen], scores[chosen])).mean(1)
+    left, whole = (scores[chosen] - word_predictions([articles[i] for i in chosen], scores[chosen])).mean(1), scores[chosen].mean(1)
+    told = 1 - float(left.var() / max(whole.var(), 1e-12))
     one = max(one_heap(left, f).likelihood for f in FREEDOM)
     two = max((two_heaps(left, f, start) for f in FREEDOM for start in STARTS), key=lambda h: h.likelihood)
     smaller = two.share if two.share <= 0.5 else 1 - two.share
     apart = (two.places[1] - two.places[0]) * (1 if two.share <= 0.5 else -1)
-    return ShiftTest(2 * (two.likelihood - one), apart, smaller, float(left.std()), len(chosen))
+    values = len(np.unique(whole.round(2)))
+    return ShiftTest(2 * (two.likelihood - one), apart, smaller, float(left.std()), len(chosen), told, values)

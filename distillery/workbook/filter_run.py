@@ -39,6 +39,8 @@ from ..questions.results import Results
 from ..scoring.cascade import cascade_rows, open_cascade
 from ..scoring.fit import labelled_articles, load_filter
 from ..scoring.line import FilterReport, PoolReport, PrefilterReport, filter_stages
+from ..scoring.oracle import LabelStore
+from ..scoring.people import by_people
 from ..scoring.trained import FittedFilter, held_out_errors, open_fitted
 from .assemble import link_outputs, versions, write_manifest
 from .sharing import RunLock
@@ -83,8 +85,9 @@ def scorer_decision(
 
 
 def _facts(found: FilterFolder, report: FilterReport, run_id: str, config: Config) -> dict[str, Any]:
+    who = "people" if by_people(LabelStore(found.folder).labels) else found.contract.oracle.teacher or config.teacher.model
     return {"run": run_id, "source": "filter", "gold": found.contract.gold is not None, "filter": f"{report.ref} {report.contract_digest}",
-            "rubric": report.rubric_digest, "teacher": found.contract.oracle.teacher or config.teacher.model,
+            "rubric": report.rubric_digest, "teacher": who,
             "inputs": f"labels {report.labels}", "versions": ", ".join(f"{k} {v}" for k, v in versions().items()), "device": "CPU"}
 
 
