@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from distillery.commands.cli import app
 from distillery.core.errors import DistilleryError
 from distillery.core.metrics import token_f1
-from distillery.core.stats import StatsError
+from distillery.core.stats import StatsError, mean_interval
 from distillery.filters.quality import spearman
 from distillery.questions.agreement import agreements, kappa, krippendorff
 from distillery.questions.judged import Judged, read_judged
@@ -89,9 +89,9 @@ def test_widths_at_sixty_labels():
         for _ in range(150):
             truth = rng.normal(size=600)
             judge = correlation * truth + sqrt(1 - correlation**2) * rng.normal(size=600)
-            human = np.where(np.arange(600) < 60, truth, np.nan)
-            p = powered_mean(Judged([str(i) for i in range(600)], judge, human[:, None]))
-            ratios.append((p.mean.ci_high - p.mean.ci_low) / (p.labels.ci_high - p.labels.ci_low))
+            means = cluster_means(np.where(np.arange(600) < 60, truth, np.nan), judge, range(600))
+            ours, alone = powered_interval(means), mean_interval(means.human, scale=None)
+            ratios.append((ours.ci_high - ours.ci_low) / (alone.ci_high - alone.ci_low))
         widths[correlation] = np.mean(ratios)
     assert widths[0.75] <= 0.8
     assert 1 <= widths[0.0] <= 1.05
