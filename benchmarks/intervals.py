@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 CLUSTERS, MARGIN, LIKENESS = (5, 10, 20, 36), 0.05, 0.2
 KINDS = {"gains and losses alike": (0.15, 0.15), "losses only, as large as the margin": (0.0, MARGIN)}
 PEERS = {"nemo_evaluator": "python3.12", "inspect_ai": "python3.11"}
-OTHERS = {"bargain": "python3.11", "model2vec": "python3.11"}  # Of other benchmarks
+OTHERS = {"bargain": "python3.11", "model2vec": "python3.11", "glide": "python3.12"}  # Of other benchmarks
 
 
 def study(rng: np.random.Generator, clusters: int, gains: float, losses: float) -> tuple[np.ndarray, np.ndarray]:

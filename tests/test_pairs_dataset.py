@@ -129,6 +129,8 @@ def test_near_duplicates_keep_what_differs_in_a_number():
     pairs = [ask("a", long.format("Raven 74")), ask("b", long.format("Raven 75")), ask("c", long.format("Raven 74") + "?"),
              ask("d", long.format("Raven 74").replace("old", "cold"), "Hall 2")]
     assert near_duplicates(pairs, 0.9) == {"c": "a"}
+    [told] = [d for d in select_pairs(pairs, CONFIG).dropped if d.pair_id == "c"]
+    assert told.reason == "repeats a, similarity 1.00"  # its keeper, and how alike they are
 
 
 def test_a_question_with_two_answers_teaches_neither():

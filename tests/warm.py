@@ -23,7 +23,7 @@ COMMAND = "from distillery.commands.cli import main; main()"
 KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
 PAGES = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "matplotlib.pyplot", "matplotlib_inline.backend_inline",
          "distillery.core.figures", "distillery.pages.report", "distillery.questions.all")
-LOADED = ("distillery.commands.run", "distillery.commands.estimate", "distillery.commands.why", "distillery.commands.runs",
+LOADED = ("distillery.commands.run", "distillery.commands.estimate", "distillery.commands.runs",
           "distillery.commands.ask", "distillery.commands.config", "distillery.commands.doctor", "distillery.commands.init",
           "distillery.commands.calls", "distillery.commands.evaluate", "distillery.teachers.openai", "distillery.workbook.experiment",
           "distillery.workbook.estimate", "distillery.workbook.checks", "distillery.questions.all", "numpy", "scipy.stats",

@@ -142,7 +142,9 @@ def select_pairs(
     reasons = {p.id: why for p in pairs if (why := shortfall(p, config))}
     reasons |= dict.fromkeys(contradictions(p for p in pairs if p.id not in reasons), "the same question has another answer")
     left = [p for p in pairs if p.id not in reasons]
-    reasons |= {k: f"repeats {first}" for k, first in near_duplicates(left, config.selection.near_duplicate).items()}
+    asked = {p.id: p.question for p in left}
+    reasons |= {k: f"repeats {first}, similarity {overlap(grams(asked[k]), grams(asked[first])):.2f}"
+                for k, first in near_duplicates(left, config.selection.near_duplicate).items()}
     left = [p for p in left if p.id not in reasons]
     reasons |= dict.fromkeys(over_limit(left, config.selection.max_pairs, config.dataset.seed), "over selection.max_pairs")
     return Selection([p for p in pairs if p.id not in reasons], [Dropped(p.id, reasons[p.id]) for p in pairs if p.id in reasons])

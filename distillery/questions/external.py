@@ -21,8 +21,8 @@ from ..reading.columns import column_key
 from ..reading.row_files import NumberedRow
 
 # %% auto #0
-__all__ = ['NAMES', 'RANKS', 'UNIT', 'SCALES', 'Roles', 'guess_roles', 'scored_log', 'joined_scores', 'Brought', 'run_log',
-           'bring']
+__all__ = ['NAMES', 'RANKS', 'UNIT', 'SCALES', 'Roles', 'named_column', 'guessed_column', 'guess_roles', 'column_texts',
+           'scored_log', 'joined_scores', 'Brought', 'run_log', 'bring']
 
 # %% ../../nbs/questions/36_external.ipynb #800d4125
 NAMES = {
@@ -34,6 +34,11 @@ NAMES = {
     "cluster": "cluster cluster_id document document_id doc doc_id passage_id passage article_id article story page title source topic "
                "group group_id family_id conversation_id user_id",
     "repeat": "repeat epoch epochs replica replicate trial repetition attempt",
+    "human": "human human_score human_rating people person gold label rating overall expert annotator",
+    "judge": "judge judge_score judged llm_judge llm_score prediction predicted score",
+    "look": "look week day month date time",
+    "first": "first shown_first position_a",
+    "winner": "winner verdict choice preferred preference",
 }
 RANKS = {role: {name: i for i, name in enumerate(names.split())} for role, names in NAMES.items()}
 UNIT = (0.0, 1.0)
@@ -61,7 +66,7 @@ def _last(column: str) -> str:
     return column_key(column.rpartition(".")[2].partition(",")[0])
 
 
-def _named(asked: str, columns: Sequence[str], file: str) -> str:
+def named_column(asked: str, columns: Sequence[str], file: str) -> str:
     "The column that a person named."
     by_key = {column_key(c): c for c in reversed(columns)} | {_last(c): c for c in reversed(columns) if "." in c}
     found = asked if asked in columns else by_key.get(column_key(asked))
@@ -70,7 +75,12 @@ def _named(asked: str, columns: Sequence[str], file: str) -> str:
     return found
 
 
-def _guess(role: str, columns: Iterable[str], taken: set[str | None]) -> str | None:
+def guessed_column(
+    role: str,  # Of `NAMES`
+    columns: Iterable[str],  # Of the file
+    taken: set[str | None],  # Those that have a role already
+) -> str | None:  # None where no name tells
+    "The column that is called like a role."
     ranked = [(RANKS[role][_last(c)], c) for c in columns if c not in taken and _last(c) in RANKS[role]]
     return min(ranked)[1] if ranked else None
 
@@ -88,14 +98,16 @@ def guess_roles(
 ) -> Roles:
     "Say which column is which; raises `ScoresError` listing the columns where that cannot be told."
     columns = list(dict.fromkeys(str(c) for r in log.rows[:200] if isinstance(r.value, Mapping) for c in r.value))
-    names = {role: _named(column, columns, log.name) for role, column in asked.items() if column and column != "none" and role != "score"}
-    scores = tuple(_named(c, columns, log.name) for c in _listed(asked.get("score"), columns))
+    named = {role: column for role, column in asked.items() if column and column != "none" and role != "score"}
+    names = {role: named_column(column, columns, log.name) for role, column in named.items()}
+    scores = tuple(named_column(c, columns, log.name) for c in _listed(asked.get("score"), columns))
     none = {role for role, column in asked.items() if column == "none"}
     taken: set[str | None] = {*names.values(), *scores}
     guessed = set[str]()
     for role in ("system", "repeat", "cluster", "item"):
         if role in names or role in none: continue
-        found = log.roles.get(role) or _guess(role, columns, taken | ({_guess("item", columns, taken)} if role == "cluster" else set()))
+        also = {guessed_column("item", columns, taken)} if role == "cluster" else set()
+        found = log.roles.get(role) or guessed_column(role, columns, taken | also)
         if found and not (role == "system" and len(scores) > 1):
             names[role] = found
             taken.add(found)
@@ -119,14 +131,14 @@ def _list(columns: Iterable[str]) -> str:
 def _score_columns(log: Log, columns: Sequence[str], taken: set[str | None], alone: bool) -> tuple[str, ...]:
     if (told := log.roles.get("score")) and told in columns: return (told,)
     numeric = [c for c in columns if c not in taken and _numeric(c, log.rows)]
-    known = _guess("score", numeric, taken)
+    known = guessed_column("score", numeric, taken)
     if known and not alone: return (known,)
     if alone and len(numeric) > 1 and not known: return tuple(numeric)  # side by side
     if known or len(numeric) == 1: return (known or numeric[0],)
     raise ScoresError(f"{log.name}: which column is the score cannot be told", f"name it with --score: {_list(numeric or columns)}")
 
 # %% ../../nbs/questions/36_external.ipynb #e6a2b9b1
-def _cells(log: Log, column: str, role: str) -> list[str]:
+def column_texts(log: Log, column: str, role: str) -> list[str]:
     "Texts of a column; a name that is missing is an error."
     found = [row.get(column) for _, row in log.rows]
     if None in found or "" in found:
@@ -143,10 +155,10 @@ def scored_log(
     "Rows of a file as scores."
     odd = next((where for where, row in log.rows if not isinstance(row, dict)), None)
     if odd: raise ScoresError(f"{log.name}, {odd}: no row with a cell for each column", "correct that line")
-    item = _cells(log, roles.item, "item")
-    cluster = _cells(log, roles.cluster, "cluster") if roles.cluster else None
-    repeat = _cells(log, roles.repeat, "repeat") if roles.repeat else None
-    system = _cells(log, roles.system, "system") if roles.system else [name] * len(item)
+    item = column_texts(log, roles.item, "item")
+    cluster = column_texts(log, roles.cluster, "cluster") if roles.cluster else None
+    repeat = column_texts(log, roles.repeat, "repeat") if roles.repeat else None
+    system = column_texts(log, roles.system, "system") if roles.system else [name] * len(item)
     where = [f"{w} of {log.name}" for w, _ in log.rows]
     k = len(roles.scores)
     if k == 1: return Scored(item, system, [r.value.get(roles.scores[0]) for r in log.rows], cluster, repeat, where)

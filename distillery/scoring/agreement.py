@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['WEIGHTED', 'SelfAgreement', 'repeated_scores', 'self_agreement', 'oracle_bias', 'oracle_sentence', 'oracle_report']
+__all__ = ['WEIGHTED', 'SelfAgreement', 'repeated_scores', 'root_estimate', 'self_agreement', 'oracle_bias', 'oracle_sentence',
+           'oracle_report']
 
 # %% ../../nbs/scoring/18_agreement.ipynb #2471e2c9
 WEIGHTED = "weighted"  # Beside the dimensions: the weighted and gatekept score
@@ -48,7 +49,11 @@ def repeated_scores(
     return {digest: np.column_stack([scores, weighted_scores(contract, scores)]) for digest, scores in found.items()}
 
 
-def _root(e: Estimate, times: float = 1.0) -> Estimate:
+def root_estimate(
+    e: Estimate,  # Of a variance
+    times: float = 1.0,
+) -> Estimate:
+    "A multiple of the standard deviation."
     low, mean, high = (times * sqrt(max(0.0, x)) for x in (e.ci_low, e.mean, e.ci_high))
     return Estimate(level=e.level, mean=mean, ci_low=low, ci_high=high, n=e.n, n_clusters=e.n_clusters)
 
@@ -66,7 +71,7 @@ def self_agreement(
     variances = np.stack([scores.var(0, ddof=1) for scores in repeated.values()])
     names = [*contract.dimensions, WEIGHTED]
     found = {name: mean_interval(v, clusters, confidence, name, None) for name, v in zip(names, variances.T, strict=True)}
-    return SelfAgreement({name: _root(e) for name, e in found.items()}, _root(found[WEIGHTED], sqrt(2 / pi)))
+    return SelfAgreement({name: root_estimate(e) for name, e in found.items()}, root_estimate(found[WEIGHTED], sqrt(2 / pi)))
 
 # %% ../../nbs/scoring/18_agreement.ipynb #bcdf1791
 def oracle_bias(
