@@ -134,8 +134,8 @@ class ShiftTest(NamedTuple):
         "The result in words."
         if not self.sought: return sentence(
             "Whether two oracles were mixed cannot be told: words explain {told} of the variance of {n} labels, which have {values}; "
-            "it takes {least} and {few}.", told=percent(max(0.0, self.told)), n=count(self.n), values=count(self.values, "different values"),
-            least=percent(LEAST_TOLD), few=count(FEW))
+            "it takes {least} and {few}.", told=percent(max(0.0, self.told)), n=count(self.n),
+            values=count(self.values, "different values"), least=percent(LEAST_TOLD), few=count(FEW))
         if self.found: return sentence(
             "About {share} of {n} labels lie {shift} points away from the rest: they look like those of another oracle.",
             share=percent(self.share), n=count(self.n), shift=number(self.shift))
