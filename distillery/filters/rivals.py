@@ -28,7 +28,7 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['MARGIN', 'tfidf_ridge', 'HeldOut', 'QualityRow', 'measure', 'rival_predictions', 'contrast_errors',
-           'contrast_dimensions', 'beats', 'between_sources', 'SourceCheck', 'check_source', 'SeedSpread',
+           'contrast_dimensions', 'beats', 'is_beaten', 'between_sources', 'SourceCheck', 'check_source', 'SeedSpread',
            'seed_spread']
 
 # %% ../../nbs/filters/52_rivals.ipynb #7deda2f8
@@ -138,6 +138,13 @@ def beats(
 ) -> bool:
     "Whether the scorer is nearer to the truth than a rival, all its rivals considered."
     return contrast.ci_high < 0 and (contrast.p_holm or 0.0) <= 1 - contrast.confidence
+
+
+def is_beaten(
+    contrast: Contrast,  # From `contrast_errors`
+) -> bool:
+    "Whether a rival is nearer to the truth than the scorer, all its rivals considered."
+    return contrast.ci_low > 0 and (contrast.p_holm or 0.0) <= 1 - contrast.confidence
 
 # %% ../../nbs/filters/52_rivals.ipynb #d2471288
 MARGIN = 0.1  # Points; a smaller advantage over the source is none

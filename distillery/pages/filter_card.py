@@ -13,7 +13,7 @@ from typing import Any
 from ..core.records import Estimate
 from ..core.numbers import count, number, percent, with_interval
 from ..core.table import Table
-from ..filters.rivals import beats
+from ..filters.rivals import beats, is_beaten
 from .html import finding, note, sections_page, table
 from ..scoring.line import FilterReport, PoolReport, PrefilterReport
 
@@ -67,10 +67,12 @@ def scorer_sentence(
 ) -> str:
     "Which of its rivals the scorer beats, and by how much the mean score, which cannot read."
     first, c = report.rows[0], report.contrasts[0]
-    beaten, others = ([c.b for c in report.contrasts if beats(c) == won] for won in (True, False))
-    if not beaten: word = f"The scorer beats none of its rivals ({named(others)})"
-    else: word = f"The scorer beats {named(beaten)}" + (f", and is not shown to beat {named(others)}" if others else "")
-    return (f"{word}: mean absolute error {with_interval(first.mae)} points on {count(first.n, 'test articles')}, "
+    won, lost = ([c.b for c in report.contrasts if which(c)] for which in (beats, is_beaten))
+    even = [c.b for c in report.contrasts if c.b not in (*won, *lost)]
+    said = [f"beats {named(won) or 'none of its rivals'}"]
+    if even: said.append(f"is not shown to differ from {named(even)}")
+    if lost: said.append(f"is beaten by {named(lost)}")
+    return (f"The scorer {named(said)}: mean absolute error {with_interval(first.mae)} points on {count(first.n, 'test articles')}, "
             f"difference to the {c.b} {with_interval(c)}.")
 
 
