@@ -117,9 +117,10 @@ def pool_sentence(
 ) -> str:
     "What became of the pool."
     total = pool.articles + sum(pool.left_out.values())
-    left = ", ".join(f"{n:,} {reason}" for reason, n in sorted(pool.left_out.items(), key=lambda x: -x[1])) or "none"
+    kinds = ", ".join(f"{reason} {n:,}" for reason, n in sorted(pool.left_out.items(), key=lambda x: -x[1]))
+    left = f"{total - pool.articles:,} were left out unpaid ({kinds})" if kinds else "none was left out"
     tiers = ", ".join(f"{n:,} {name}" for name, n in pool.tiers.items() if name) or "none"
-    return (f"Of {total:,} articles {left} were left out unpaid; the prefilter rejected {pool.rejected:,} of {pool.articles:,}; "
+    return (f"Of {total:,} articles {left}; the prefilter rejected {pool.rejected:,} of {pool.articles:,}; "
             f"in a tier: {tiers}. {pool.doubtful:,} should be seen by a person. "
             f"The cascade saved {round(pool.saved_share, 2) or 0:.0%} of the scorer's time.")
 
