@@ -28,10 +28,10 @@ from distillery.filters.articles import Article
 from distillery.filters.contract import ContractError, contract_digest, parse_contract, rubric_digest, tier_of, weighted_scores
 from distillery.filters.folders import FilterFolder, new_filter, read_filter
 from distillery.filters.grammar import LANGUAGES, sentences_of, stated_scores, wall_text
-from distillery.filters.junk import junk_kind
+from distillery.filters.junk import is_menu, junk_kind
 from distillery.scoring.mixture import shift_test
 from distillery.scoring.oracle import BLOCK, LabelStore, MixedLabels, estimate_labels, label_articles, make_oracle
-from distillery.filters.pool import row_article, stream_articles
+from distillery.filters.pool import SkippedRow, row_article, stream_articles
 from distillery.filters.rivals import beats
 from distillery.scoring.raters import MadeOracle
 from distillery.filters.world import DIMENSIONS, TRUTH, WorldShape, make_world, world_contract, world_stamp, write_world
@@ -638,3 +638,24 @@ def test_other_weights_under_one_name_are_another_key(tmp_path):
     assert read() != before
     own["prefilter"]["encoder"] = str(base)
     assert set(read()) == {"base", "encoder"}
+
+
+WRAPPED = ("There was a sudden crash\nthat hung sharply in the air\nand a door fell. The robots\nhad been built to serve men\n"
+           "and to do their work. Then\nthey found another service.\nNobody had asked for that!\nStill, it was well done.\n")
+
+
+@pytest.mark.parametrize("text", [WRAPPED * 3, "Она пришла домой\nпоздно вечером. Никто\nее не ждал в этот час,\nи свет не горел.\n" * 5,
+                                  "قال الرجل\nإن البيت بعيد.\nثم مشى\nإلى البحر.\nلم يره\nأحد هناك؟\n" * 4])
+def test_prose_in_a_narrow_column_is_no_menu(text): assert not is_menu(text)
+
+
+@pytest.mark.parametrize("text", [
+    "Home\nNews\nSports\nAbout us\nContact\nOpening hours\nTerms of use\nPrivacy\nJobs\nSubscribe\nSupport\n© 2024 The Press\n" * 2,
+                                  "\n".join(f"{i}. Chapter of the book" for i in range(1, 15))])
+def test_a_list_of_links_is_a_menu(text): assert is_menu(text)
+
+
+@pytest.mark.parametrize("value", [10**400, -10**400, "1e999", float("nan"), True, "7 of 10", None, [7]])
+def test_what_is_no_score_is_skipped_and_ends_nothing(value):
+    row = {"text": "An article of some words.", "reach": value}
+    assert row_article(row, "line 3", scores=["reach"]) == SkippedRow("line 3", "no score of reach")

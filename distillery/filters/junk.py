@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'MARKS', 'WORD', 'SENTENCE', 'QUOTED', 'ENDED', 'WIDE', 'BUTTON', 'SHORT', 'LONG_SHARE', 'SHORT_SHARE',
-           'DENSE', 'LEAST', 'MENU', 'TELLING', 'Junk', 'JUNK', 'Lexicon', 'lexicon', 'words_in', 'in_the_way',
-           'WallShare', 'wall_share', 'is_menu', 'junk_kind']
+           'DENSE', 'LEAST', 'MENU', 'TELLING', 'SENTENCE_END', 'Junk', 'JUNK', 'Lexicon', 'lexicon', 'words_in',
+           'in_the_way', 'WallShare', 'wall_share', 'is_menu', 'junk_kind']
 
 # %% ../../nbs/filters/19_junk.ipynb #eccabb6d
 import re
 from collections.abc import Collection, Iterable
 from functools import cache, lru_cache
 from importlib.resources import files
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import yaml
@@ -108,6 +109,7 @@ def wall_share(
 
 # %% ../../nbs/filters/19_junk.ipynb #7d1bff64
 LEAST, MENU, TELLING = 12, 8, 20  # Words of an article; lines of a menu; words that tell a language
+SENTENCE_END = re.compile(r"(?<!\d)[.!?…。！？؟।]['\"”’»)\]]*(?=\s|$)")
 
 Junk = Literal["", "empty", "consent wall", "navigation", "wrong language"]
 JUNK: tuple[Junk, ...] = ("empty", "consent wall", "navigation", "wrong language")
@@ -116,11 +118,14 @@ JUNK: tuple[Junk, ...] = ("empty", "consent wall", "navigation", "wrong language
 def is_menu(
     text: str,
 ) -> bool:
-    "Whether a text is a list of links: most of its words in short lines without an end."
+    "Whether a text is a list of links: most of its words in long runs of short lines in which no sentence ends."
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if len(lines) < MENU: return False
-    short = sum(n for line in lines if (n := words_in(line)) <= MENU and not ENDED.search(line))
-    return short > 0.7 * words_in(text)
+    links = 0
+    for ends, run in groupby(lines, key=lambda line: bool(SENTENCE_END.search(line))):  # prose ends sentences also in a narrow column
+        some = list(run)
+        if ends or len(some) < MENU: continue
+        links += sum(n for line in some if (n := words_in(line)) <= MENU and not ENDED.search(line))
+    return links > 0.7 * words_in(text)
 
 
 def junk_kind(

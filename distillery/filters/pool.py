@@ -45,7 +45,7 @@ def number_in(
     "A number, also where it is written as text."
     if isinstance(value, bool) or not isinstance(value, int | float | str): return None
     try: found = float(value)
-    except ValueError: return None
+    except (ValueError, OverflowError): return None  # an integer may have more digits than a float has room for
     return found if isfinite(found) else None
 
 
