@@ -7,12 +7,12 @@ from pathlib import Path
 import browser
 import screens
 
-from distillery.questions.all import QUESTIONS
+from distillery.questions.all import all_questions
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ["provenance.json", "config.json", "counts.json", "metrics.json", "skipped.json", "rejected.jsonl", "dropped.jsonl",
         "selected.jsonl", "chunks.jsonl", "documents.jsonl", "ledger.json", "decisions/*.json",
-        *(pattern for q in QUESTIONS for pattern in q.kept)]
+        *(pattern for q in all_questions() for pattern in q.kept)]
 
 def keep_pages(run: Path, pages: Path) -> None:
     "The pages of a run and the notebooks that made them, in place of those that are there."

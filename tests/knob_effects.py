@@ -23,7 +23,7 @@ from distillery.pairs.dataset import build_dataset
 from distillery.pairs.documents import read_documents
 from distillery.pairs.generate import generate_pairs
 from distillery.pairs.select import select_pairs
-from distillery.questions.all import QUESTIONS
+from distillery.questions.all import all_questions
 from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import ChatResult
 from distillery.training.toy import toy_examples
@@ -74,7 +74,7 @@ def scorers(place, config):
     return list(scorer_levels(parse_contract(text), config.decisions.scorers))
 
 
-def asked(place, config): return [q.requests(open_source(None, None, "builtin"), config) for q in QUESTIONS]
+def asked(place, config): return [q.requests(open_source(None, None, "builtin"), config) for q in all_questions()]
 
 
 def opened(place, config):

@@ -22,7 +22,7 @@ from distillery.questions.quantization.decision import gates_of, quantization_de
 from distillery.questions.quantization.stages import level_weights, teacher_stages, why_no_levels
 from distillery.questions.quantization.tables import answer_takeaway, variant_table
 from distillery.questions.tables import contrast_table, scores_of
-from distillery.questions.all import QUESTIONS
+from distillery.questions.all import all_questions
 from distillery.pages.report import build_report
 from distillery.questions.results import open_results
 
@@ -161,7 +161,7 @@ def alike(one, other):
 @pytest.mark.parametrize("name", ["quantization", "temperature", "embedder"])
 def test_a_sentence_and_its_table_say_the_confidence_of_their_interval(name):
     kept, results = next(d for d in open_results(KEPT).decisions() if d.name == name), open_results(KEPT)
-    question = next(q for q in QUESTIONS if q.name == name)
+    question = next(q for q in all_questions() if q.name == name)
     usual, narrow = (question.decisions(results, load_config(preset="handbook", overrides={"decisions.confidence": c}))[0]
                      for c in (0.95, 0.8))
     for made, was in zip((*usual.estimates, *usual.contrasts), (*kept.estimates, *kept.contrasts), strict=True):

@@ -29,11 +29,15 @@ from .knob import Section
 _all_ = ["Config", "ConfigError", "DistilleryError", "Knob", "explain", "find_knob", "flatten", "knobs", "nearest"]
 
 # %% ../../nbs/core/10_config.ipynb #05cc23f0
+@cache
+def _sections() -> frozenset[str]:
+    names = [name.split(".") for name in (*GUIDE, *(k.name for k in knobs()))]
+    return frozenset(".".join(name[:n]) for name in names for n in range(1, len(name)))
+
+
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    names = {*GUIDE, *(k.name for k in knobs())}
     for key, value in data.items():
-        name = f"{prefix}{key}"
-        inside = any(n.startswith(name + ".") for n in names)
+        inside = (name := f"{prefix}{key}") in _sections()
         if inside and isinstance(value, Mapping): yield from _leaves(value, name + ".")
         elif inside and value is not None: raise ConfigError(f"{name} is a section, not {value!r}", fix=f"write its knobs: {name}: {{...}}")
         elif not inside: yield name, value
@@ -44,7 +48,7 @@ def _apply(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
         knob, inner = find_knob(name)
         values[knob.name] = deepcopy(value) if inner is None else {**values[knob.name], inner: value}
 
-
+# %% ../../nbs/core/10_config.ipynb #03891205
 def shorten(
     text: str,  # Of a value
 ) -> str:  # At most 200 characters
@@ -134,7 +138,7 @@ def load_config(
 
 # %% ../../nbs/core/10_config.ipynb #e58484d3
 def _covers(prefixes: Iterable[str], name: str) -> bool:
-    return any(name == p or name.startswith(p + ".") for p in prefixes)
+    return any(name == p or (name.startswith(p) and name[len(p)] == ".") for p in prefixes)
 
 
 class _View:
@@ -180,7 +184,7 @@ def result_keys(
 
 @cache
 def _under(prefix: str) -> list[Knob]:
-    some = [k for k in knobs() if _covers([prefix], k.name)]
+    some = [k for k in knobs() if k.name == prefix or k.name.startswith(f"{prefix}.")]
     if not some: raise ConfigError(f"{prefix} is no knob or section", fix=f"declare {find_knob(prefix)[0].name}")
     return some
 

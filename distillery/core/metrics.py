@@ -14,13 +14,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from .extras import later_pattern
 from .reply import is_refusal
 from .script import SEGMENT, UNSPACED, count_words, fold
 from .sentences import line_sentences
 
 # %% ../../nbs/core/50_metrics.ipynb #23afe2e8
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_ARTICLES = later_pattern(r"\b(?:a|an|the)\b")
 
 
 def normalize_answer(
@@ -43,7 +44,7 @@ def exact_match(
     return float(any(normalize_answer(prediction) == normalize_answer(g) for g in _golds(golds)))
 
 # %% ../../nbs/core/50_metrics.ipynb #09ab3bd3
-_OTHER = re.compile("[\u0370-\u1dff\u2c00-\ua6ff\ua720-\ufaff\U00010000-\U0003ffff]")
+_OTHER = later_pattern("[\u0370-\u1dff\u2c00-\ua6ff\ua720-\ufaff\U00010000-\U0003ffff]")
 
 
 def _tokens(text: str) -> list[str]:
@@ -72,12 +73,13 @@ def token_f1(
 DECIDING, DECIDING_VERSION = "answer_match", 1  # What gates and decisions rest on; raise the version when `match_form` changes
 SQUAD_MATCH = "exact_match"                     # What decided before there was `answer_match`
 
-GROUPED = re.compile(r"(?<![\w.,'^])[1-9]\d{0,2}([, '])\d{3}(?:\1\d{3}){0,5}(?!\d|[,']\d)")  # 3,000
+_GROUPED = r"(?<![\w.,'^])[1-9]\d{0,2}([, '])\d{3}(?:\1\d{3}){0,5}(?!\d|[,']\d)"  # 3,000
+GROUPED = later_pattern(_GROUPED)
 _PLAIN: dict[str, str | Callable[[re.Match[str]], str]] = {  # In this order: pattern to what takes its place
     # Articles; `A` is a name but at the start, and so is what ends the answer
     r"(?<![\w'-])(?:the|an|The|An|THE|AN|a)(?=\s)|^\s*A(?=\s)": " ",
     r"(?<![\w.])(?:[^\W\d_]\.){1,12}(?:[^\W\d_](?![\w.])|(?<=\.[^\W\d_]\.)(?!\w))": lambda m: m[0].replace(".", ""),  # U.S.
-    GROUPED.pattern: lambda m: m[0].replace(m[1], ""),
+    _GROUPED: lambda m: m[0].replace(m[1], ""),
     r"(?<=[^\W\d_])['-](?=[^\W\d_])": "",  # pre-heated, o'clock
     r"(?<=\d) - (?=\d)": "-",
     r"\.(?!\w)|(?<!\d)[,:]|[,:](?!\d)|(?<![^\W_])(?<![_*])[_*]++|[_*]++(?![^\W_])": "",
@@ -101,12 +103,12 @@ class _Symbols(dict[int, str]):
         return made
 
 # %% ../../nbs/core/50_metrics.ipynb #a99c9040
-_RULES = [(re.compile(pattern), by) for pattern, by in _PLAIN.items()]
-_SYMBOLS, _UNSPACED_GAP = _Symbols(), re.compile(rf"(?<=[{UNSPACED}]) +(?=[{UNSPACED}])")
-_BESIDE_DIGIT = re.compile(rf"(?<=[{UNSPACED}])(?=\d)|(?<=\d)(?=[{UNSPACED}])")
+_RULES = [(later_pattern(pattern), by) for pattern, by in _PLAIN.items()]
+_SYMBOLS, _UNSPACED_GAP = _Symbols(), later_pattern(rf"(?<=[{UNSPACED}]) +(?=[{UNSPACED}])")
+_BESIDE_DIGIT = later_pattern(rf"(?<=[{UNSPACED}])(?=\d)|(?<=\d)(?=[{UNSPACED}])")
 
 
-MEGA = re.compile(r"(?<=\d)\s?M(?=(?:[WVAJNΩ]|Pa)\b)")  # 5 MW are not 5 mW
+MEGA = later_pattern(r"(?<=\d)\s?M(?=(?:[WVAJNΩ]|Pa)\b)")  # 5 MW are not 5 mW
 
 
 def match_form(

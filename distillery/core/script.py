@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .extras import later_pattern
+
 # %% ../../nbs/core/33_script.ipynb #2cc2550b
 RAISED = frozenset("0123456789+-=()ni")
 UNSEEN = frozenset("\u0640\u034f")  # Arabic stretching, grapheme joiner
@@ -75,7 +77,7 @@ def fold_places(
     return Folded("".join(out[1:]), starts[1:], ends[1:])
 
 # %% ../../nbs/core/33_script.ipynb #c8e59829
-INK, FOREIGN = re.compile(r"[^\x00- \x7f]+"), re.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")
+INK, FOREIGN = later_pattern(r"[^\x00- \x7f]+"), later_pattern(r"[\x00-\x7f]?[^\x00-\x7f]+")
 
 
 def _plain_run(found: re.Match[str]) -> str:
@@ -106,8 +108,8 @@ UNSPACED = f"{IDEOGRAPHS}{LETTERS}"
 MARKS = (r"\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06e8\u0900-\u0963"
          r"\u0970-\u0df3\u0e31-\u0e3a\u0e47-\u0e4e\u0eb1-\u0ecd\u0f18-\u0fbc\u102b-\u103e\u17b4-\u17d3\u1ab0-\u1aff"
          r"\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f")
-_RUN, _ALONE = re.compile(f"[{UNSPACED}][{UNSPACED}{MARKS}]*"), re.compile(f"[{UNSPACED}]")
-SEGMENT = re.compile(f"[{IDEOGRAPHS}]|[{LETTERS}][{MARKS}]*|(?:(?![{UNSPACED}])[\\w{MARKS}])+")
+_RUN, _ALONE = later_pattern(f"[{UNSPACED}][{UNSPACED}{MARKS}]*"), later_pattern(f"[{UNSPACED}]")
+SEGMENT = later_pattern(f"[{IDEOGRAPHS}]|[{LETTERS}][{MARKS}]*|(?:(?![{UNSPACED}])[\\w{MARKS}])+")
 PIECE = rf"[{IDEOGRAPHS}]|[{LETTERS}][{LETTERS}{MARKS}]{{0,3}}"  # What a text without spaces may be cut into
 
 
@@ -157,7 +159,7 @@ SCRIPTS = {
 SIGNS = {"uk": "[іїєґІЇЄҐ]", "fa": "[پچژگکی]", "ur": "[ٹڈڑےں]"}  # Letters that neighbours of a script do not use
 OWN = {"vi": "[ăđơưạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủứừửữựỳỵỷỹ]", "pl": "[ąęłńśźż]", "tr": "[ğış]", "cs": "[ěřů]", "hu": "[őű]",
        "ro": "[ăâșțţ]"}  # The same for Latin letters
-_PATTERNS = {name: re.compile(f"[{chars}]") for name, chars in SCRIPTS.items()}
+_PATTERNS = {name: later_pattern(f"[{chars}]") for name, chars in SCRIPTS.items()}
 
 
 @lru_cache(1)

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 
+from .extras import later_pattern
 from .script import IDEOGRAPHS, LETTERS, MARKS as ACCENTS
 
 Span = tuple[int, int]  # first character, one past the last
@@ -26,9 +27,9 @@ FULL = "。！？｡．।॥።፧፨։။།༎។៕᠃᠉﹒﹖﹗"  # Ends 
 STOPS = f".!?…؟۔‼⁇⁈⁉{FULL}"
 CLOSING = "\"')]”’»›」』）】》〉"
 _SPACED = "[ \u00a0\u202f]»(?=[\\s,;]|$)"  # French: « Oui. »
-MARKS = re.compile(rf"(?<![{STOPS}])[{STOPS}]++(?:[{re.escape(CLOSING)}]|{_SPACED})*+|(?<=[\u0370-\u03ff\u1f00-\u1fff]);")
-NEXT = re.compile(r"(\s*+)(?:«[ \u00a0\u202f])?[\"'(\[“‘«‹„¿¡「『（【《〈]?(.?)")
-DAY = re.compile(r"\s++(?:Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember|Jahrhundert)\b")
+MARKS = later_pattern(rf"(?<![{STOPS}])[{STOPS}]++(?:[{re.escape(CLOSING)}]|{_SPACED})*+|(?<=[\u0370-\u03ff\u1f00-\u1fff]);")
+NEXT = later_pattern(r"(\s*+)(?:«[ \u00a0\u202f])?[\"'(\[“‘«‹„¿¡「『（【《〈]?(.?)")
+DAY = later_pattern(r"\s++(?:Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember|Jahrhundert)\b")
 
 
 def _word_before(text: str, end: int) -> int:
@@ -50,7 +51,7 @@ def _abbreviates(text: str, end: int, units: bool = True) -> bool:
     return word in ABBREVIATIONS
 
 # %% ../../nbs/core/35_sentences.ipynb #d53fc4a4
-DATE = re.compile(r"\s++(?:\d{1,2}\.\s++)?(?:19|20)\d\d\b")  # 3. 5. 2024
+DATE = later_pattern(r"\s++(?:\d{1,2}\.\s++)?(?:19|20)\d\d\b")  # 3. 5. 2024
 
 
 def _is_day(text: str, end: int, after: int) -> bool:
@@ -65,7 +66,7 @@ def _begins(c: str) -> bool:
     return c.isalpha() and (c.lower() == c.upper() or "\u10d0" <= c <= "\u10ff")  # Georgian writes no capitals, though Unicode has some
 
 
-_IDEOGRAPH = re.compile(f"[{IDEOGRAPHS}]")
+_IDEOGRAPH = later_pattern(f"[{IDEOGRAPHS}]")
 
 
 def _meets(line: str, match: re.Match[str], stop: str, first: str) -> bool:
@@ -90,7 +91,7 @@ def _breaks(line: str, loose: bool, units: bool) -> Iterator[int]:
 
 # %% ../../nbs/core/35_sentences.ipynb #f3ddbc1e
 LEAST = 24  # Letters of a sentence that ends in a space
-GAP = re.compile(rf"(?<=[{LETTERS}{ACCENTS}])\s++(?=[{LETTERS}])")
+GAP = later_pattern(rf"(?<=[{LETTERS}{ACCENTS}])\s++(?=[{LETTERS}])")
 
 
 def _phrases(line: str, a: int, b: int) -> Iterator[Span]:

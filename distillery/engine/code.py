@@ -125,8 +125,9 @@ class _Roots:
         elif isinstance(kind, FunctionType) and not str(Path(kind.__code__.co_filename).resolve()).startswith(LIBRARY): self._foreign(kind)
 
     def _own(self, kind: Any) -> None:
-        parts, names = self.sources.table(kind.__module__)["parts"], kind.__qualname__.split(".")
-        found = [Place(kind.__module__, n) for n in (names[0], ".".join(names[:2])) if n in parts]
+        names = kind.__qualname__.split(".")
+        wanted = dict.fromkeys(Place(kind.__module__, n) for n in (names[0], ".".join(names[:2])))
+        found = [p for p in wanted if p in self.sources.steps or p.name in self.sources.table(kind.__module__)["parts"]]
         self.places += found or [Place(kind.__module__)]  # of a nameless one the whole module
 
     def _foreign(self, function: FunctionType) -> None:
@@ -148,9 +149,10 @@ def reached_code(
 ) -> dict[str, str]:  # "module.definition", or a file of the package, to a digest of what it says
     "Digests of every definition that a function can reach: what it calls, what those call, and the tables and files they read."
     roots, passed, words, waiting, found = _Roots(sources), _Roots(sources), set[str](), dict[str, list[Place]](), dict[str, str]()
+    if not sources.steps: recall_steps(sources)
     for value in values: roots.add(value)
     for value in without: passed.add(value)
-    if not sources.steps: recall_steps(sources)
+    sources.steps |= {place: look_up(place, sources) for place in passed.places if place not in sources.steps}  # remembered as well
     todo, seen = list(roots.places), set(passed.places)
     while todo:
         place = todo.pop()

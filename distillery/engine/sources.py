@@ -14,6 +14,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,20 +76,23 @@ class Sources:
         tables: Path | None = None,  # Folder of `code.json` and `steps.json`, what the code says; None is `memory`
     ) -> None:
         self.package, self.top, tables = package, package.name, tables or memory
-        self.store = tables / "code.json" if tables else None
-        self.walk = tables / "steps.json" if tables else None
-        walked = os.walk(package, followlinks=True)
-        self.files = {Path(folder, name).relative_to(package).as_posix() for folder, _, names in walked for name in names}
-        self.modules = {self._dotted(Path(f)): f for f in self.files if f.endswith(CODE)}
+        self.store, self.walk = [tables / name if tables else None for name in ("code.json", "steps.json")]
+        walked = (f"{folder}{os.sep}{name}" for folder, _, names in os.walk(package, followlinks=True) for name in names)
+        top = len(f"{package}{os.sep}")
+        self.files = {path[top:].replace(os.sep, "/") for path in walked if not path.endswith(".pyc")}
+        self.modules = {self._dotted(f): f for f in self.files if f.endswith(CODE)}
         self.data = [f for f in sorted(self.files) if not f.endswith(CODE) and not f.startswith(INPUTS)]
-        self.digests, self.known = FileDigests(memory / "files.json" if memory else None), read_sealed(self.store)
+        self.digests, self.recalled = FileDigests(memory / "files.json" if memory else None), 0
         self.tables, self.fresh, self.steps = dict[str, Any](), dict[str, Any](), dict[Any, Any]()
         self.reader = self.digests.digest(Path(inspect.getfile(definitions)))
-        self.recalled = 0
 
-    def _dotted(self, file: Path) -> str:
-        parts = file.with_suffix("").parts
-        return ".".join([self.top, *(parts[:-1] if parts[-1] == "__init__" else parts)])
+    def _dotted(self, file: str) -> str:
+        return f"{self.top}/{posixpath.splitext(file)[0]}".removesuffix("/__init__").replace("/", ".")
+
+    @cached_property
+    def known(self) -> dict[str, Any]:
+        "What earlier processes read; opened when a definition is asked for that no walk remembers."
+        return read_sealed(self.store)
 
     def table(self, module: str) -> Mapping[str, Any]:
         "What a module defines; see `engine.definitions`."
@@ -96,8 +100,7 @@ class Sources:
             path = self.package / self.modules[module]
             name = f"{module}.__init__" if path.name == "__init__.py" else module
             key = digest_text(f"{self.reader} {name} {self.digests.digest(path)}")
-            if key not in self.known: self.fresh[key] = definitions(_source(path), name)
-            self.tables[module] = self.known.get(key) or self.fresh[key]
+            self.tables[module] = self.known.get(key) or self.fresh.setdefault(key, definitions(_source(path), name))
         return self.tables[module]
 
     def save(self) -> None:
@@ -190,7 +193,8 @@ def keep_steps(
     sources: Sources,  # Its steps
 ) -> None:
     "Remember the walk for the next process."
-    if not sources.walk: return
-    rows = [[at, s.digest, s.next, sorted(s.words), s.methods] for at, s in sources.steps.items() if at.module]
-    if len(rows) > sources.recalled: write_sealed(sources.walk, {"state": _state(sources), "steps": rows})
+    steps = [(at, step) for at, step in sources.steps.items() if at.module]
+    if not sources.walk or len(steps) <= sources.recalled: return
+    rows = [[at, s.digest, s.next, sorted(s.words), s.methods] for at, s in steps]
+    write_sealed(sources.walk, {"state": _state(sources), "steps": rows})
     sources.recalled = len(rows)

@@ -15,7 +15,7 @@ from ..core.render import render
 from ..core.words import metric_name, sentence, ticked
 from ..filters.context import RIVALS
 from .html import Html, card, cards, note, sections_page, table
-from ..questions.all import QUESTIONS, in_order, questions_of
+from ..questions.all import all_questions, in_order, questions_of
 from ..questions.question import NOT_RUN, Line
 from ..questions.tables import cited, contrast_table, decision_file
 
@@ -103,7 +103,7 @@ def report_links(
     links: Mapping[str, str],  # Report name to its page
 ) -> Html:  # Questions in their order, other reports after them
     "Links to the reports of a run."
-    titles = {q.name: q.asks for q in QUESTIONS} | {"kpis": "How the run went"}
+    titles = {q.name: q.asks for q in all_questions()} | {"kpis": "How the run went"}
     order = [*(name for name in titles if name in links), *sorted(links.keys() - titles.keys())]
     return Html(render("links.html", links=[(titles.get(name, name), links[name]) for name in order]))
 

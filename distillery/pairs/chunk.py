@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from ..core.extras import later_pattern
 from ..core.records import Chunk, Document
 from ..core.files import digest_text
 from ..core.sentences import Span, split_sentences
@@ -18,8 +19,8 @@ from ..core.script import MARKS, PIECE, UNSPACED
 from .room import Room
 
 # %% ../../nbs/pairs/20_chunk.ipynb #ceb5069f
-TOKEN = re.compile(rf"{PIECE}|(?:(?![{UNSPACED}])[\w{MARKS}])+|[^\w\s]")
-WORD = re.compile(rf"{PIECE}|(?:(?![{UNSPACED}])\S)+")
+TOKEN = later_pattern(rf"{PIECE}|(?:(?![{UNSPACED}])[\w{MARKS}])+|[^\w\s]")
+WORD = later_pattern(rf"{PIECE}|(?:(?![{UNSPACED}])\S)+")
 
 
 def count_tokens(

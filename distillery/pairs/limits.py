@@ -12,6 +12,7 @@ import unicodedata
 from functools import lru_cache
 
 from ..core.config import Config
+from ..core.extras import later_pattern
 from ..core.metrics import GROUPED, MEGA, match_form
 from ..core.records import Evidence, Pair, Paraphrase
 from ..core.reply import clean_answer as clean_answer, clean_question as clean_question
@@ -26,8 +27,8 @@ REFUSAL = "The passage does not tell."
 
 # %% ../../nbs/pairs/37_limits.ipynb #0fdcd390
 SIGNS = "-/°%$€£¥±×+<>=~^≥≤≈≠"
-_PIECES = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+|\S")
-_ALONE, _HANGUL = re.compile(f"[{UNSPACED}]"), re.compile("[\uac00-\ud7af]")
+_PIECES = later_pattern(r"\d+(?:[.,:]\d+)*|[^\W\d_]+|\S")
+_ALONE, _HANGUL = later_pattern(f"[{UNSPACED}]"), later_pattern("[\uac00-\ud7af]")
 
 
 def _grouped(digits: str) -> str:
@@ -111,7 +112,7 @@ def locate(
     return None
 
 # %% ../../nbs/pairs/37_limits.ipynb #4de2c42c
-UNMARKED = re.compile(f"[{LETTERS}]|(?:か|かね|のか|吗|呢|嗎|까|까요|나요|니까)[。.]?$")  # Languages whose questions may end without a mark
+UNMARKED = later_pattern(f"[{LETTERS}]|(?:か|かね|のか|吗|呢|嗎|까|까요|나요|니까)[。.]?$")  # Questions that may end without a mark
 
 
 def asks(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 from ..core.config import Config
+from ..core.extras import later_pattern
 from ..core.records import Chunk, Evidence, Slot
 from ..core.files import digest_json
 from ..core.sentences import split_sentences
@@ -27,8 +28,8 @@ def chance(
     return int(digest_json([str(p) for p in parts])[:13], 16) / 16**13
 
 # %% ../../nbs/pairs/35_slots.ipynb #3bc65123
-FACT_WORD = re.compile(rf"(?:[^\W_]|[{MARKS}])+")
-UNSPACED_TEXT = re.compile(f"[{UNSPACED}]")
+FACT_WORD = later_pattern(rf"(?:[^\W_]|[{MARKS}])+")
+UNSPACED_TEXT = later_pattern(f"[{UNSPACED}]")
 ANNOUNCES = ("?", ":", "？", "：", "؟")
 
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from ..core.extras import later_pattern
 from ..core.metrics import STOP_WORDS, match_form
 from ..core.script import IDEOGRAPHS, SEGMENT, UNSPACED, fold, language_of, languages
 from ..core.sentences import split_sentences
@@ -23,10 +24,10 @@ from ..core.reply import clean_answer, is_refusal
 from ..teachers.protocol import ChatResult, user_request
 
 # %% ../../nbs/pairs/34_support.ipynb #e6ae2c90
-ALONE, IDEOGRAPH = re.compile(f"[{UNSPACED}]"), re.compile(f"[{IDEOGRAPHS}]")
+ALONE, IDEOGRAPH = later_pattern(f"[{UNSPACED}]"), later_pattern(f"[{IDEOGRAPHS}]")
 STEM = 5  # Letters that decide
-ENDING = re.compile(r"(?<=\w{4})(?:ings?|ed|es|s|e)$")
-PHONETIC = re.compile("[\u3040-\u309f]")  # Japanese endings and particles
+ENDING = later_pattern(r"(?<=\w{4})(?:ings?|ed|es|s|e)$")
+PHONETIC = later_pattern("[\u3040-\u309f]")  # Japanese endings and particles
 
 
 def stem(

@@ -8,6 +8,8 @@ __all__ = ['FIELDS', 'GROUPS', 'LEADS', 'PATTERNS', 'without_lead', 'read_frame'
 # %% ../../nbs/teachers/55_frames.ipynb #64d5a52e
 import re
 
+from ..core.extras import later_pattern
+
 # %% ../../nbs/teachers/55_frames.ipynb #08b0e835
 FIELDS = {"be": "is|are|was|were", "c": "if|when|once|after|before", "m": "does|do|did|can|will|may|must|should|could", "v": r"[\w-]+",
           "p": r"\w+", "prep": "in|on|at|by|for|as|to|from|with|into|under", "o": r"--?\S+", "n": r"#\d+"}
@@ -44,7 +46,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     "A pattern that reads the fields of a template."
     parts = re.split(r"\{(\w+)\}", template)
     body = "".join(f"(?P<{part}>{FIELDS.get(part, '.+')})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
-    return re.compile(body, re.IGNORECASE | re.DOTALL)
+    return later_pattern(body, re.IGNORECASE | re.DOTALL)
 
 PATTERNS = [[_pattern(template) for template in group] for group in GROUPS]
 

@@ -23,7 +23,7 @@ from ..core.stats import spread
 from ..engine.plan import Plan
 from ..engine.shelf import read_seconds
 from ..pairs.slots import chance, plan_slots
-from ..questions.all import QUESTIONS
+from ..questions.all import all_questions
 from ..teachers.budget import open_journal, price_of, call_tokens
 from ..teachers.calls import usage
 from ..teachers.journal import WINDOW, Journal
@@ -217,7 +217,7 @@ def estimate(
     if not sample: return {"chunks": len(chunks), "questions planned": 0} | _later(request)
     taken = take_sample(sample, chunks, config)
     told, priced = forecast(taken, answers), price_of(config.teacher.model, config.budget.prices) is not None
-    asked = {q.asks: q.sends(request.source, config) for q in QUESTIONS}
+    asked = {q.asks: q.sends(request.source, config) for q in all_questions()}
     return {
         "chunks": len(chunks), "questions planned": len(slots), "requests, if none is rejected": count_requests(slots, config),
         "requests": f"{in_words(told['requests'])}, from {sum(taken.slots)} questions about {len(taken.chunks)} passages",

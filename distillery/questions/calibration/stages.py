@@ -13,7 +13,9 @@ from ...core.config import Config
 from ...engine.plan import Job, Stage
 from ...engine.source import Source
 from ...filters.articles import score_matrix
+from ...filters.calibrate import bend_scores
 from ...filters.folders import FilterFolder
+from ...filters.quality import absolute_errors
 from ..article_errors import write_errors
 
 # %% ../../../nbs/questions/calibration/10_stages.ipynb #8566f959
@@ -21,8 +23,6 @@ PLAIN, CALIBRATED = "uncalibrated", "calibrated"
 
 
 def _calibration(job: Job, folder: Path, cache: Path) -> None:
-    from distillery.filters.calibrate import bend_scores
-    from distillery.filters.quality import absolute_errors
     from distillery.scoring.fit import load_filter
     from distillery.scoring.line import labelled_sides, opened
 

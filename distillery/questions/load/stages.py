@@ -9,6 +9,7 @@ __all__ = ['REPEATS', 'ASKS', 'Way', 'parallel_ways', 'memory_ways', 'in_turns',
 # %% ../../../nbs/questions/load/10_stages.ipynb #46e44562
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from ...engine.source import Source
 from ...engine.plan import Job, Stage
 from ..slots import prompt_slots
 from ...teachers.counters import run_counters
-from .trials import Trial, in_child
+from .trials import Trial, TrialRunner
 
 # %% ../../../nbs/questions/load/10_stages.ipynb #41afd635
 REPEATS = 3  # trials of each way; the least that gives a spread
@@ -105,27 +106,27 @@ ASKS = (*ASKING, "decisions.seed", "decisions.teacher_slots")
 
 
 def _try_all(job: Job, ways: Sequence[Way], opener: Opener, source: Source, cache: Path) -> None:
-
     budget: Any = open_journal(cache, job.config, job.scratch).budget
     path, slots_path = job.needs["documents"] / "chunks.jsonl", job.scratch / "slots.jsonl"
     chunks = read_jsonl(path, Chunk)
     slots = prompt_slots(chunks, read_gold(source.gold) if source.gold else None, job.config, job.config.decisions.teacher_slots)
     write_jsonl(slots_path, [slot for _, slot in slots])
     order, trials = in_turns(ways), list[Trial]()
-    for i, (way, repeat) in enumerate(order):
-        job.say(f"{way.level}, {repeat + 1} of {REPEATS}", i, len(order))
-        work = job.scratch / f"{ways.index(way)}-{repeat}"
-        kept = work / "trial.jsonl"
-        done = read_jsonl(kept, Trial)[0] if kept.is_file() else None
-        budget.tick(asking=done is None)
-        settings = {**declared(job.config), **left(budget), **way.settings}
-        made = done or in_child(way.level, repeat, settings, opener, path, slots_path, work, way.gib)
-        budget.tick(asking=False)
-        charge(budget, made)
-        if (made.error or "").startswith("BudgetSpent"):
-            kept.unlink()
-            raise budget.refusal()
-        trials.append(made)
+    with closing(TrialRunner()) as run_trial:
+        for i, (way, repeat) in enumerate(order):
+            job.say(f"{way.level}, {repeat + 1} of {REPEATS}", i, len(order))
+            work = job.scratch / f"{ways.index(way)}-{repeat}"
+            kept = work / "trial.jsonl"
+            done = read_jsonl(kept, Trial)[0] if kept.is_file() else None
+            budget.tick(asking=done is None)
+            settings = {**declared(job.config), **left(budget), **way.settings}
+            made = done or run_trial(way.level, repeat, settings, opener, path, slots_path, work, way.gib)
+            budget.tick(asking=False)
+            charge(budget, made)
+            if (made.error or "").startswith("BudgetSpent"):
+                kept.unlink()
+                raise budget.refusal()
+            trials.append(made)
     write_jsonl(job.out / "trials.jsonl", trials)
     write_jsonl(job.out / "slots.jsonl", [slot for _, slot in slots])
     facts = {"levels": {w.level: {**w.settings, "gib": w.gib} for w in ways}, "weights_gib": weights_gib(job.config.teacher.model),

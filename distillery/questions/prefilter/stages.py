@@ -21,6 +21,7 @@ from ...engine.source import Source
 from ...filters.articles import score_matrix
 from ...filters.folders import FilterFolder
 from ...filters.pool import text_digest
+from ...filters.prefilter import load_prefilter, promise_side
 from ...filters.promise import REJECT_BELOW, make_promise
 from ..results import Results
 
@@ -73,7 +74,6 @@ def rules_of(
 
 # %% ../../../nbs/questions/prefilter/10_stages.ipynb #bd2029d1
 def _rules(job: Job, folder: Path, cache: Path) -> None:
-    from distillery.filters.prefilter import load_prefilter, promise_side
     from distillery.scoring.fit import combined, labelled_articles, open_encoder
     from distillery.scoring.line import opened
 

@@ -22,6 +22,7 @@ from ...engine.source import Source
 from ...filters.articles import Article, score_matrix
 from ...filters.contract import FilterContract, ScorerSection
 from ...filters.folders import FilterFolder
+from ...filters.quality import absolute_errors
 from ..article_errors import write_errors
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def pace(
 
 
 def _level(job: Job, folder: Path, cache: Path, contract: FilterContract, level: str) -> None:
-    from distillery.filters.quality import absolute_errors
     from distillery.scoring.fit import fit_filter, load_filter
     from distillery.scoring.line import fit_calibration, labelled_sides, opened
     from distillery.scoring.trained import open_fitted
