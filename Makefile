@@ -4,7 +4,6 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 CORES := $(shell nproc 2>/dev/null || echo 2)
-WORKERS := $(shell expr $(CORES) + 1)  # tests also wait: for kills, servers, browsers
 export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -29,11 +28,13 @@ test: export HF_HUB_OFFLINE = 1
 test: lint types sync
 	@$(MAKE) --no-print-directory --jobs 2 notebooks pytest
 
+# These train, export or run a whole line; their tests in pytest are quicker, and `make test-slow` runs them all.
+LONG := 16_distill|80_extractive|36_fidelity|15_export|50_rag|44_filter|46_filter_line|73_filter_run|67_reevaluate|70_pretrain
 notebooks: $(VENV)/.installed
-	OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES)
+	OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES) --skip_file_re '^(_|\.|($(LONG))\.ipynb)'
 
 pytest: $(VENV)/.installed
-	OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -q -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	ruff check .

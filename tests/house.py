@@ -3,7 +3,7 @@ import ast
 import json
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +47,7 @@ def lines(source: str) -> int:
     return sum(1 for line in source.splitlines() if line.strip() and not line.startswith("#|"))
 
 
+@cache
 def imports(source: str) -> set[str]:
     "Modules of ours that a cell imports, each as folder.name."
     found: set[str] = set()
@@ -152,6 +153,7 @@ PLANS = "distillery.workbook.experiment"  # what it loads is loaded before anyth
 LAZY = ("distillery.commands.", "distillery.workbook.checks")  # these load what they need when they are called
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     "Every module of the package, parsed."
     paths = [p for p in sorted((ROOT / "distillery").rglob("*.py")) if p.name not in ("_modidx.py", "__init__.py")]

@@ -92,6 +92,7 @@ def is_wrong(said, effect, margin):
     return effect == 0 or said != ("a better" if effect > 0 else "b better")
 
 
+@pytest.mark.slow
 @studies
 def test_verdicts_on_planted_effects_are_seldom_wrong(groups, likeness, simulations):
     rng = np.random.default_rng([groups, int(10 * likeness), 3])

@@ -57,6 +57,7 @@ def in_python(variant: Path, questions: list[str]) -> list[str]:
     return [r.text for r in ask_all(OnnxTeacher(variant, threads=1), requests)]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_three_gold_questions_have_the_answers_of_python(page, variant):
     expected = in_python(variant, READING)

@@ -257,6 +257,7 @@ def test_a_line_torn_by_a_kill_is_not_glued_to_the_next(tmp_path):
     assert (tmp_path / LOG).read_text() == ""
 
 
+@pytest.mark.slow
 def test_the_loss_in_the_log_is_that_of_the_step_that_was_kept(base, tmp_path):
     cfg = load_config(overrides={**TINY, "sft.batch_size": 4, "sft.epochs": 30, "sft.learning_rate": 0.2, "sft.eval_strategy": "epoch",
                                  "sft.save_strategy": "epoch", "sft.load_best_model_at_end": True})

@@ -189,6 +189,7 @@ def taught_by(server, base, cache, **more):
     return {n: d.path for n, d in Plan([*given, *stages], config, cache).run(lambda event: None).items()}
 
 
+@pytest.mark.slow
 def test_a_server_that_tells_log_probabilities_teaches_a_student(bases, tmp_path):
     with Scripted(speaks(ChatTokenizer(bases[0]), told=True)) as server:
         made = taught_by(server, bases[0], tmp_path)
@@ -320,6 +321,7 @@ train_student(read_jsonl(place / "lessons.jsonl", Example), [], base, load_confi
 SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in ("sequence", "context", "on_policy")]  # as sft, as logits, its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["logits", *SLOW])
 def test_kill_9_and_resume_ends_where_an_uninterrupted_training_does(bases, tmp_path, method):
     knobs = {**SMALL, "distill.method": method, **({"sft.save_strategy": "steps", "sft.logging_steps": 3} if method == "on_policy" else {})}
@@ -342,6 +344,7 @@ def test_kill_9_and_resume_ends_where_an_uninterrupted_training_does(bases, tmp_
     assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-4
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_targets_are_not_continued(bases, tmp_path):
     train, cfg = toy_examples(16), load_config(overrides={**SMALL, "distill.method": "context", "sft.epochs": 1})
     results = {r.key: r for r in ask_all(TransformersTeacher(bases[1]), teaching_requests(train, {}, cfg, 20))}
@@ -356,6 +359,7 @@ def test_checkpoints_of_other_targets_are_not_continued(bases, tmp_path):
 ON_POLICY = {"distill.method": "on_policy", "distill.beta": 0.0, "sft.learning_rate": 1e-2}
 
 
+@pytest.mark.slow
 def test_a_student_on_policy_learns_nothing_from_itself(bases, tmp_path):
     cfg = load_config(overrides={**SMALL, **ON_POLICY, "distill.steps": 4})
     own = train_student(toy_examples(24), [], bases[0], cfg, tmp_path / "own", tmp_path / "k1", teacher=bases[0])
@@ -392,6 +396,7 @@ def test_seeds_widen_an_interval_by_their_own_spread():
     assert with_seeds(c, [0.02]) == c == with_seeds(c, [0.02, 0.02, 0.02])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("luck", [0.0, 0.03, 0.1, 0.3])
 def test_questions_and_seeds_together_are_wrong_in_one_of_twenty_trials_at_most(luck):
     from scipy.stats import t
@@ -472,6 +477,7 @@ def made_arms(run, seeds=3):
                                                          "bytes": 1, **({"distillation": facts} if trained else {})}))
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_arm_its_cost_and_what_was_not_kept(tmp_path):
     import shutil
 

@@ -159,6 +159,7 @@ def real(tmp_path_factory):
     return plan, *finished(plan, home / "run")
 
 
+@pytest.mark.slow
 def test_every_level_answers_the_same_held_out_questions(real):
     _, done, results = real
     rows = read_jsonl(done["embedder"].path / "rows.jsonl", EmbedderRow)
@@ -181,6 +182,7 @@ def test_every_level_answers_the_same_held_out_questions(real):
     assert next(c for c in costs if c.level == "bm25").ms_per_query < next(c for c in costs if c.level == "base").ms_per_query
 
 
+@pytest.mark.slow
 def test_no_question_about_a_tuning_document_is_asked(real):
     _, done, results = real
     pairs = read_jsonl(done["select"].path / "selected.jsonl", Pair)
@@ -192,6 +194,7 @@ def test_no_question_about_a_tuning_document_is_asked(real):
     assert facts["tuning_questions"] > 5
 
 
+@pytest.mark.slow
 def test_the_card_and_metrics_come_from_a_real_run_and_nothing_runs_twice(real):
     plan, _, results = real
     assert why_no_embedder(results) is None
@@ -206,6 +209,7 @@ def test_the_card_and_metrics_come_from_a_real_run_and_nothing_runs_twice(real):
     assert all(d.cached for d in plan.run().values())
 
 
+@pytest.mark.slow
 def test_without_pairs_of_two_documents_the_documents_ask_about_themselves(tmp_path):
     plan = run_stages(tmp_path, only=lambda documents: documents[0].doc_id, **{"embedder.tune_steps": 0})
     plan.stages[2] = Stage("embedder-int8", lambda job: (job.out / "why_not.txt").write_text("left out"))
@@ -230,6 +234,7 @@ def test_one_page_says_why_it_has_no_card(tmp_path):
     assert "fewer than two" in question_metrics(results, plan.config)["reasons"]["embedding_model_comparison"]
 
 
+@pytest.mark.slow
 def test_a_judged_set_is_asked_instead_and_a_change_of_it_asks_again(tmp_path):
     judged = tmp_path / "judged"
     judged.mkdir()
@@ -268,6 +273,7 @@ def test_descriptions_are_asked_and_a_changed_file_is_not_read(tmp_path):
     assert ask() == ["Oil"]
 
 
+@pytest.mark.slow
 def test_questions_are_drawn_by_their_names(real):
     from distillery.retrieval.queries import pair_queries
     _, done, _ = real
@@ -300,6 +306,7 @@ def run_folder(folder, text):
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_answers_first_is_the_same_twice_and_shows_hostile_text_as_text(tmp_path):
     one, two = (run_folder(tmp_path / name / "run", ATTACK) for name in ("one", "two"))
     with warm.kernels(): page = build_report("embedder", one / "reports", {"run_dir": str(one)})

@@ -273,6 +273,7 @@ def test_each_variant_meets_what_it_would_replace():
     with pytest.raises(DistilleryError, match="no exported variant"): incumbent_variants(["q4"], [])
 
 
+@pytest.mark.slow
 def test_a_question_that_the_incumbent_trained_on_decides_nothing(runs, tmp_path):
     asked = [EvalCase(**e.model_dump()) for e in toy_examples(9, "test")]
     with pytest.raises(DistilleryError, match="trained on every question"): unseen_cases(asked, toy_examples(36))
@@ -328,6 +329,7 @@ def test_an_export_that_only_guesses_fails_a_merge_whatever_the_thresholds(runs,
     assert "FAIL q4 near_chance" in distillery(*ask, cwd=tmp_path, code=4)
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_is_the_same_folder_and_asks_nothing_again(runs, tmp_path):
     results = Results(runs / "runs/bbbb")
     cfg = settings_of(results, {"evaluation.report_output": str(tmp_path)})
@@ -338,6 +340,7 @@ def test_the_same_evaluation_is_the_same_folder_and_asks_nothing_again(runs, tmp
     assert {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_looks_stop_when_it_is_decided_and_go_on_where_time_ended(exported, tmp_path, monkeypatch):
     "Eighteen documents a set, and a variant that answers as badly as fp32: it is no worse by .5, as twelve of them show."
     monkeypatch.setattr(measure, "_run_child", lambda variant, out, total, progress: measure.answer_request(out))  # two seconds less each

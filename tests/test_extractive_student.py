@@ -163,6 +163,7 @@ def exported(trained):
     return trained[0] / "onnx", export_extractive(trained[0] / "model", trained[0] / "onnx", toy_items())
 
 
+@pytest.mark.slow
 def test_exports_read_as_their_model(exported):
     folder, made = exported
     assert made["fp32"]["check"]["max_abs_diff"] < 1e-4
@@ -171,6 +172,7 @@ def test_exports_read_as_their_model(exported):
     assert sorted(p.name for p in (folder / "fp32").iterdir()) == ["model.onnx", "span.json", "tokenizer.json"]
 
 
+@pytest.mark.slow
 def test_a_broken_export_is_refused(trained, tmp_path, monkeypatch):
     from distillery.exporting import extractive
 

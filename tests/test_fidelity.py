@@ -265,6 +265,7 @@ def test_a_few_breakages_are_caught(few, plant):
     assert few.plant(plant).state == "FAIL"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["fp32", "int8", "uint8", "q4"])
 def test_a_few_sound_exports_are_not(few, variant):
     ladder = few.ladder(variant, few.export(variant))

@@ -235,6 +235,7 @@ def toy():
     return encoded, run_context(encoded, TEN, rubric_queries(list(RUBRIC), RUBRIC, Words()), (128, 512, 4096))
 
 
+@pytest.mark.slow
 def test_length_alone_gives_no_score_away(toy):
     _, (rows, _) = toy
     scores, clusters = errors_by_level(rows)
@@ -244,6 +245,7 @@ def test_length_alone_gives_no_score_away(toy):
     assert abs(c.diff) < 0.1
 
 
+@pytest.mark.slow
 def test_what_stands_at_the_tail_is_found_only_by_views_that_go_there(toy):
     _, (rows, _) = toy
     for d in (d for d in RUBRIC if place_of(d) == "tail"):
@@ -255,6 +257,7 @@ def test_what_stands_at_the_tail_is_found_only_by_views_that_go_there(toy):
         assert {c.a: c for c in level_contrasts(rows, "mean score", d)}["truncate 128"].ci_high < -0.3, d
 
 
+@pytest.mark.slow
 def test_every_level_scores_the_same_test_articles_and_no_topic_is_on_two_sides(toy):
     encoded, (rows, costs) = toy
     scores, clusters = errors_by_level(rows)
@@ -264,6 +267,7 @@ def test_every_level_scores_the_same_test_articles_and_no_topic_is_on_two_sides(
     assert len(set(clusters.values())) == 60
 
 
+@pytest.mark.slow
 def test_tables_have_n_and_interval_everywhere(toy):
     _, (rows, costs) = toy
     table = context_table(rows, costs, price_per_hour=1.0)
@@ -279,6 +283,7 @@ def test_tables_have_n_and_interval_everywhere(toy):
     assert float(steep["reach"]["slope"].split()[0]) > 0.3 > float(steep["durability"]["slope"].split()[0])
 
 
+@pytest.mark.slow
 def test_a_level_reads_only_its_budget(toy):
     encoded, (rows, _) = toy
     assert 0 < max(r.tokens_read for r in rows if r.budget == 128) <= 128
@@ -291,6 +296,7 @@ def test_a_level_reads_only_its_budget(toy):
 
 # Scorer
 
+@pytest.mark.slow
 def test_a_scorer_survives_the_disk_and_refuses_a_stranger(toy, tmp_path):
     encoded, _ = toy
     scorer = fit_scorer(encoded[:80], TEN, rubric_queries(list(RUBRIC), RUBRIC, Words()), "head+tail", 256)
@@ -309,6 +315,7 @@ def test_scales_of_different_length_count_alike():
     assert (points[:, 0] == points[:, 1]).all()
 
 
+@pytest.mark.slow
 def test_time_grows_with_the_budget(toy):
     encoded, _ = toy
 
@@ -326,6 +333,7 @@ def test_time_grows_with_the_budget(toy):
     assert both.texts < 3 * many.texts
 
 
+@pytest.mark.slow
 def test_times_have_n_and_interval(toy):
     _, (rows, costs) = toy
     slow = [add_time(c, [10.0, 20, 30, 40] if c.budget else None) for c in costs]
@@ -338,6 +346,7 @@ def test_times_have_n_and_interval(toy):
 
 # What is kept
 
+@pytest.mark.slow
 def test_predictions_come_back_and_are_small(toy, tmp_path):
     _, (rows, costs) = toy
     write_predictions(tmp_path, rows, costs)
@@ -388,6 +397,7 @@ def boxes(n=40, word=("flimsy", "sturdy")):
                     scores={"strength": 8 * (i % 2) + i % 3 / 2}) for i in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "rank", "steps", "share"), [
     ("builtin:mini", 0, 16, 0.85), pytest.param("builtin:minilm", 4, 8, 0.85, marks=pytest.mark.slow)])
 def test_training_goes_beyond_the_head_it_starts_from(base, rank, steps, share):
@@ -438,6 +448,7 @@ def test_every_epoch_sees_every_article_once(n, batch, seed):
     assert all(sorted(seen[e * n:(e + 1) * n]) == list(range(n)) for e in range(batch))
 
 
+@pytest.mark.slow
 def test_an_encoder_reads_beyond_its_reach_in_segments():
     import torch
 
@@ -473,6 +484,7 @@ def test_another_length_trains_that_length_alone(tmp_path):
     assert run([16], **{"context.tune_steps": 2})[0] == {"tuned-truncate-16", "context"}
 
 
+@pytest.mark.slow
 def test_a_kill_inside_a_level_costs_the_steps_since_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("distillery.filters.tune.EVERY", 2)
     config = load_config(overrides={"context.scorer": "finetune", "context.embedder": "builtin:mini", "context.budgets": [16],
@@ -492,6 +504,7 @@ def test_a_kill_inside_a_level_costs_the_steps_since_its_checkpoint(tmp_path, mo
     assert steps == [8, 9, 10]
 
 
+@pytest.mark.slow
 def test_the_small_encoder_is_one_level_more_and_moves_no_choice(toy):
     encoded, (rows, costs) = toy
     queries = rubric_queries(list(RUBRIC), RUBRIC, Words())
@@ -514,6 +527,7 @@ class Blurred(Words):
     def encode(self, texts): return np.round(super().encode(texts) * 8) / 8
 
 
+@pytest.mark.slow
 def test_the_page_holds_a_level_against_what_the_scores_say_of_themselves(toy):
     _, (rows, _) = toy
     assert "above that" in stated_sentence(rows, "truncate 4096", 0.05)

@@ -130,6 +130,7 @@ def test_a_false_pass_is_rare_in_clusters(threshold, likeness):
     assert np.mean(passed) <= 0.05
 
 
+@pytest.mark.slow
 def test_a_false_pass_of_noninferiority_is_rare():
     "A variant that loses exactly the margin: it flips one answer in ten to wrong, one in twenty to right."
     rng, passed, forecast = np.random.default_rng(11), [], []

@@ -56,6 +56,7 @@ def counted(pages: int, folder: Path) -> dict[str, int]:
     return {f.__name__: calls(f) for f in (documents, generating, selecting, splitting, fitting)} | {"pairs": len(made["pairs"])}
 
 
+@pytest.mark.slow
 def test_three_times_the_pages_take_three_times_the_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(slots.slot_windows, "__defaults__", (60,))
     for name in ("warm", "6", "18"): (tmp_path / name).mkdir()

@@ -231,6 +231,7 @@ def executed(project):
     return NotebookClient(nb, timeout=120, resources={"metadata": {"path": project / "nbs"}}).execute()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("how", [pytest.param("committed", marks=pytest.mark.slow), "run and saved", "saved with widget state"])
 def test_exported_html_has_no_blank_box(executed, tmp_path, how):

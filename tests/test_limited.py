@@ -44,6 +44,7 @@ def importable(monkeypatch):
 SMALL = Limits(seconds=0.3, memory_mb=256, output_mb=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("work", "bad", "good", "limit"), [
     (spin, {"a": 1}, {}, "time"), (swell, {"mib": 400}, {"mib": 1}, "memory"),
     (die, {"how": "SIGSEGV"}, {}, "crash"), (die, {"how": "SIGKILL"}, {}, "memory"),

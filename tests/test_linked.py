@@ -234,6 +234,7 @@ def test_equal_copies_with_other_editions_between_them_make_no_boilerplate():
 # Real pages, and work
 
 
+@pytest.mark.slow
 def test_real_pages_have_no_false_group_and_planted_ones_are_found(tmp_path):
     archive = SHARED / "data/audio_docs/audio_docs.tar.gz"
     if not archive.is_file():

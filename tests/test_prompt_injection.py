@@ -131,6 +131,7 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_key_was_sent_and_is_nowhere_else(run):
     folder, server, done = run
     assert {h.get("Authorization") for h in server.headers} == {f"Bearer {KEY}"}

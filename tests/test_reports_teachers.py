@@ -101,6 +101,7 @@ def test_a_server_has_no_memory_of_ours(tmp_path):
     assert memory_stages(open_source(None, None, None), tried, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_rules_read_no_words_and_the_page_says_so(rules):
     rows = prompt_rows(rules)
     assert set(packs_of(rows)) == {"handbook", "technical-docs"}
@@ -111,6 +112,7 @@ def test_rules_read_no_words_and_the_page_says_so(rules):
     for words in ("A trifle changed", "Question -"): assert words in page
 
 
+@pytest.mark.slow
 def test_cards_are_valid_and_count_slots_and_pages(rules):
     cards = {d.name: d for d in rules.decisions()}
     assert set(cards) == {"prompts", "parallel"}
@@ -121,6 +123,7 @@ def test_cards_are_valid_and_count_slots_and_pages(rules):
         assert d.sentence in unescape(re.sub("</?span[^>]*>", "", page_of(rules, d.name)))
 
 
+@pytest.mark.slow
 def test_trials_are_whole_processes_from_nothing(rules):
     trials, pages = trials_of(rules)
     assert list(trials) == ["1", "2"]
@@ -139,12 +142,14 @@ def test_ways_take_turns():
     assert [w.level for w, _ in in_turns(ways)] == ["1", "4", "4", "1", "1", "4"]
 
 
+@pytest.mark.slow
 def test_rules_have_no_memory_card_and_the_index_says_why(rules):
     assert "no weights" in why_no_memory(rules)
     assert "no weights" in page_of(rules, "index")
     assert not (rules.path / "reports/memory.html").exists()
 
 
+@pytest.mark.slow
 def test_pages_show_strangers_as_text_and_are_the_same_twice(rules):
     first = {page.stem: page.read_text("utf-8") for page in (rules.path / "reports").glob("*.html")}
     assert {"index", "kpis", "parallel", "prompts"} <= set(first)
@@ -156,6 +161,7 @@ def test_pages_show_strangers_as_text_and_are_the_same_twice(rules):
     assert {name: page_of(rules, name) for name in first} == first
 
 
+@pytest.mark.slow
 def test_hostile_answers_are_text_on_the_page(rules, tmp_path):
     import shutil
     shutil.copytree(rules.path, run := tmp_path / "run")

@@ -226,6 +226,7 @@ def whole(tmp_path_factory) -> dict[str, Path]: return exported("builtin:minilm"
 def int8(one_layer) -> Path: return one_layer["int8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["one_layer", pytest.param("whole", marks=pytest.mark.slow)])
 def test_the_export_is_the_model_in_a_quarter_of_the_bytes(model, request):
     exports = request.getfixturevalue(model)
@@ -237,6 +238,7 @@ def test_the_export_is_the_model_in_a_quarter_of_the_bytes(model, request):
     assert not [p for p in exports["int8"].iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
+@pytest.mark.slow
 def test_a_vector_does_not_depend_on_the_texts_beside_it(int8):
     texts = ["Lunch is at noon.", "The press prints 7,200 sheets an hour. " * 20, ""]
     encoder, mixed = OnnxEncoder(int8, threads=2), OnnxEncoder(int8, budget=10_000)
@@ -246,6 +248,7 @@ def test_a_vector_does_not_depend_on_the_texts_beside_it(int8):
     assert np.isfinite(alone).all()
 
 
+@pytest.mark.slow
 def test_an_export_is_an_embedder_with_its_own_vectors(int8, tmp_path):
     spec = f"onnx:{int8}"
     assert model_digest(spec) != model_digest("builtin:minilm")

@@ -57,6 +57,7 @@ def rows_of(folder: Path, name: str = "train") -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_rows_of_plain_prose_fit_with_question_and_answer(case, tmp_path):
     made = ran(case, tmp_path)
     rows = [*rows_of(made["dataset"]), *rows_of(made["dataset"], "validation")]

@@ -46,6 +46,7 @@ def nodes(folder, attribute):
     return {a.i for n in graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == attribute}
 
 
+@pytest.mark.slow
 def test_every_variant_stays_within_its_limits(student, variants):
     checks = check_variants(student, variants, toy_examples(16), load_config(overrides=TRAIN))
     assert checks["fp32"].max_abs_diff <= 1e-3
@@ -53,6 +54,7 @@ def test_every_variant_stays_within_its_limits(student, variants):
     assert json.loads((variants["q4"] / "check.json").read_text())["same_top1"] == checks["q4"].same_top1
 
 
+@pytest.mark.slow
 def test_the_student_learnt_its_facts_and_every_variant_says_them(variants):
     for folder in variants.values():
         asked = [user_request(e.id, e.question, max_tokens=24) for e in toy_examples(12)]
@@ -60,6 +62,7 @@ def test_the_student_learnt_its_facts_and_every_variant_says_them(variants):
         assert right >= 10
 
 
+@pytest.mark.slow
 def test_logits_are_there_at_every_position_and_with_a_cache(student, variants):
     ids = [5, 9, 40, 7, 200, 31]
     reference, decoder = TransformersTeacher(student, device="cpu").logits(ids), OnnxTeacher(variants["fp32"]).decoder
@@ -71,6 +74,7 @@ def test_logits_are_there_at_every_position_and_with_a_cache(student, variants):
     assert np.abs(np.stack(rows) - reference).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_the_vocabulary_shrinks_and_is_stored_once(variants):
     sizes = {v: variant_bytes(f) for v, f in variants.items()}
     assert sizes["q4"] < sizes["int8"] < 0.55 * sizes["fp32"]
@@ -81,6 +85,7 @@ def test_the_vocabulary_shrinks_and_is_stored_once(variants):
         assert vocabulary[0].data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
+@pytest.mark.slow
 def test_signed_and_unsigned_differ(variants):
     "Without zero points the blocks lie around zero; with them, anywhere."
     graphs = {v: onnx.load(variants[v] / "model.onnx").graph for v in ("int8", "uint8")}
@@ -89,6 +94,7 @@ def test_signed_and_unsigned_differ(variants):
     assert len(points["uint8"]) == sum(n.op_type == "MatMulNBits" for n in graphs["uint8"].node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block_size", "accuracy_level"), [(16, 4), (32, 1), (64, 0)])
 def test_block_size_and_accuracy_level_reach_the_graph(student, tmp_path, block_size, accuracy_level):
     build_onnx(student, tmp_path / "q4", "q4", QuantizationSection(block_size=block_size, accuracy_level=accuracy_level))
@@ -97,6 +103,7 @@ def test_block_size_and_accuracy_level_reach_the_graph(student, tmp_path, block_
     assert nodes(tmp_path / "q4", "bits") == {4, 8}
 
 
+@pytest.mark.slow
 def test_q4_keeps_the_named_matrices_in_eight_bits(student, tmp_path):
     "And without zero points where it is symmetric; the vocabulary keeps eight in every case."
     build_onnx(student, tmp_path / "q4", "q4", QuantizationSection(keep8=["o_proj", "layers.1/mlp"], symmetric=True))
@@ -121,6 +128,7 @@ def test_an_untied_model_exports_too(tmp_path):
         assert np.abs(found - reference).max() < (1e-3 if v == "fp32" else 0.2 * np.abs(reference).max())
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_files(student, variants, tmp_path):
     for v in ("fp32", "int8", "q4"):
         again = build_onnx(student, tmp_path / v, v)
@@ -128,12 +136,14 @@ def test_the_same_model_gives_the_same_files(student, variants, tmp_path):
         assert digest_tree(again) == digest_tree(variants[v]), v
 
 
+@pytest.mark.slow
 def test_an_export_of_another_model_is_stopped(student, variants, tmp_path):
     other = build_onnx(toy_base(tmp_path / "other", hidden=128), tmp_path / "fp32", "fp32")
     with pytest.raises(ExportError, match=r"fp32: largest difference .*limit: difference at most 0\.001"):
         check_variants(student, {"fp32": other}, toy_examples(16), load_config(overrides=TRAIN))
 
 
+@pytest.mark.slow
 def test_a_zeroed_layer_is_written_down_and_stops_nothing(student, variants, tmp_path):
     broken = Path(shutil.copytree(variants["int8"], tmp_path / "int8"))
     model = onnx.load(broken / "model.onnx")
@@ -152,6 +162,7 @@ def test_logits_that_are_no_numbers_never_pass():
     assert largest == float("inf")
 
 
+@pytest.mark.slow
 def test_answers_are_tokenised_as_the_student_writes_them(student):
     passage = encode_chats(toy_examples(1), student, 1)[0]
     chat = OnnxTeacher.__init__.__globals__["ChatTokenizer"](student)

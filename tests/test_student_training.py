@@ -74,6 +74,7 @@ WEEKLY = [{"sft.gradient_checkpointing": True}, {"sft.gradient_accumulation": 2}
           {"sft.group_by_length": False}, {"lora.dropout": 0.5}, {"lora.target_modules": ["o_proj"]}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"sft.packing": True}, {"lora.r": 2}, {"sft.max_length": 22},
                                     *(pytest.param(change, marks=pytest.mark.slow) for change in WEEKLY)])
 def test_result_knobs_change_the_training_and_execution_knobs_do_not(base, before, tmp_path, change):
@@ -123,6 +124,7 @@ def test_nothing_is_a_pickle(base, tmp_path):
     assert not any(str(base) in p.read_text() for p in (tmp_path / "a").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_training_are_not_continued(base, tmp_path):
     cfg = load_config(overrides={**FAST, "sft.save_strategy": "epoch"})
     train_adapter(toy_examples(8), [], base, cfg, tmp_path / "a", tmp_path / "c")

@@ -44,6 +44,7 @@ def measured(file, kind, *stops):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("kind", ["instant", pytest.param("lazy", marks=pytest.mark.slow)])
 def test_ten_times_the_requests_take_at_most_a_tenth_more_memory(tmp_path, kind):

@@ -280,6 +280,7 @@ def run_folder(folder, rows, **facts):
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_answers_first_is_the_same_twice_and_shows_hostile_text_as_text(tmp_path):
     rows = rows_of({"0.3": often(0.1), "0.7": often(0.1), "0.9": often(0.6)}, slots=60, text=ATTACK)
     one, two = (run_folder(tmp_path / name / "run", rows, inputs=ATTACK) for name in ("one", "two"))
