@@ -8,12 +8,9 @@ __all__ = ['M_TRIM_THRESHOLD', 'M_TOP_PAD', 'M_MMAP_THRESHOLD', 'PORTS', 'keep_f
 
 # %% ../../nbs/commands/10_environment.ipynb #e0c0a0c9
 import ctypes
-import http.client
 import os
 import platform
 import shutil
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,6 +55,9 @@ def find_servers(
     timeout_s: float = 0.5,  # Patience per port
 ) -> list[Server]:  # Those that answered
     "Ask loopback ports for `/v1/models`."
+    import http.client
+    import urllib.request
+
     found, direct = [], urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for port in ports:
         url = f"http://127.0.0.1:{port}/v1"

@@ -17,7 +17,7 @@ from typing import Any
 
 from .definitions import LOOSE
 from ..core.files import digest_json, digest_text
-from .sources import Place, Sources, Step, find_place, named_files, recall_steps, text_places
+from .sources import Place, Sources, Step, find_place, named_files, recall_steps, recall_walk, text_places
 
 # %% ../../nbs/engine/10_code.ipynb #23cf1f93
 CALM = {"object", "ABC", "Protocol", "Generic", "NamedTuple", "TypedDict", "BaseModel", "Exception", "RuntimeError", "ValueError", "Enum",
@@ -109,7 +109,8 @@ class _Roots:
     "The places where values lead: functions, classes, partials with their arguments, methods with their objects, closures."
 
     def __init__(self, sources: Sources) -> None:
-        self.sources, self.seen, self.places, self.outside = sources, set[int](), list[Place](), dict[str, str]()
+        self.sources, self.seen, self.outside = sources, set[int](), dict[str, str]()
+        self.places, self.wanted = list[Place](), list[list[str]]()  # of `wanted` the module, then names that may be defined in it
 
     def add(self, value: Any, at: str = "") -> None:
         "Follow one value; of data, keep a digest."
@@ -126,9 +127,7 @@ class _Roots:
 
     def _own(self, kind: Any) -> None:
         names = kind.__qualname__.split(".")
-        wanted = dict.fromkeys(Place(kind.__module__, n) for n in (names[0], ".".join(names[:2])))
-        found = [p for p in wanted if p in self.sources.steps or p.name in self.sources.table(kind.__module__)["parts"]]
-        self.places += found or [Place(kind.__module__)]  # of a nameless one the whole module
+        self.wanted.append([kind.__module__, *dict.fromkeys((names[0], ".".join(names[:2])))])
 
     def _foreign(self, function: FunctionType) -> None:
         names = _names(function.__code__)
@@ -141,19 +140,18 @@ class _Roots:
             try: self.outside[f"{function.__module__}.{name}"] = digest_json(value) if name in function.__globals__ else ""
             except (TypeError, ValueError): self.add(value)
 
+    def found(self) -> Iterator[Place]:
+        "The places, those that are named looked up."
+        yield from self.places
+        for module, *names in self.wanted:
+            parts = self.sources.table(module)["parts"]
+            yield from [Place(module, n) for n in names if n in parts] or [Place(module)]  # of a nameless one the whole module
+
 # %% ../../nbs/engine/10_code.ipynb #f6db9a8a
-def reached_code(
-    *values: Any,  # Functions, classes, partials, objects
-    sources: Sources,  # The package whose code counts
-    without: Iterable[Any] = (),  # Functions that the walk goes round
-) -> dict[str, str]:  # "module.definition", or a file of the package, to a digest of what it says
-    "Digests of every definition that a function can reach: what it calls, what those call, and the tables and files they read."
-    roots, passed, words, waiting, found = _Roots(sources), _Roots(sources), set[str](), dict[str, list[Place]](), dict[str, str]()
+def _walk(roots: _Roots, passed: _Roots, sources: Sources) -> dict[str, str]:
+    words, waiting, found = set[str](), dict[str, list[Place]](), dict[str, str]()
     if not sources.steps: recall_steps(sources)
-    for value in values: roots.add(value)
-    for value in without: passed.add(value)
-    sources.steps |= {place: look_up(place, sources) for place in passed.places if place not in sources.steps}  # remembered as well
-    todo, seen = list(roots.places), set(passed.places)
+    todo, seen = list(roots.found()), set(passed.found())
     while todo:
         place = todo.pop()
         if place in seen: continue
@@ -164,6 +162,21 @@ def reached_code(
         words |= step.words
         todo += step.next
         for word, method in step.methods.items(): (todo if word in words else waiting.setdefault(word, [])).append(method)
+    return found
+
+
+def reached_code(
+    *values: Any,  # Functions, classes, partials, objects
+    sources: Sources,  # The package whose code counts
+    without: Iterable[Any] = (),  # Functions that the walk goes round
+) -> dict[str, str]:  # "module.definition", or a file of the package, to a digest of what it says
+    "Digests of every definition that a function can reach: what it calls, what those call, and the tables and files they read."
+    roots, passed = _Roots(sources), _Roots(sources)
+    for value in values: roots.add(value)
+    for value in without: passed.add(value)
+    begun = digest_json([sorted(ends) for r in (roots, passed) for ends in (r.places, r.wanted)])
+    found = recall_walk(sources, begun)
+    if found is None: found = sources.walked[begun] = _walk(roots, passed, sources)
     return dict(sorted((found | {k: v for k, v in roots.outside.items() if v}).items()))
 
 # %% ../../nbs/engine/10_code.ipynb #8be43b2c

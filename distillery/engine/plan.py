@@ -168,15 +168,16 @@ class Plan(Keyed):
                 self.shelf.artifacts.discard(e.path.parent.name, e.path.name)
 
     def _walk(self, watch: Watch, check: Callable[[], object], made: dict[str, Done]) -> dict[str, Done]:
-        done, keys, checked = dict[str, Done](), dict[str, dict[str, Any]](), bool(made)
+        done, whole, keys, checked = dict[str, Done](), dict[str, dict[str, Any]](), dict[str, str](), bool(made)
         for stage in self.stages:
-            keys[stage.name] = parts = self.parts(stage, {n: done[n].digest for n in stage.needs})
-            if not checked and self.shelf.found(stage.name, digest_json(parts)) is None:
+            whole[stage.name] = parts = self.parts(stage, {n: done[n].digest for n in stage.needs})
+            keys[stage.name] = digest_json(parts)
+            if not checked and self.shelf.found(stage.name, keys[stage.name]) is None:
                 check()
                 checked = True
             done[stage.name] = make_stage(self.shelf, stage, parts, self.config, {n: done[n].path for n in stage.needs}, watch)
             if not done[stage.name].cached: made[stage.name] = done[stage.name]
-            self.shelf.remember(stage.name, {n: keys[n] for n in above(self.stages, stage.name)})
+            self.shelf.remember(stage.name, whole, {n: keys[n] for n in above(self.stages, stage.name)})
         self.sources.save()
         return done
 

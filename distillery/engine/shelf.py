@@ -123,9 +123,8 @@ class Shelf:
         "Write down how long a stage took; beside the output, whose digest must not know."
         atomic_write(self._file("times", stage, digest), json.dumps(round(seconds, 3)))
 
-    def remember(self, stage: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
-        "Keep the key parts of the last time, of a stage and of everything it rests on."
-        keys = {name: digest_json(p) for name, p in parts.items()}
+    def remember(self, stage: str, parts: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]) -> None:
+        "Keep the key parts of the last time and their digests, of a stage and of everything it rests on."
         for name, digest in keys.items():
             if not (place := self._file("keys", name, digest)).is_file(): atomic_write(place, json.dumps(parts[name], sort_keys=True))
         last = self.cache / "last" / f"{stage}.json"

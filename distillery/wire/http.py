@@ -12,13 +12,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment
 
 from ..core.address import public_address
 from ..core.errors import DistilleryError
+from ..core.extras import later
 from .bounded import BadJson, TooLong, inflate
+
+if TYPE_CHECKING: import urllib.request as requests
+else: requests = later("urllib.request")
 
 # %% ../../nbs/wire/50_http.ipynb #3bf541f4
 class Busy(Exception):
@@ -100,7 +103,7 @@ def proxy_of(
     url: str,        # Of a server
 ) -> str | None:     # Where to send the request instead; None: directly
     "HTTP proxy of the environment for an address."
-    parts, proxies = urlsplit(url), getproxies_environment()
+    parts, proxies = urlsplit(url), requests.getproxies_environment()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
     if not proxy or near_host(host) or _spared(host, port, proxies.get("no", "")): return None
