@@ -45,6 +45,7 @@ COMMANDS = {
         "Decide between systems from anybody's scores: better, equivalent, or undecided with what is missing."),
     "judge": Listed("judge:judge_app", "Hold a judge against people, and against itself."),
     "plan": Listed("plan:plan", "Say how many items and clusters decide a margin, and declare looks as results grow."),
+    "index": Listed("search.index:index_app", "Build an index of passages, search it, and measure which kind it should be."),
     "filter": Listed("filter_line:filter_app", "Filters of articles: contract, labels of an oracle, scorer, promise, versions, wheel."),
     "new-filter": Listed("filter:new_filter_command", "The same as `filter new`."),
     "score": Listed("filter:score_command", "The same as `filter score`."),

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 else: np = later("numpy")
 
 # %% auto #0
-__all__ = ['Hits', 'Searcher', 'top_k', 'words', 'Bm25Searcher', 'DenseSearcher', 'HybridSearcher', 'time_queries']
+__all__ = ['Hits', 'Searcher', 'top_k', 'words', 'Bm25Searcher', 'DenseSearcher', 'HybridSearcher', 'WeightedSearcher',
+           'time_queries']
 
 # %% ../../nbs/retrieval/20_search.ipynb #c5d6f5fd
 @dataclass(frozen=True)
@@ -160,6 +161,38 @@ class HybridSearcher:
             places = part.rank(queries, min(self.depth, len(self.ids)), fresh).places
             rows, ranks = np.nonzero(places >= 0)
             total[rows, places[rows, ranks]] += 1 / (self.constant + 1 + ranks)
+        return Hits(self.ids, *top_k(total, k, floor=0.0))
+
+# %% ../../nbs/retrieval/20_search.ipynb #7f5c1e02
+@dataclass(frozen=True)
+class WeightedSearcher(HybridSearcher):
+    "Hybrid retrieval: weighted sum of scores that are stretched to 0 to 1 within each list."
+    weights: tuple[float, ...] = (0.5, 0.5)
+    name: str = "weighted"
+
+    def __post_init__(self) -> None:
+        "Every part has a weight of 0 or more."
+        super().__post_init__()
+        if len(self.weights) != len(self.parts) or min(self.weights) < 0 or not sum(self.weights):
+            raise DistilleryError(f"{len(self.weights)} weights for {len(self.parts)} searchers",
+                                  fix="give each a weight of 0 or more, one above 0")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        "What a ranking depends on."
+        return {**super().identity, "model": "weighted", "weights": " ".join(f"{w:g}" for w in self.weights)}
+
+    def rank(self, queries: Sequence[str], k: int = 10, fresh: bool = False) -> Hits:
+        "Rank by the weighted sum of stretched scores."
+        total = np.zeros((len(queries), len(self.ids)))
+        for part, weight in zip(self.parts, self.weights, strict=True):
+            hits = part.rank(queries, min(self.depth, len(self.ids)), fresh)
+            found = hits.places >= 0
+            high = np.max(np.where(found, hits.scores, -inf), 1, keepdims=True)
+            low = np.min(np.where(found, hits.scores, inf), 1, keepdims=True)
+            stretched = np.where(high > low, (hits.scores - low) / np.where(high > low, high - low, 1), 1.0)
+            rows, ranks = np.nonzero(found)
+            total[rows, hits.places[rows, ranks]] += weight * (0.01 + 0.99 * stretched[rows, ranks])
         return Hits(self.ids, *top_k(total, k, floor=0.0))
 
 # %% ../../nbs/retrieval/20_search.ipynb #11dfb8c1
