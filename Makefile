@@ -25,8 +25,8 @@ filter: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 distillery filter run builtin
 
 test: export HF_HUB_OFFLINE = 1
-test: lint types sync
-	@$(MAKE) --no-print-directory --jobs 2 notebooks pytest
+test: sync
+	@$(MAKE) --no-print-directory --jobs 3 lint types notebooks pytest
 
 # These train, export or run a whole line; their tests in pytest are quicker, and `make test-slow` runs them all.
 LONG := 16_distill|80_extractive|36_fidelity|15_export|50_rag|44_filter|46_filter_line|73_filter_run|67_reevaluate|70_pretrain
