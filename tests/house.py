@@ -7,11 +7,11 @@ from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["core", "wire", "reading", "teachers", "engine", "retrieval", "filters", "scoring", "pairs", "training", "exporting", "evaluation",
-         "shipping", "questions", "pages", "workbook", "commands"]  # Lowest first: each imports what stands before it
+ORDER = ["core", "wire", "reading", "teachers", "engine", "retrieval", "filters", "scoring", "selection", "pairs", "training", "exporting",
+         "evaluation", "shipping", "questions", "pages", "workbook", "commands"]  # Lowest first: each imports what stands before it
 BELOW = {name: set(ORDER[: i + 1]) for i, name in enumerate(ORDER)}
 BELOW["models"] = {"core", "wire", "teachers", "models"}
-BELOW["pairs"] -= {"filters", "scoring"}
+for name in ("selection", "pairs"): BELOW[name] -= {"filters", "scoring"}
 MAX_MODULES, MAX_LEVELS = 26, 7
 MAX_CELLS, MAX_CODE, MAX_EXPORTED, MAX_EXPORTED_CELL, MAX_SHOW = 80, 350, 220, 40, 16
 
@@ -145,10 +145,10 @@ def levels(edges: dict[str, set[str]]) -> dict[str, int]:
 
 
 HEAVY = frozenset(  # 20 ms or more, of an extra, or not there on every platform
-    "IPython accelerate aiohttp bert_score bm25s charset_normalizer datasets datasketch faiss gguf huggingface_hub ipywidgets "
-    "jinja2 mammoth matplotlib mlx mlx_lm nbconvert numpy onnx onnx_ir onnxruntime onnxruntime_genai onnxscript optimum pandas papermill "
-    "peft prometheus_client psutil pypdfium2 resource safetensors scipy selectolax sentence_transformers sklearn tokenizers torch "
-    "transformers trl".split())
+    "IPython accelerate aiohttp bert_score bm25s charset_normalizer datasets datasketch detect_secrets faiss gguf huggingface_hub "
+    "ipywidgets jinja2 mammoth matplotlib mlx mlx_lm nbconvert numpy onnx onnx_ir onnxruntime onnxruntime_genai onnxscript optimum "
+    "pandas papermill peft phonenumbers prometheus_client psutil pypdfium2 resource safetensors scipy selectolax "
+    "sentence_transformers sklearn tokenizers torch transformers trl".split())
 PLANS = "distillery.workbook.experiment"  # what it loads is loaded before anything runs: an unchanged run pays for it
 LAZY = ("distillery.commands.", "distillery.workbook.checks")  # these load what they need when they are called
 

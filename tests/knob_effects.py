@@ -12,6 +12,8 @@ import pytest
 
 from distillery.core.config import flatten, load_config
 from distillery.core.errors import DistilleryError
+from distillery.core.records import Pair
+from distillery.core.store import read_jsonl, write_jsonl
 from distillery.engine.source import open_source, shipped
 from distillery.evaluation.evaluate import draw_suite, score_answer
 from distillery.evaluation.gates import student_gates
@@ -22,7 +24,7 @@ from distillery.pairs.chunk import chunk_documents
 from distillery.pairs.dataset import build_dataset
 from distillery.pairs.documents import read_documents
 from distillery.pairs.generate import generate_pairs
-from distillery.pairs.select import select_pairs
+from distillery.pairs.stages import pairs_stages
 from distillery.questions.all import all_questions
 from distillery.teachers.journal import Journal
 from distillery.teachers.protocol import ChatResult
@@ -61,7 +63,13 @@ def selected(place, config):
     near = [p.model_copy(update=score(i)) for i, p in enumerate(place.pairs)]
     other = lambda p: {"id": f"again {p.id}", "family_id": f"again {p.family_id}", "question": f"{p.question} so"}
     again = [p.model_copy(update=other(p)) for p in near]
-    return [p.id for p in select_pairs([*near, *again], config).kept]
+    again[5] = again[5].model_copy(update={"answer": "Nora (nora@ulm.de)"})
+    (lies := place.folder / "scored").mkdir(exist_ok=True)
+    write_jsonl(lies / "pairs.jsonl", [*near, *again])
+    stage = next(s for s in pairs_stages(open_source(None, None, None), config, place.folder) if s.name == "select")
+    (lies / "chunks.jsonl").write_text("")
+    stage.run(SimpleNamespace(config=config, needs={"judge": lies, "documents": lies}, out=lies))
+    return [p.id for p in read_jsonl(lies / "selected.jsonl", Pair)]
 def read(place, config): return [d.path for d in read_documents(place.folder / "book", config.documents.include).documents]
 def cut(place, config): return [c.text for c in chunk_documents(place.documents, config.chunking.max_tokens, config.chunking.min_tokens)]
 def suite(place, config): return [e.id for e in draw_suite(toy_examples(400, "test"), config)]
@@ -342,7 +350,6 @@ def embedders(place, config):
 
 def headings(place, config):
     from distillery.questions.embedder import queries
-    from distillery.core.files import write_jsonl
     for name, some in (("documents", place.documents), ("chunks", place.chunks), ("selected", place.pairs)):
         write_jsonl(place.folder / f"{name}.jsonl", some)
     job = SimpleNamespace(config=config, needs=dict.fromkeys(("documents", "select"), place.folder))
@@ -488,9 +495,11 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
                    "generation_limits.question_max_tokens generation_limits.answer_max_tokens dataset.questions_per_call"),
     (requests, {"dataset.refusal_share": 0.5}, "dataset.refusal_mix"),
     (requests, RESUME, "prompts.person_name dataset.include_military dataset.has_recommendations"),
-    (splits, {"dataset.gold": None}, "dataset.test_share dataset.passage_share dataset.train_split dataset.recall_share"),
+    (splits, {"dataset.gold": None}, "dataset.test_share dataset.passage_share dataset.train_split dataset.recall_share dataset.splits"),
     (imported, {}, "dataset.columns"),
-    (selected, {}, "selection.min_evidence selection.min_relevance selection.near_duplicate selection.max_pairs"),
+    (selected, {}, "selection.min_evidence selection.min_relevance selection.near_duplicate selection.max_pairs "
+               "selection.secrets"),
+    (selected, {"selection.max_pairs": 7}, "selection.method"),
     (judged, {}, "judge.embedder judge.bert_score_model judge.bert_score_layers"),
     (supported, {}, "validation.min_support"),
     (trained, {"sft.eval_strategy": "steps", "sft.save_strategy": "steps"}, "sft.load_best_model_at_end"),
@@ -551,6 +560,9 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "teacher.timeout_of": "test_servers::test_limits_are_those_of_the_model",
     "teacher.parameters": "test_servers::test_what_settings_say_is_sent_at_once",
     "monitor.prometheus_port": "test_kpis::test_a_watcher_that_can_show_is_shown_and_a_run_can_be_scraped",
+    "selection.same_meaning": "test_meaning::test_a_training_question_in_other_words_is_left_out_with_its_keeper",
+    **dict.fromkeys("judge.model judge.rubric judge.repeats judge.temperature".split(),
+                    "test_rating::test_a_judge_of_a_run_rates_every_pair_beside_its_source"),
     "documents.max_file_mb": "test_pairs_documents::test_large_files_and_pipes",
     "documents.max_seconds": "test_limited::test_bombs_among_good_files",
     "documents.max_memory_mb": "test_limited::test_each_limit_has_its_setting",

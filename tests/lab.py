@@ -22,7 +22,7 @@ import browser
 
 ROOT = Path(__file__).resolve().parents[1]
 HANDLE = "document.querySelector('.jp-Notebook .noUi-handle')"  # what a hand takes of a slider
-KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "Enter": 13}
+KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "Enter": 13, "Tab": 9}
 
 
 def wait(what: Callable[[], Any], name: str, seconds: float = 120) -> Any:
@@ -104,6 +104,12 @@ class Page:
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
 
+    def type(self, text: str) -> None:
+        "Keys of letters and digits, one after the other."
+        for c in text:
+            self.call("Input.dispatchKeyEvent", type="keyDown", key=c, text=c, windowsVirtualKeyCode=ord(c.upper()))
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=c, windowsVirtualKeyCode=ord(c.upper()))
+
     def picture(self, target: Path) -> Path:
         target.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
         return target
@@ -149,8 +155,8 @@ def lab(project: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/lab/tree/{Path(command[2]).name}?token={token}"
 
 
-def run_all(page: Page, address: str) -> None:
-    "Open a notebook in JupyterLab and run all of it from the menu, with the mouse."
+def run_all(page: Page, address: str, until: str = HANDLE) -> None:
+    "Open a notebook in JupyterLab and run all of it from the menu, with the mouse; wait for an element."
     item = lambda bar, text: f"[...document.querySelectorAll('{bar}')].find(e => e.innerText.startsWith('{text}'))"
     page.open(address)
     page.until("document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 0")
@@ -158,7 +164,7 @@ def run_all(page: Page, address: str) -> None:
                "document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status == 'idle'")
     page.click(item(".lm-MenuBar-item", "Run"))
     page.click(item(".lm-Menu-item .lm-Menu-itemLabel", "Run All Cells"))
-    page.until(f"!!{HANDLE}")
+    page.until(f"!!{until}")
 
 
 def copy(project: Path, **runs: Path) -> Path:
@@ -166,7 +172,7 @@ def copy(project: Path, **runs: Path) -> Path:
     for name, source in {"tests/data/run": ROOT / "tests/data/run", **{f"runs/{k}": v for k, v in runs.items()}}.items():
         shutil.copytree(source, project / name)
     (project / "nbs").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "nbs/start.ipynb", project / "nbs")
+    for name in ("start", "label"): shutil.copy(ROOT / f"nbs/{name}.ipynb", project / "nbs")
     return project
 
 

@@ -167,7 +167,7 @@ def test_reports_have_one_parameters_cell_first(nb):
     assert nb.metadata["kernelspec"]["name"] == "python3"
 
 
-@pytest.mark.parametrize("name", ["start", "decide", "filter"])
+@pytest.mark.parametrize("name", ["start", "decide", "filter", "label"])
 def test_a_story_reads_like_the_others_and_exports_nothing(name):
     nb = house.Notebook.read(house.ROOT / f"nbs/{name}.ipynb")
     assert house.shape(nb) + house.cells(nb) == []

@@ -38,6 +38,7 @@ def report(
     name: Annotated[str, typer.Argument(help="A report, e.g. quantization, or all")],
     run: Run = "latest",
     sets: Annotated[list[str] | None, typer.Option("--set", "-s", help="A parameter of the report, e.g. --set worst=20")] = None,
+    excerpts: Annotated[bool, typer.Option("--excerpts/--no-excerpts", help="Leave out what documents and models say.")] = True,
     config: File = None,
 ) -> None:
     """Build a report of a finished run again.
@@ -48,4 +49,4 @@ def report(
     """
     from distillery.workbook.runs import rebuild
 
-    for path in rebuild(settings(config, None, None), run, name, overrides(sets)): console().print(Text(shown_path(path)))
+    for path in rebuild(settings(config, None, None), run, name, overrides(sets), excerpts): console().print(Text(shown_path(path)))

@@ -23,6 +23,7 @@ from ..exporting.reader import READER
 from ..training.preflight import licence_of
 from ..shipping.package import Story, package_variant, verify_package
 from .options import File, console, settings
+from .runs import found_lines
 from ..evaluation.ladder import drift_of
 from ..pairs.set_notes import examples_of
 from ..questions.results import variant_folder
@@ -125,5 +126,6 @@ def package(
     folder, place = open_run(Path(cfg.workbook.runs_dir), run).path, out or Path(f"package-{variant}")
     package_run(folder, variant, place, cfg, gguf or [], demo, anyway)
     if wrong := verify_package(place): raise DistilleryError("; ".join(wrong), "the disk is failing, or something writes into this folder")
+    for line in found_lines(folder, excerpts=False): console().print(Text(line))
     for file in sorted(p for p in place.rglob("*") if p.is_file()):
         console().print(Text(f"{file.stat().st_size:>12,}  {file.relative_to(place)}"))

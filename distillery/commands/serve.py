@@ -73,7 +73,7 @@ def publish_settings(
 def publish(
     run: Annotated[str, typer.Option("--run", "-r", help="A run id, a name, or latest.")] = "latest",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files, sizes and cards; send nothing.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Also variants that miss their fidelity limits; the card says so.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also variants that miss fidelity limits, and rows with personal data.")] = False,
     config: File = None, sets: Set = None,
 ) -> None:
     """Publish dataset, adapter, merged model and ONNX files of a run on the hub, private unless model.private is false.
@@ -89,7 +89,7 @@ def publish(
     cfg, out = publish_settings(results, flatten(today) | overrides(sets)), console()
     worse = {} if anyway else {v: drift for v in results.variants() if (drift := drift_of(results.path, v))}
     for v, drift in worse.items(): out.print(Text(f"{v} stays here: {drift} With --anyway it goes too.", style="yellow"))
-    for part in send(parts_of(results.path, cfg, worse), results.path, cfg, dry_run):
+    for part in send(parts_of(results.path, cfg, worse), results.path, cfg, dry_run, anyway):
         went, seen = "would go" if dry_run else "went", "private" if part["private"] else "PUBLIC"
         out.print(Text(f"{part['kind']} {went} to {part['repo']}, {seen}", style="bold"))
         out.print(facts_table({name: f"{size:,} bytes" for name, size in part["files"].items()}))

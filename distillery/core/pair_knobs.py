@@ -104,6 +104,9 @@ class DatasetSection(Section):
     augment: list[Literal["paraphrase", "answer", "standard", "standard_answer", "context"]] = key(
         [], "result", "forms of imported pairs: other wordings of question or answer, the standard form of either, context if unclear")
     columns: dict[PairColumn, str] = key({}, "result", "what a file of pairs calls its columns, as in {question: Frage, answer: Antwort}")
+    splits: Literal["balanced", "70/20/10", "90/10"] = key(
+        "balanced", "result", "balanced: documents drawn by test_share and train_split; or fixed shares of train, validation and test "
+        "(90/10: no test, recall alone is measured), where each document stays on its side however many come")
     test_share: float = key(0.17, "result", "share of documents kept for the test set", ge=0, lt=1)
     recall_share: float = key(1.0, "result", "share of families that hold one wording out when there is no gold", ge=0, le=1)
     passage_share: float = key(0.25, "result", "share of training questions also asked with their passage", ge=0, le=1)
@@ -170,10 +173,14 @@ class PromptsSection(Section):
 
 
 class JudgeSection(Section):
-    "Settings of judging: embedder and BERTScore model."
+    "Settings of judging: embedder, BERTScore model, and a teacher that rates pairs."
     embedder: str = key("builtin:minilm", "result", "sentence embedder: builtin:minilm | a folder | a hub name")
     bert_score_model: str = key("builtin:minilm", "result", "model of BERTScore: builtin:minilm | a folder | a hub name")
     bert_score_layers: int = key(5, "result", "layer whose embeddings BERTScore compares", ge=1)
+    model: str | None = key(None, "result", "a teacher that rates every pair beside its source, named as teacher.model is; null: none")
+    rubric: str = key("grounded", "result", "what that teacher rates: grounded, question, or a YAML file of dimensions")
+    repeats: int = key(1, "result", "times that it is asked about each pair", ge=1, le=20)
+    temperature: float = key(0.0, "result", "sampling temperature of its ratings; above 0 where it is asked several times", ge=0)
 
 
 class SelectionSection(Section):
@@ -182,3 +189,11 @@ class SelectionSection(Section):
     min_relevance: float = key(0.15, "result", "least cosine of a question and the sentences that answer it", ge=-1, le=1)
     near_duplicate: float = key(0.9, "result", "questions at least this similar are one question", gt=0, le=1)
     max_pairs: int | None = key(None, "result", "most pairs kept; null keeps all", ge=1)
+    same_meaning: float | None = key(
+        None, "result", "cosine from which a training question counts as one of test or validation in other words and is left out, "
+        "such as 0.8; null: none is looked for", gt=0, le=1)
+    method: Literal["threshold", "top-k", "quotas", "k-center", "facility", "blend"] = key(
+        "threshold", "result", "which max_pairs of those that pass: a random draw (threshold), the best (top-k), the best of each category "
+        "and difficulty (quotas), the most different (k-center), those that stand for all (facility), or for all and well (blend)")
+    secrets: Literal["report", "drop", "refuse"] = key(
+        "report", "result", "what becomes of keys and personal data in pairs and passages: listed, dropped with their pairs, or an error")

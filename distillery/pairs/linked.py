@@ -79,6 +79,7 @@ class Linked:
     groups: dict[str, str] = field(default_factory=dict)   # Document to the first of its group; documents alone are left out
     repeats: set[int] = field(default_factory=set)         # Numbers of passages whose pairs are left out
     links: list[Link] = field(default_factory=list)        # That stand, with the passages of `repeats` away
+    every: list[Link] = field(default_factory=list)        # Those of the passages of `repeats` too
 
 
 def _joined(docs: Sequence[str], links: Sequence[Link]) -> dict[str, str]:
@@ -121,8 +122,8 @@ def link_documents(
     groups = _joined(docs, links)
     large = _too_large(groups, weights)
     repeats = {k.second for k in links if groups[docs[k.first]] in large}
-    links = [k for k in links if not {k.first, k.second} & repeats]
-    return Linked(_joined(docs, links), repeats, links)
+    left = [k for k in links if not {k.first, k.second} & repeats]
+    return Linked(_joined(docs, left), repeats, left, links)
 
 # %% ../../nbs/pairs/65_linked.ipynb #9485d1e9
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ class LinkedPairs:
     groups: dict[str, str] = field(default_factory=dict)  # Document to the first of its group
     repeats: set[str] = field(default_factory=set)        # Ids of pairs
     links: int = 0                                        # Pairs of passages that hold the same text
+    shared: list[tuple[str, str]] = field(default_factory=list)  # All of those: chunks, or pairs without one
+    apart: bool = False                                   # Whether sides are fixed, and `repeats` keeps linked passages apart
 
 
 def link_pairs(
@@ -148,7 +151,7 @@ def link_pairs(
     gone, answers = {names[i] for i in found.repeats}, defaultdict[str, set[str]](set)
     for p in pairs: answers[match_form(p.question)].add(match_form(p.answer))
     repeats = {p.id for p in pairs if (p.chunk_id or p.id) in gone and len(answers[match_form(p.question)]) == 1}
-    return LinkedPairs(found.groups, repeats, len(found.links))
+    return LinkedPairs(found.groups, repeats, len(found.links), [(names[k.first], names[k.second]) for k in found.every])
 
 # %% ../../nbs/pairs/65_linked.ipynb #95a279c1
 def linked_counts(

@@ -6,21 +6,22 @@
 __all__ = ['ROW', 'ASKING', 'pairs_stages']
 
 # %% ../../nbs/pairs/90_stages.ipynb #737a801a
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from ..core.config import Config
+from ..core.config import Config, ConfigError
 from ..core.errors import DistilleryError
-from ..core.files import json_line, replacing, stream_jsonl
+from ..core.files import digest_json, json_line, replacing, stream_jsonl
 from ..core.records import Chunk, Pair
 from ..core.store import content_digest, read_jsonl, write_json, write_jsonl
 from ..engine.plan import Job, Stage
 from ..engine.source import Source
 from .augment import FORMS, Augmented, augment_with
 from .chunk import chunk_documents
-from .dataset import build_dataset, check_leaks
+from .dataset import Apart, build_dataset, check_leaks, settled
 from .generate import Generated, stream_pairs
 from .fit import fit_rows
 from .gold import gold_coverage, read_gold
@@ -30,12 +31,20 @@ from .linked import link_pairs, linked_counts
 from ..reading.listing import digest_documents
 from .prompts import KINDS, asked_kinds, prompts_digest
 from .room import Room, StudentTokens, tokenizer_files_digest
-from .select import select_pairs
+from .select import Dropped, Limit, beyond_choice, over_limit, select_pairs
 from .set_notes import what_sets_ask
 from ..retrieval.embed import CachedVectors, Vectors, vectors_of
 from ..retrieval.packed import has_bf16_tiles
+from ..selection.methods import BY_MEANING, METHODS
+from ..selection.meaning import Question, same_meaning
+from ..selection.pool import Picker
+from ..selection.ratings import judge_pairs, with_ratings
+from ..selection.rubric import Rubric, load_rubric
+from ..selection.scan import counted, scan_pairs
+from ..selection.sides import SIDES
 from ..teachers.budget import open_journal
 from ..teachers.open import Opener, teacher_digest, teacher_opener
+from ..teachers.protocol import ChatRequest, ChatResult
 
 # %% ../../nbs/pairs/90_stages.ipynb #2cc9cb03
 def _documents(job: Job, source: Source) -> None:
@@ -103,20 +112,74 @@ def _judge(job: Job, cache: Path, half: bool, vectors: Vectors) -> None:
     embedder = CachedVectors(vectors, job.config.judge.embedder, cache / "vectors.sqlite", half=half)
     write_jsonl(job.out / "pairs.jsonl", stream_scores(pairs, chunks, embedder, least=job.config.validation.min_support))
 
+# %% ../../nbs/pairs/90_stages.ipynb #4510a206
+def _rate(job: Job, cache: Path, opener: Opener, rubric: Rubric) -> None:
+    pairs, passages = read_jsonl(job.needs["judge"] / "pairs.jsonl", Pair), {c.chunk_id: c.text for c in _chunks(job)}
+    how, journal, counts = job.config.judge, open_journal(cache, job.config, job.scratch), Counter[str]()
+    teacher = opener(job.config)
+
+    def ask(requests: Sequence[ChatRequest]) -> dict[str, ChatResult]:
+        return journal.ask(teacher, requests, lambda done, total: job.say("ratings", done, total))
+
+    found = judge_pairs(ask, rubric, pairs, passages, how.repeats, how.temperature, job.config.prompts.json_mode, counts)
+    write_jsonl(job.out / "pairs.jsonl", with_ratings(pairs, found))
+    write_jsonl(job.out / "ratings.jsonl", found)
+    write_json(job.out / "rating_outcomes.json", dict(counts))
+
+
+def _rating(config: Config, cache: Path) -> list[Stage]:
+    "The stage of a judge, where there is one."
+    how = config.judge
+    if how.model is None: return []
+    rubric = load_rubric(how.rubric)
+    if how.repeats > 1 and how.temperature == 0:
+        raise ConfigError(f"judge.repeats: {how.repeats} asks the same thing at temperature 0", "set judge.temperature, e.g. to 0.7")
+    run = partial(_rate, cache=cache, opener=teacher_opener(how.model, config), rubric=rubric)
+    inputs = {"judge": teacher_digest(how.model, cache), "rubric": digest_json(rubric.model_dump())}
+    reads = ("teacher", "budget", "prompts.json_mode", "judge.repeats", "judge.temperature")
+    return [Stage("rate", run, reads, ("documents", "judge"), inputs, "rating pairs", place="ratings")]
+
 # %% ../../nbs/pairs/90_stages.ipynb #3cb7b113
-def _select(job: Job) -> None:
-    chosen = select_pairs(read_jsonl(job.needs["judge"] / "pairs.jsonl", Pair), job.config)
+def _select(job: Job, limit: Limit = over_limit) -> None:
+    where = job.needs.get("rate") or job.needs["judge"]
+    pairs, passages = read_jsonl(where / "pairs.jsonl", Pair), {c.chunk_id: c.text for c in _chunks(job)}
+    what = job.config.selection.secrets
+    found, touched = scan_pairs(pairs, passages) if what == "drop" else ([], {})
+    chosen = select_pairs([p for p in pairs if p.id not in touched], job.config, limit)
     if not chosen.kept: raise DistilleryError("selection kept no pair", "lower selection.min_evidence or selection.min_relevance")
+    if what != "drop": found, _ = scan_pairs(chosen.kept, passages)
+    if what == "refuse" and found: raise DistilleryError(
+        f"the pairs and their passages hold {counted(found)}, first the {found[0].place}",
+        "take it out of the documents, or set selection.secrets to drop, or to report to train on it all the same")
     write_jsonl(job.out / "selected.jsonl", chosen.kept)
-    write_jsonl(job.out / "dropped.jsonl", [d._asdict() for d in chosen.dropped])
+    write_jsonl(job.out / "dropped.jsonl", [*(Dropped(*d)._asdict() for d in touched.items()), *(d._asdict() for d in chosen.dropped)])
+    write_jsonl(job.out / "findings.jsonl", found)
 
 
-def _dataset(job: Job, source: Source) -> None:
+def _select_by_meaning(job: Job, pick: Picker, cache: Path, half: bool, vectors: Vectors) -> None:
+    embedder = CachedVectors(vectors, job.config.judge.embedder, cache / "vectors.sqlite", half=half)
+    _select(job, partial(beyond_choice, pick=pick, embed=embedder.encode))
+
+
+def _selecting(config: Config, cache: Path) -> Stage:
+    "The stage of one method: its key holds that method alone."
+    method, reads, needs = config.selection.method, ("selection", "dataset.seed"), ("documents", "rate" if config.judge.model else "judge")
+    if method != "threshold" and config.selection.max_pairs is None:
+        raise ConfigError(f"selection.method: {method} chooses a number of pairs, and none is given", "set selection.max_pairs")
+    if method in BY_MEANING:
+        run: Callable[[Job], None] = partial(_select_by_meaning, pick=METHODS[method], cache=cache, half=has_bf16_tiles(),
+                                             vectors=vectors_of(config.judge.embedder))
+        return Stage("select", run, (*reads, "judge.embedder"), needs, about="choosing pairs", place="")
+    run = _select if method == "threshold" else partial(_select, limit=partial(beyond_choice, pick=METHODS[method]))
+    return Stage("select", run, reads, needs, about="choosing pairs", place="")
+
+# %% ../../nbs/pairs/90_stages.ipynb #d8cb7a68
+def _dataset(job: Job, source: Source, apart: Apart | None = None) -> None:
     chunks = _chunks(job)
     gold = read_gold(source.gold) if source.gold else None
     pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
-    linked = link_pairs(pairs, {c.chunk_id: c.text for c in chunks})
-    splits = build_dataset(pairs, chunks, job.config, gold, linked)
+    linked = settled(link_pairs(pairs, {c.chunk_id: c.text for c in chunks}), pairs, job.config)
+    splits = build_dataset(pairs, chunks, job.config, gold, linked, apart)
     if leaks := check_leaks(splits, linked):
         raise DistilleryError(f"the splits leak: {leaks[0]}", "report this as a bug: a split must never leak")
     splits, fit = fit_rows(splits, StudentTokens(job.config.student.base), job.config.sft.max_length)
@@ -125,6 +188,29 @@ def _dataset(job: Job, source: Source) -> None:
     facts = gold_coverage(gold, chunks, splits) if gold else {}
     write_json(job.out / "coverage.json", facts | linked_counts(linked))
     write_json(job.out / "asks.json", what_sets_ask(splits, pairs, bool(gold)))
+
+
+def _dataset_apart(job: Job, source: Source, cache: Path, half: bool, vectors: Vectors) -> None:
+    "The dataset without training questions that a measuring set asks in other words."
+    embedder = CachedVectors(vectors, job.config.judge.embedder, cache / "vectors.sqlite", half=half)
+
+    def apart(pairs: Sequence[Pair], sides: Mapping[str, str]) -> set[str]:
+        asked = [Question(p.id, p.question, p.answer, SIDES.index(sides[p.doc_id])) for p in pairs if p.kind == "answer"]
+        found = same_meaning(asked, embedder.encode, job.config.selection.same_meaning)
+        write_json(job.out / "repeats.json", [r.model_dump() for r in found])
+        return {r.pair for r in found}
+
+    _dataset(job, source, apart)
+
+
+def _splitting(config: Config, source: Source, cache: Path, measured: Mapping[str, str]) -> Stage:
+    "The stage that makes the dataset; it loads no sentence model where none is asked for."
+    reads: tuple[str, ...] = ("dataset", "student.base", "sft.max_length")
+    run = partial(_dataset, source=source)
+    if config.selection.same_meaning is not None:
+        run = partial(_dataset_apart, source=source, cache=cache, half=has_bf16_tiles(), vectors=vectors_of(config.judge.embedder))
+        reads = (*reads, "selection.same_meaning", "judge.embedder")
+    return Stage("dataset", run, reads, ("documents", "select"), measured, "splitting by document", place="dataset")
 
 # %% ../../nbs/pairs/90_stages.ipynb #53111d76
 ROW = ("student.base", "sft.max_length", "generation_limits.question_max_tokens", "generation_limits.answer_max_tokens")
@@ -157,8 +243,8 @@ def pairs_stages(
     return [
         *read,
         Stage("judge", partial(_judge, cache=cache, half=has_bf16_tiles(), vectors=vectors_of(config.judge.embedder)),
-              ("judge", "validation.min_support"), before, about="scoring pairs"),
-        Stage("select", _select, ("selection", "dataset.seed"), ("judge",), about="choosing pairs", place=""),
-        Stage("dataset", partial(_dataset, source=source), ("dataset", "student.base", "sft.max_length"), ("documents", "select"), measured,
-              "splitting by document", place="dataset"),
+              ("judge.embedder", "validation.min_support"), before, about="scoring pairs"),
+        *_rating(config, cache),
+        _selecting(config, cache),
+        _splitting(config, source, cache, measured),
     ]

@@ -83,8 +83,9 @@ def _counts(run: Path) -> list[str]:
     return [f"- rows: {', '.join(f'{n} {name}' for name, n in sets.items())}"] if sets else []
 
 
-def _front_matter(kind: str, licence: str | None, base: str, config: Config) -> str:
+def _front_matter(kind: str, licence: str | None, base: str, config: Config, data: Mapping[str, str]) -> str:
     meta: dict[str, Any] = {"license": licence or "other", "tags": ["distillery"]}
+    if data: meta["configs"] = [{"config_name": "default", "data_files": [{"split": name, "path": path} for name, path in data.items()]}]
     if kind != "dataset":
         meta |= {"pipeline_tag": "text-generation", "library_name": LIBRARIES[kind]}
         if public_name(base) == base and "/" in base: meta["base_model"] = base
@@ -98,6 +99,7 @@ def hub_card(
     run: Path,  # The run it comes from
     config: Config,  # Settings of the run; reads model.licence and dataset.licence too
     variants: Sequence[str],  # Of the ONNX files
+    data: Mapping[str, str] | None = None,  # Split to its file, as `load_dataset` shall find them
 ) -> str:  # README.md
     "Model card or dataset card of one published part, as README.md."
     provenance = run / "provenance.json"
@@ -110,7 +112,7 @@ def hub_card(
     revision = f" at revision {facts['base revision']}" if "base revision" in facts else ""
     stated = licence or f"none is stated yet (`{setting}`); until then, all rights are reserved"
     return "\n".join([
-        "---", _front_matter(kind, licence, base, config), "---", "", f"# {repo.partition('/')[2]}", "",
+        "---", _front_matter(kind, licence, base, config, data or {}), "---", "", f"# {repo.partition('/')[2]}", "",
         f"The {WHAT[kind]} of run {inline_code(facts.get('run', run.name))}, made with distillery.", "",
         "## Base and licence", "", f"- base: {inline_code(public_name(base) + revision)}, licence: {inline_code(theirs)}",
         f"- licence of this {WHAT[kind]}: {stated}", "",

@@ -22,6 +22,7 @@ from ..core.address import hosts_in
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..core.knobs import Config
+from ..selection.scan import counted, scan_rows
 from .hub_card import hub_card, public_name
 from ..wire.intact import require_intact
 
@@ -81,7 +82,8 @@ def parts_of(
         measured = sorted(v.name for v in (run / "eval").glob("*") if v.is_dir())
         variants = sorted({p.parent.name for p in found}) if kind == "onnx" else measured
         files = {p.relative_to(run / place).as_posix(): p for p in found}
-        if found: parts.append(HubRepo(kind, repo, hub_card(kind, repo, run, config, variants), files))
+        data = {p.stem: p.name for p in found if p.stat().st_size} if kind == "dataset" else {}
+        if found: parts.append(HubRepo(kind, repo, hub_card(kind, repo, run, config, variants, data), files))
     if not parts: raise DistilleryError(f"run {run.name} has none of: {', '.join(names)}", "choose a run that went to its end")
     return parts
 
@@ -141,6 +143,7 @@ def _tidy(file: Path) -> str | None:
 def staged(
     part: HubRepo,  # From `parts_of`
     run: Path,  # Where it comes from
+    anyway: bool = False,  # Also rows with personal data
 ) -> Iterator[Path]:  # A folder with exactly what is uploaded
     "Stage the files of a repository in a temporary folder and scan them."
     with tempfile.TemporaryDirectory() as folder:
@@ -157,6 +160,10 @@ def staged(
         if leaks:
             raise DistilleryError(f"{part.repo} would publish what should stay here: {'; '.join(leaks[:5])}",
                                   "take it out of the documents or the model's files")
+        files = sorted(out.glob("*.jsonl")) if part.kind == "dataset" and not anyway else []
+        if found := scan_rows(json.loads(line) for p in files for line in p.read_text("utf-8").split("\n") if line.strip()):
+            raise DistilleryError(f"{part.repo} would publish {counted(found)}, first the {found[0].place}",
+                                  "run again with selection.secrets=drop, or publish with --anyway where that may be passed on")
         yield out
 
 # %% ../../nbs/shipping/72_publish.ipynb #f25fa0c6
@@ -178,11 +185,12 @@ def publish(
     run: Path,  # Where they come from
     config: Config,  # Reads model.private
     dry_run: bool = False,  # Upload nothing
+    anyway: bool = False,  # Also rows with personal data
 ) -> list[dict[str, Any]]:  # Repository, kind, and each file with its size
     "Publish repositories to the hub: stage and scan all of them, then create and upload each."
     shown: list[dict[str, Any]] = []
     for part in parts:
-        with staged(part, run) as folder:
+        with staged(part, run, anyway) as folder:
             sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
         shown.append({"repo": part.repo, "kind": part.kind, "private": config.model.private, "files": sizes, "card": part.card})
     if dry_run: return shown
@@ -190,7 +198,7 @@ def publish(
     if not token: raise DistilleryError("there is no token for the hub", "put one with write access into the environment variable HF_TOKEN")
     api = need("huggingface_hub", extra="train").HfApi(token=token)
     for part, facts in zip(parts, shown, strict=True):
-        with staged(part, run) as folder:
+        with staged(part, run, anyway) as folder:
             try: facts["url"] = _upload(api, part, folder, config.model.private)
             except DistilleryError: raise
             except Exception as error: raise _hub_error(part, error, token) from None

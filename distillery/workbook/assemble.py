@@ -22,7 +22,7 @@ from ..engine.plan import Done, Plan, Stage
 from ..pages.figures import write_page
 from ..pages.index import index_page
 from ..pages.monitor import kpi_page
-from ..pages.report import build_report, report_kernel
+from ..pages.report import LEFT, QUOTE, build_report, report_kernel
 from ..pages.story import tell_story, warnings_of
 from ..reading.listing import by_reason
 from ..questions.all import answers, question_metrics, reasons
@@ -127,13 +127,14 @@ def write_pages(
     run: RunFolder,  # With its links and decisions
     reports: Mapping[str, Mapping[str, Any]],  # Report name to its parameters, besides run_dir
     seconds: Mapping[str, float] | None = None,  # What the stages took; those of the manifest by default
+    excerpts: bool = True,  # Whether words of documents and models may stand on them
 ) -> Path:  # The index page
     "Build every report and the index page."
     results, folder = Results(run.path), run.path / "reports"
     none = reasons(results)
     with report_kernel() as kernel:
         for name, asked in reports.items():
-            if name not in none: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked}, kernel)
+            if name not in none: build_report(name, folder, {"run_dir": str(run.path.resolve()), **asked}, kernel, excerpts)
     for name, kind in product(none, ("html", "ipynb", "json")): (folder / f"{name}.{kind}").unlink(missing_ok=True)  # of an earlier version
     kpi_page(run.path, seconds, {"What each stage cost": costs} if (costs := ledger_rows(results)) else None)
     links = {p.stem: p.name for p in sorted(folder.glob("*.html")) if p.name != "index.html"}
@@ -143,7 +144,7 @@ def write_pages(
     of = {d.name: links.get(d.name.split("-")[0]) for d in results.decisions()}
     story = tell_story(results) | _skipped(results)
     text = index_page(title, results.decisions(), links, of, story, warnings_of(results), facts, none, made_sentence(results))
-    return write_page(folder, "index", text)
+    return write_page(folder, "index", text if excerpts else QUOTE.sub(LEFT, text))
 
 # %% ../../nbs/workbook/64_assemble.ipynb #94d33bfd
 def _skipped(results: Results) -> dict[str, list[dict[str, Any]]]:

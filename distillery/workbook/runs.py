@@ -111,6 +111,7 @@ def rebuild(
     run: str,  # A run id or latest
     name: str,  # A report, or all
     asked: dict[str, Any],  # Parameters of the report
+    excerpts: bool = True,  # Whether words of documents and models may stand on them
 ) -> list[Path]:  # The pages
     "Build reports of a finished run again."
     found = open_run(Path(config.workbook.runs_dir), run)
@@ -122,6 +123,6 @@ def rebuild(
     none = reasons(results)  # pages are made of what the run wrote, or not at all
     if name in none: raise DistilleryError(f"{name} has no answer in this run, and no page", none[name].replace("`", ""))
     with locked(Path(config.workbook.cache_dir), "pages", found.path.name):
-        index = write_pages(found, dict.fromkeys(names, asked))
+        index = write_pages(found, dict.fromkeys(names, asked), excerpts=excerpts)
         keep_pages(found)
     return [*(found.path / "reports" / f"{n}.html" for n in names if n not in none), index]
