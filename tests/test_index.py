@@ -2,12 +2,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 from distillery.core.config import load_config
 from distillery.core.records import Decision
 from distillery.questions.index.decision import (
     INDEX, device_notes, index_decision, index_decisions, index_points, levels_at, pick_index, winners,
 )
+from distillery.questions.index import stages
 from distillery.questions.index.stages import IndexQuery, index_stages
 from distillery.questions.question import NOT_RUN
 from distillery.questions.results import Results
@@ -41,6 +43,16 @@ def test_a_graph_pays_only_where_it_is_asked_often():
     assert index_decision(points, QUERIES, 10_000, rare).sentence.startswith("Keep the exact search")
     assert index_decision(points, QUERIES, 10_000, often).sentence.startswith("Use hnsw 64")
     assert "after 20,000 questions" in index_decision(points, QUERIES, 10_000, often).sentence
+
+
+def test_the_sizes_of_the_settings_are_built(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(stages, "compare_indexes", lambda asked, embedder, sizes, *rest: built.append(sizes) or ([], {}))
+    for sizes in ([50], [50, 100]):
+        config = load_config(overrides={"decisions.index_sizes": sizes})
+        stage = index_stages(None, config, tmp_path)[0]
+        stage.run(SimpleNamespace(config=config, needs={"documents": KEPT, "select": KEPT}, out=tmp_path, say=None))
+    assert built == [[50], [50, 100]]
 
 
 def test_an_index_of_another_metric_is_no_level():

@@ -62,7 +62,7 @@ def levels_at(
         if kept is None or (fmean(kept.overlap) < KEEPS and fmean(p.overlap) > fmean(kept.overlap)): found[p.kind] = p
     return {p.name: p for p in found.values()}
 
-# %% ../../../nbs/questions/index/20_decision.ipynb #c18c5246
+# %% ../../../nbs/questions/index/20_decision.ipynb #d207746f
 ASKS = "Which index, and does the size of the corpus change it?"
 
 
@@ -93,7 +93,7 @@ def _wording(made: Decision, levels: Mapping[str, Any], best: str, questions: in
                           f"{with_interval(c, level=c.confidence)} (a share), it takes {milliseconds(levels[best].ms)} a question against "
                           f"{milliseconds(exact.ms)}, and has paid for its building after {after}.")
 
-
+# %% ../../../nbs/questions/index/20_decision.ipynb #39f7093d
 def index_decision(
     points: Points,                 # Of a run
     queries: Sequence[IndexQuery],  # In the order of the points' numbers

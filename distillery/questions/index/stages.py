@@ -43,7 +43,7 @@ def drawn(
     kept = set(sorted(queries.query_ids, key=lambda i: digest_text(f"index/{i}"))[:n])
     return replace(queries, queries=tuple(q for q in queries.queries if q.query_id in kept))
 
-# %% ../../../nbs/questions/index/10_stages.ipynb #b5933483
+# %% ../../../nbs/questions/index/10_stages.ipynb #5e2ceb92
 def ndcg_of(
     asked: QuerySet,  # Questions, with what should be found
 ) -> Any:             # Places to nDCG@10 of every question
@@ -59,7 +59,7 @@ def ndcg_of(
         return [round(float(x), 6) for x in ndcg(gains_at_ranks(hits, asked.qrels), ideal_gains(asked.qrels), DEPTH)]
     return judge
 
-
+# %% ../../../nbs/questions/index/10_stages.ipynb #c5240377
 def compare_indexes(
     asked: QuerySet,          # Questions, and the run's passages
     embedder: Embedder,       # Of the run
