@@ -598,6 +598,8 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "decisions.teacher_reference":
         "test_report_quantization::test_a_hub_teacher_that_was_fetched_has_weights_and_pairs_can_stand_in_for_gold",
     "decisions.memory_gib": "test_reports_teachers::test_batches_of_a_model_under_a_budget_that_is_kept_and_one_that_nothing_fits",
+    "decisions.index_sizes": "test_index::test_the_sizes_of_the_settings_are_built",
+    "decisions.index_questions": "test_index::test_a_graph_pays_only_where_it_is_asked_often",
     "decisions.train_seeds": "test_distill::test_arms_from_the_teacher_to_the_card",
 }
 PROBED = {name: (probe, besides) for probe, besides, names in PROBES for name in names.split()}

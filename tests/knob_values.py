@@ -19,6 +19,7 @@ OTHER: dict[str, Any] = {
     "decisions.bases": ["builtin:mini", "builtin:tiny"],
     "decisions.confidence": 0.9,
     "decisions.distill_arms": ["base", "sft"],
+    "decisions.index_sizes": [100],
     "decisions.margins": {"ndcg": 0.5},
     "decisions.memory_batches": [4, 8],
     "decisions.memory_gib": [0.5],

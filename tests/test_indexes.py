@@ -100,7 +100,7 @@ def test_every_kind_is_measured_and_says_no_wrong_metric(corpus, queries):
         assert not any(p.alarm for p in points), (kind, points[0].alarm)
         assert max(np.mean(p.overlap) for p in points) > (0.9 if kind == "int8" else 0.97), kind
         assert all(len(p.overlap) == 60 and p.build_s >= 0 and p.ms > 0 for p in points)
-    with pytest.raises(IndexProblem, match="9,984"): measure_kind("ivfpq", grew, queries, 10)
+    with pytest.raises(IndexProblem, match="50,000"): measure_kind("ivfpq", grew, queries, 10)
 
 
 # folders
@@ -267,7 +267,7 @@ def test_build_search_and_measure_by_command(tmp_path, monkeypatch):
     told = said("measure", "halls", "--asked", "100")
     assert "Use flat for 100 questions" in told
     assert "usearch" in told
-    assert "ivfpq: not measured: ivfpq learns from 9,984 vectors" in told
+    assert "ivfpq: not measured: ivfpq learns from 50,000 vectors" in told
 
 
 NAMES = "Paper Bread Cheese Glass Steel Wine Rope Soap Ink Leather Butter Bricks Silk Clocks Shoes Honey Candles Boats Nails Hats".split()

@@ -17,12 +17,14 @@ from distillery.questions.context_length.decision import context_decisions
 from distillery.questions.context_length.quality import MEASURES, resampled
 from distillery.questions.distillation.stages import ArmRow
 from distillery.questions.embedder.stages import EmbedderCost, EmbedderRow, Found
+from distillery.questions.index.stages import IndexQuery
 from distillery.questions.load.trials import Trial
 from distillery.questions.prompts.stages import PromptRow
 from distillery.questions.question import NO_DOCUMENTS, NOT_WRITTEN
 from distillery.questions.results import Results, TeacherRow, open_results
 from distillery.questions.temperature.stages import TemperatureRow
 from distillery.workbook.experiment import _stages
+from distillery.retrieval.frontier import IndexPoint
 
 ITEMS = range(40)
 
@@ -65,6 +67,9 @@ def one_document(path: Path, population: str) -> Results:
     write_json(path / "memory/facts.json", {"ram_gib": 8.0, "levels": {n: {"gib": None} for n in ("1", "4")}})
     grouped = lambda n, x: GroupedRow(level=n, slot_id=x["id"], doc_id="resume", kept=1.0, requests=40 // n)
     put("grouping/rows.jsonl", [grouped(n, x) for n in (1, 4) for x in one])
+    kept = {"effort": None, "n": 99, "k": 10, "overlap": [1.0] * len(one), "ms_each": [1.0], "ms_batch": 1, "build_s": 0, "bytes": 9}
+    put("index/points.jsonl", [IndexPoint(kind=kind, **kept) for kind in ("flat", "ivf")])
+    put("index/queries.jsonl", [IndexQuery(**x) for x in one])
     for level in ("mini", "tiny"):
         put(f"sizes/{level}/rows.jsonl", answers("fp32"))
         facts = {"order": len(level), "kind": "generative", "bytes": 9, "train_seconds": 1, "parameters": 9}
@@ -92,7 +97,7 @@ def test_one_document_is_answered_for_itself_and_for_no_other(question, tmp_path
     assert not any("fewer than" in d.verdict for d in made)
 
 
-EVERYTHING = {"decisions.prompt_packs": ["handbook", "technical-docs"], "decisions.parallel": [1, 4],
+EVERYTHING = {"decisions.index_sizes": [99], "decisions.prompt_packs": ["handbook", "technical-docs"], "decisions.parallel": [1, 4],
               "decisions.questions_per_call": [1, 4],
               "decisions.memory_batches": [1, 4], "decisions.train_shares": [0.5], "decisions.bases": ["builtin:mini", "builtin:tiny"],
               "decisions.distill_arms": ["base", "sft", "sequence", "rag"], "teacher.model": "builtin:mini"}

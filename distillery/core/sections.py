@@ -55,7 +55,7 @@ class EmbedderSection(Section):
 
 # %% ../../nbs/core/08_sections.ipynb #7566994e
 MARGINS = {"answer_match": 0.05, "exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05,
-           "uniqueness": 0.05, "mean_absolute_error": 0.1, "ndcg": 0.02}
+           "uniqueness": 0.05, "mean_absolute_error": 0.1, "ndcg": 0.02, "overlap": 0.05}
 
 # %% ../../nbs/core/08_sections.ipynb #66059e71
 class DecisionsSection(Section):
@@ -79,6 +79,8 @@ class DecisionsSection(Section):
     temperature_factor: Literal["answer", "question"] = key("answer", "result", "whose temperature varies")
     temperature_slots: int = key(120, "result", "slots that are asked at every temperature", ge=1)
     temperature_replicates: int = key(3, "result", "answers to a slot at each temperature, each with its own seed", ge=1)
+    index_sizes: list[int] = key([], "result", "passages of the corpora that indexes are compared over; none ask nothing")
+    index_questions: int = key(10_000, "result", "questions asked between two changes of the passages, which an index has to pay by", ge=1)
     distill_arms: list[Literal["base", "sft", "sequence", "logits", "context", "rag"]] = key(
         [], "result", "ways to make a student answer, to compare; fewer than two ask nothing")
     train_seeds: list[int] = key([88, 89, 90], "result", "seeds that every compared training is repeated with")

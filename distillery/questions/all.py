@@ -18,6 +18,7 @@ from .context_length.decision import CONTEXT_LENGTH
 from .distillation.decision import DISTILLATION
 from .embedder.decision import EMBEDDER
 from .grouping.decision import GROUPING
+from .index.decision import INDEX
 from .learning_curve.decision import LEARNING_CURVE
 from .load.memory import MEMORY
 from .load.parallel import PARALLEL
@@ -31,7 +32,8 @@ from .results import Results
 
 # %% ../../nbs/questions/90_all.ipynb #e1a075fe
 QUESTIONS: tuple[Question, ...] = (
-    STUDENT, QUANTIZATION, TEMPERATURE, EMBEDDER, CONTEXT_LENGTH, PROMPTS, PARALLEL, MEMORY, GROUPING, LEARNING_CURVE, SIZES, DISTILLATION,
+    STUDENT, QUANTIZATION, TEMPERATURE, EMBEDDER, INDEX, CONTEXT_LENGTH, PROMPTS, PARALLEL, MEMORY, GROUPING, LEARNING_CURVE, SIZES,
+    DISTILLATION,
 )
 
 

@@ -164,12 +164,12 @@ def break_even(
     saved = (exact.ms - other.ms) / 1000
     return inf if saved <= 0 else max(0.0, other.build_s - exact.build_s) / saved
 
-# %% ../../nbs/retrieval/24_frontier.ipynb #1780231b
+# %% ../../nbs/retrieval/24_frontier.ipynb #1c9a3b9a
 def advised(
     points: Sequence[IndexPoint],       # Over one corpus, the flat one among them
     questions: float,                   # Asked between two builds
     clusters: Sequence[str] | None = None,  # Of the questions; None: independent
-    least: float = 0.98,                # Overlap to keep
+    least: float = 0.95,                # Overlap to keep
     confidence: float = 0.95,           # Of its interval
 ) -> IndexPoint:
     "Index to use: exact unless an approximate one keeps its results and pays for its building."

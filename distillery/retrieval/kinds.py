@@ -26,7 +26,7 @@ __all__ = ['BEAM', 'KINDS', 'Found', 'LINKS', 'BUILD_BEAM', 'Kind', 'IndexProble
            'faiss_threads', 'FlatIndex', 'heaps', 'codes', 'FaissIndex', 'UsearchIndex', 'learning_sample',
            'begin_index', 'read_index']
 
-# %% ../../nbs/retrieval/12_kinds.ipynb #0974e839
+# %% ../../nbs/retrieval/12_kinds.ipynb #9e398922
 @dataclass(frozen=True)
 class Kind:
     "Kind of index: what it is, and what its search can be told."
@@ -43,7 +43,7 @@ KINDS = {
     "flat": Kind("exact: every vector is looked at", "faiss", tolerance=1e-5),
     "hnsw": Kind("a graph of near neighbours (FAISS)", "faiss", "efSearch", BEAM),
     "ivf": Kind("the nearest of many heaps", "faiss", "nprobe", (1, 2, 4, 8, 16, 32, 64), least=40),
-    "ivfpq": Kind("the nearest of many heaps, 8 numbers a byte", "faiss", "nprobe", (4, 16, 64), tolerance=0.5, least=9984),
+    "ivfpq": Kind("the nearest of many heaps, 8 numbers a byte", "faiss", "nprobe", (4, 16, 64), tolerance=0.5, least=50_000),
     "int8": Kind("every vector is looked at, one byte a number", "faiss", tolerance=0.05, least=40),
     "usearch": Kind("a graph of near neighbours (usearch)", "usearch", "expansion", BEAM, tolerance=1e-3),
 }
