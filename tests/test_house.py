@@ -59,6 +59,7 @@ def test_only_one_list_names_the_questions():
     from distillery.questions.all import all_questions, questions_of
 
     names = [q.name for q in all_questions()]
+    assert not {"index", "kpis"} & set(names), "pages of every run have these names"
     templates = {nb.path.stem.split("_", 1)[1] for nb in REPORTS if nb.path.stem[0].isdigit()}  # pipeline is no question
     assert {q.name for q in questions_of("pairs")} == templates  # those of filters are cards on the filter's page
     assert all((q.asked_of == ("filter",)) == (q.line == "filters") for q in all_questions())

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 from distillery.core.config import load_config
 from distillery.core.records import Decision
-from distillery.questions.index.decision import (
+from distillery.questions.vector_index.decision import (
     INDEX, device_notes, index_decision, index_decisions, index_points, levels_at, pick_index, winners,
 )
-from distillery.questions.index import stages
-from distillery.questions.index.stages import IndexQuery, index_stages
+from distillery.questions.vector_index import stages
+from distillery.questions.vector_index.stages import IndexQuery, index_stages
 from distillery.questions.question import NOT_RUN
 from distillery.questions.results import Results
 from distillery.retrieval.frontier import IndexPoint
@@ -71,10 +71,10 @@ def test_the_kept_run_answers_and_says_that_no_gpu_was_there(tmp_path):
     results = Results(KEPT)
     points, queries = index_points(results)
     cards = index_decisions(results, CONFIG)
-    assert [d.name for d in cards] == ["index", "index-1000"]
+    assert [d.name for d in cards] == ["vector_index", "vector_index-1000"]
     assert {d.n_items for d in cards} == {len(queries)}
     assert all(pick_index(d, levels_at(points, n), 10_000) for d, n in zip(cards, (10_000, 1000), strict=True))
-    stored = Decision.model_validate(json.loads((KEPT / "decisions/index.json").read_text("utf-8")))
+    stored = Decision.model_validate(json.loads((KEPT / "decisions/vector_index.json").read_text("utf-8")))
     assert stored.sentence == cards[0].sentence
     assert all("not measured: no GPU is here" in text and "100 %" in text for text in device_notes(results))
     shutil.copytree(KEPT, tmp_path / "run", ignore=shutil.ignore_patterns("index"))

@@ -17,7 +17,7 @@ from distillery.questions.context_length.decision import context_decisions
 from distillery.questions.context_length.quality import MEASURES, resampled
 from distillery.questions.distillation.stages import ArmRow
 from distillery.questions.embedder.stages import EmbedderCost, EmbedderRow, Found
-from distillery.questions.index.stages import IndexQuery
+from distillery.questions.vector_index.stages import IndexQuery
 from distillery.questions.load.trials import Trial
 from distillery.questions.prompts.stages import PromptRow
 from distillery.questions.question import NO_DOCUMENTS, NOT_WRITTEN

@@ -97,7 +97,7 @@ class DecisionsSection(Section):
         if min(margins.values(), default=1) <= 0: raise ValueError("a margin is above 0")
         return MARGINS | margins
 
-
+# %% ../../nbs/core/08_sections.ipynb #b8b746fa
 class WorkbookSection(Section):
     "Where things lie."
     runs_dir: str = key("runs", "execution", "folder of the run folders")

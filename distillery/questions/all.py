@@ -18,7 +18,7 @@ from .context_length.decision import CONTEXT_LENGTH
 from .distillation.decision import DISTILLATION
 from .embedder.decision import EMBEDDER
 from .grouping.decision import GROUPING
-from .index.decision import INDEX
+from .vector_index.decision import INDEX
 from .learning_curve.decision import LEARNING_CURVE
 from .load.memory import MEMORY
 from .load.parallel import PARALLEL
