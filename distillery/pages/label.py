@@ -128,24 +128,25 @@ def label_widget(
     keys.add_class("label-keys")
     settling = False
 
-    def draw() -> None:
+    def draw(field: str | None = None) -> None:
         nonlocal settling
         said = session.label
         told = ", ".join([*([said.verdict] if said.verdict else []), *([f"rated {said.rating}"] if said.rating else [])]) or "nothing yet"
         top = finding(f"{labeller}: {number(session.done)} of {number(len(session.items))} labelled. Of this one: {told}.")
         seen.value = framed(top + session.item.shown + note(HELP), "label-item")
-        settling, keys.value = True, session.item.says if session.editing else ""
+        settling = True
+        if field is not None: keys.value = field
         settling = False
 
     def typed(change: Mapping[str, Any]) -> None:
-        if settling or session.editing or not change["new"]: return
-        for key in change["new"]:
-            if session.press(key) and session.editing: break
+        if settling or session.editing or not change["new"].startswith(change["old"]): return
+        for key in change["new"][len(change["old"]):]:
+            if session.press(key) and session.editing: return draw(session.item.says)
         draw()
 
     def entered(_: Any) -> None:
         if session.editing: session.edit(keys.value)
-        draw()
+        draw("")
 
     keys.observe(typed, "value")
     keys.on_submit(entered)
