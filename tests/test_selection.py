@@ -140,7 +140,7 @@ def gains(method, seeds=20, budget=240, **world):
 
 @pytest.mark.slow
 def test_planted_redundancy_is_for_diversity_planted_noise_for_quality_and_neither_for_nobody():
-    worlds = {"redundancy": {"zipf": 1.2}, "noise": {"noise": 0.4}, "neither": {"blur": 0.6}}
+    worlds = {"redundancy": {"zipf": 1.2}, "noise": {"noise": 0.4}, "neither": {"topics": 6, "blur": 0.8}}
     told = {(name, method): gains(method, **world) for name, world in worlds.items() for method in ("top-k", "facility", "blend")}
     for key, e in told.items(): print(key, f"{e.mean:+.3f} [{e.ci_low:+.3f}, {e.ci_high:+.3f}]")
     assert told["redundancy", "facility"].ci_low > 0

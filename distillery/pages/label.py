@@ -22,7 +22,7 @@ from ..questions.results import Results
 from ..scoring.labels import RATINGS, LabelFile, PersonLabel, Said, order_for
 
 # %% auto #0
-__all__ = ['KEYS', 'HELP', 'Labelled', 'pairs_to_label', 'articles_to_label', 'Session', 'label_widget']
+__all__ = ['KEYS', 'EDITING', 'HELP', 'Labelled', 'pairs_to_label', 'articles_to_label', 'Session', 'label_widget']
 
 # %% ../../nbs/pages/70_label.ipynb #5b1ab57f
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def articles_to_label(
 
 # %% ../../nbs/pages/70_label.ipynb #19211620
 KEYS: Mapping[str, Said] = {"a": "accept", "r": "reject"}
+EDITING = "Mend the answer in the field below. Enter keeps it; an emptied field changes nothing."
 HELP = f"{RATINGS[0]} to {RATINGS[-1]} rate · a accept · r reject · e edit, then Enter · n next · p previous"
 
 # %% ../../nbs/pages/70_label.ipynb #2ae3e7e4
@@ -128,24 +129,26 @@ def label_widget(
     keys.add_class("label-keys")
     settling = False
 
-    def draw() -> None:
+    def draw(field: str | None = None) -> None:
         nonlocal settling
         said = session.label
         told = ", ".join([*([said.verdict] if said.verdict else []), *([f"rated {said.rating}"] if said.rating else [])]) or "nothing yet"
         top = finding(f"{labeller}: {number(session.done)} of {number(len(session.items))} labelled. Of this one: {told}.")
-        seen.value = framed(top + session.item.shown + note(HELP), "label-item")
-        settling, keys.value = True, session.item.says if session.editing else ""
+        seen.value = framed(top + session.item.shown + note(EDITING if session.editing else HELP), "label-item")
+        settling = True
+        if field is not None: keys.value = field
         settling = False
 
     def typed(change: Mapping[str, Any]) -> None:
-        if settling or session.editing or not change["new"]: return
-        for key in change["new"]:
-            if session.press(key) and session.editing: break
+        if settling or session.editing or not change["new"].startswith(change["old"]): return
+        for key in change["new"][len(change["old"]):]:
+            if session.press(key) and session.editing: return draw(session.item.says)
         draw()
 
     def entered(_: Any) -> None:
-        if session.editing: session.edit(keys.value)
-        draw()
+        if not session.editing: return  # nothing was asked for: the field stays as it is
+        session.edit(keys.value)
+        draw("")
 
     keys.observe(typed, "value")
     keys.on_submit(entered)
