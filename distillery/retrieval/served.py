@@ -5,7 +5,6 @@
 # %% ../../nbs/retrieval/16_served.ipynb #52249f5e
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,10 @@ from ..wire.trust import check_trust
 from ..teachers.protocol import run_async
 
 if TYPE_CHECKING:
+    import asyncio
+
     import numpy as np
-else: np = later("numpy")
+else: np, asyncio = later("numpy"), later("asyncio")
 
 # %% auto #0
 __all__ = ['KEY', 'TRIES', 'AT_ONCE', 'PER_REQUEST', 'PATIENCE', 'read_vectors', 'EmbeddingRequests', 'EmbeddingServer',

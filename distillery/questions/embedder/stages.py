@@ -26,6 +26,7 @@ from ...engine.plan import Job, Stage
 from ...engine.source import Source
 from .queries import draw_queries, few_documents, run_questions
 from ...filters.embedders import open_embedder, rests_on
+from ...filters.static import static_folder
 from ...retrieval.embed import model_digest, model_dir
 from ...retrieval.queries import QuerySet
 from ...retrieval.search import Bm25Searcher, DenseSearcher, HybridSearcher, time_queries
@@ -83,8 +84,6 @@ def weights_bytes(
     spec: str,  # An embedder that is here
 ) -> int:  # Of its safetensors, or of its graph
     "How large the weights are."
-    from distillery.filters.static import static_folder
-
     root = rests_on(spec)
     if root is None: return 0  # on a server
     where = static_folder(root) if "static:" in spec else model_dir(root)

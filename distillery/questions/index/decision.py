@@ -7,8 +7,9 @@ __all__ = ['POINTS', 'Points', 'KEEPS', 'ASKS', 'INDEX', 'index_points', 'why_no
            'index_decision', 'sizes_of', 'index_decisions', 'winners', 'index_table', 'index_frontier', 'growth_table',
            'device_notes']
 
-# %% ../../../nbs/questions/index/20_decision.ipynb #be54cbf6
+# %% ../../../nbs/questions/index/20_decision.ipynb #5bb5e0da
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from ...core.config import Config
@@ -45,7 +46,7 @@ def why_no_index(
     queries = index_points(results)[1]
     return why_alone(results, [q.doc_id for q in queries], "questions") if queries else NOT_RUN
 
-# %% ../../../nbs/questions/index/20_decision.ipynb #fe09123e
+# %% ../../../nbs/questions/index/20_decision.ipynb #7c345aa7
 KEEPS = 0.99  # Mean overlap of an effort that is enough
 
 
@@ -54,8 +55,6 @@ def levels_at(
     n: int,          # Size of the corpus
 ) -> dict[str, Any]:  # Name to point, the exact one first; an index with a wrong metric is none
     "One point a kind: the cheapest effort that keeps nearly everything, else the one that keeps most."
-    from statistics import fmean
-
     found = dict[str, Any]()
     for p in sorted((p for p in points if p.n == n and not p.alarm), key=lambda p: p.kind != "flat"):
         kept = found.get(p.kind)

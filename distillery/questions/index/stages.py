@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ASKED', 'DEPTH', 'NONE', 'IndexQuery', 'drawn', 'ndcg_of', 'compare_indexes', 'time_on', 'index_stages']
 
-# %% ../../../nbs/questions/index/10_stages.ipynb #cb207bb5
+# %% ../../../nbs/questions/index/10_stages.ipynb #07b3f97b
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from ...core.errors import DistilleryError
 from ...engine.plan import Job, Stage
 from ...engine.source import Source
 from ...retrieval.embed import Embedder, model_digest
-from ...retrieval.kinds import KINDS, IndexProblem
+from ...retrieval.kinds import KINDS, FlatIndex, IndexProblem
 from ...retrieval.queries import QuerySet, pair_queries
+from ...retrieval.search import Hits
+from ...retrieval.ties import rescored, tied_overlap
 
-# %% ../../../nbs/questions/index/10_stages.ipynb #c5e61cf2
+# %% ../../../nbs/questions/index/10_stages.ipynb #a0a9e6b0
 ASKED, DEPTH = 200, 10  # Questions at most, and passages of each
 
 
@@ -38,12 +41,10 @@ def drawn(
     n: int = ASKED,     # At most
 ) -> QuerySet:
     "Draw questions by their ids alone."
-    from dataclasses import replace
-
     kept = set(sorted(queries.query_ids, key=lambda i: digest_text(f"index/{i}"))[:n])
     return replace(queries, queries=tuple(q for q in queries.queries if q.query_id in kept))
 
-# %% ../../../nbs/questions/index/10_stages.ipynb #5e2ceb92
+# %% ../../../nbs/questions/index/10_stages.ipynb #9ab42276
 def ndcg_of(
     asked: QuerySet,  # Questions, with what should be found
 ) -> Any:             # Places to nDCG@10 of every question
@@ -51,7 +52,6 @@ def ndcg_of(
     import numpy as np
 
     from distillery.retrieval.ranking import gains_at_ranks, ideal_gains, ndcg
-    from distillery.retrieval.search import Hits
 
     def judge(places: Any) -> list[float]:
         real = np.where(places < len(asked.ids), places, -1)
@@ -59,7 +59,7 @@ def ndcg_of(
         return [round(float(x), 6) for x in ndcg(gains_at_ranks(hits, asked.qrels), ideal_gains(asked.qrels), DEPTH)]
     return judge
 
-# %% ../../../nbs/questions/index/10_stages.ipynb #c5240377
+# %% ../../../nbs/questions/index/10_stages.ipynb #48aa6cb6
 def compare_indexes(
     asked: QuerySet,          # Questions, and the run's passages
     embedder: Embedder,       # Of the run
@@ -70,8 +70,6 @@ def compare_indexes(
     "Build every kind over corpora of several sizes, and ask them the same questions."
     from distillery.retrieval.device import TorchIndex, index_device
     from distillery.retrieval.frontier import exact_edge, grown, measure_kind
-    from distillery.retrieval.ties import rescored, tied_overlap
-    from distillery.retrieval.kinds import FlatIndex
 
     real, queries = embedder.encode(asked.texts, "document"), embedder.encode(asked.asked, "query")
     (device, why), points, devices, gone = index_device(), list[Any](), list[dict[str, Any]](), dict[str, str]()
