@@ -6,7 +6,7 @@
 __all__ = ['index_app', 'Stored', 'Spec', 'passages_of', 'embedder_of', 'index_build', 'open_stored', 'index_search',
            'questions_for', 'measured_rows', 'index_measure']
 
-# %% ../../../nbs/commands/search/10_index.ipynb #7e34cf13
+# %% ../../../nbs/commands/search/10_index.ipynb #addec689
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +22,7 @@ from ...core.files import read_jsonl, read_text, stream_jsonl
 from ...core.numbers import bytes_, count, duration, milliseconds, number, with_interval
 from ...core.stats import mean_interval
 from ...core.table import Table, one_line
+from ...wire.trust import trust_here
 
 # %% ../../../nbs/commands/search/10_index.ipynb #cda1a06c
 def passages_of(
@@ -46,11 +47,12 @@ def passages_of(
             yield chunk.chunk_id, chunk.text
     if not found: raise refuse_empty(path, skipped)
 
-# %% ../../../nbs/commands/search/10_index.ipynb #e7785fda
+# %% ../../../nbs/commands/search/10_index.ipynb #e922f2e7
 index_app = typer.Typer(help="Build an index of passages, search it, and measure which kind it should be.", **PLAIN)
 Stored = Annotated[Path, typer.Argument(metavar="FOLDER", help="An index, from `distillery index build`.")]
 Spec = Annotated[str | None, typer.Option(
-    "--embedder", help="builtin:minilm, a folder, onnx:FOLDER, or a hub name; by default embedder.base.")]
+    "--embedder", help="builtin:minilm, a folder, a hub name, onnx:FOLDER, static:NAME, cut:128:NAME, head:128:FOLDER, or "
+    "http://HOST/v1#MODEL; by default embedder.base.")]
 
 
 def embedder_of(
@@ -58,9 +60,10 @@ def embedder_of(
     spec: str | None = None,  # As typed
 ) -> Any:
     "The embedder of the settings, with the project's cache of vectors."
-    from distillery.retrieval.embed import Embedder
+    from distillery.filters.embedders import open_embedder
 
-    return Embedder(spec or config.embedder.base, Path(config.workbook.cache_dir) / "vectors.sqlite")
+    if spec and spec[:4].lower() == "http": trust_here(spec)
+    return open_embedder(spec or config.embedder.base, Path(config.workbook.cache_dir) / "vectors.sqlite")
 
 
 @index_app.command("build")

@@ -25,7 +25,9 @@ from ...core.store import content_digest
 from ...engine.plan import Job, Stage
 from ...engine.source import Source
 from .queries import draw_queries, few_documents, run_questions
-from ...retrieval.embed import Embedder, model_digest, model_dir
+from ...filters.embedders import open_embedder, rests_on
+from ...filters.static import static_folder
+from ...retrieval.embed import model_digest, model_dir
 from ...retrieval.queries import QuerySet
 from ...retrieval.search import Bm25Searcher, DenseSearcher, HybridSearcher, time_queries
 
@@ -68,6 +70,9 @@ def local_weights(
     spec: str,  # builtin:NAME, onnx:FOLDER, a folder, or a name on the hub
 ) -> str | None:  # A spec that needs no network, or None
     "Find an embedder without fetching anything."
+    root = rests_on(spec)
+    if root is None: return spec
+    if root != spec: return spec if local_weights(root) == root else None
     if spec.startswith(("builtin:", "onnx:")) or Path(spec).is_dir():
         try: return spec if model_dir(spec).is_dir() else None
         except DistilleryError: return None
@@ -79,7 +84,10 @@ def weights_bytes(
     spec: str,  # An embedder that is here
 ) -> int:  # Of its safetensors, or of its graph
     "How large the weights are."
-    files = list(model_dir(spec).rglob("*.safetensors")) or list(model_dir(spec).rglob("*.onnx"))
+    root = rests_on(spec)
+    if root is None: return 0  # on a server
+    where = static_folder(root) if "static:" in spec else model_dir(root)
+    files = list(where.rglob("*.safetensors")) or list(where.rglob("*.onnx"))
     return sum(p.stat().st_size for p in files)
 
 # %% ../../../nbs/questions/embedder/10_stages.ipynb #7aaadd11
@@ -93,7 +101,7 @@ def time_corpus(
     "Time how long the passages take to become searchable."
     some = list(texts)[:: max(1, -(-len(texts) // TIMED))]
     began = time.perf_counter()
-    if spec: Embedder(spec).encode(some, "document", fresh=True)
+    if spec: open_embedder(spec).encode(some, "document", fresh=True)
     else: Bm25Searcher([str(i) for i in range(len(some))], some)
     return (time.perf_counter() - began) * len(texts) / len(some), len(some)
 
@@ -128,7 +136,7 @@ def compare_embedders(
     say: Any = lambda *now: None,  # Told the level, how many are done, and of how many
 ) -> tuple[dict[str, dict[str, Found]], list[EmbedderCost]]:  # Level to scores by question; the costs
     "Ask all levels the same questions."
-    dense = lambda spec, level: DenseSearcher(asked.ids, asked.texts, Embedder(spec, cache), level)
+    dense = lambda spec, level: DenseSearcher(asked.ids, asked.texts, open_embedder(spec, cache), level)
     found, costs = dict[str, dict[str, Found]](), list[EmbedderCost]()
 
     def measure(level: str, what: str, searcher: Any, specs: Sequence[str | None]) -> None:
@@ -213,7 +221,9 @@ NOTHING = "its questions are about fewer than two documents, and the documents h
 
 # %% ../../../nbs/questions/embedder/10_stages.ipynb #292d6074
 def _digest(spec: str, memory: Path) -> str:
-    return model_digest(here, memory) if (here := local_weights(spec)) else "not here"
+    here, root = local_weights(spec), rests_on(spec)
+    if here == spec != root: return f"{spec} {model_digest(root, memory) if root else ''}"
+    return model_digest(here, memory) if here else "not here"
 
 
 def embedder_stages(

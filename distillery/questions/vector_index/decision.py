@@ -7,7 +7,7 @@ __all__ = ['POINTS', 'Points', 'KEEPS', 'ASKS', 'INDEX', 'index_points', 'why_no
            'index_decision', 'sizes_of', 'index_decisions', 'winners', 'index_table', 'index_frontier', 'growth_table',
            'device_notes']
 
-# %% ../../../nbs/questions/vector_index/20_decision.ipynb #be54cbf6
+# %% ../../../nbs/questions/vector_index/20_decision.ipynb #5bb5e0da
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -47,7 +47,7 @@ def why_no_index(
     queries = index_points(results)[1]
     return why_alone(results, [q.doc_id for q in queries], "questions") if queries else NOT_RUN
 
-# %% ../../../nbs/questions/vector_index/20_decision.ipynb #fe09123e
+# %% ../../../nbs/questions/vector_index/20_decision.ipynb #7c345aa7
 KEEPS = 0.99  # Mean overlap of an effort that is enough
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASKED', 'DEPTH', 'NONE', 'IndexQuery', 'drawn', 'ndcg_of', 'compare_indexes', 'time_on', 'index_stages']
 
-# %% ../../../nbs/questions/vector_index/10_stages.ipynb #cb207bb5
+# %% ../../../nbs/questions/vector_index/10_stages.ipynb #07b3f97b
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from ...retrieval.queries import QuerySet, pair_queries
 from ...retrieval.search import Hits
 from ...retrieval.ties import rescored, tied_overlap
 
-# %% ../../../nbs/questions/vector_index/10_stages.ipynb #c5e61cf2
+# %% ../../../nbs/questions/vector_index/10_stages.ipynb #a0a9e6b0
 ASKED, DEPTH = 200, 10  # Questions at most, and passages of each
 
 
@@ -44,7 +44,7 @@ def drawn(
     kept = set(sorted(queries.query_ids, key=lambda i: digest_text(f"index/{i}"))[:n])
     return replace(queries, queries=tuple(q for q in queries.queries if q.query_id in kept))
 
-# %% ../../../nbs/questions/vector_index/10_stages.ipynb #5e2ceb92
+# %% ../../../nbs/questions/vector_index/10_stages.ipynb #9ab42276
 def ndcg_of(
     asked: QuerySet,  # Questions, with what should be found
 ) -> Any:             # Places to nDCG@10 of every question
@@ -59,7 +59,7 @@ def ndcg_of(
         return [round(float(x), 6) for x in ndcg(gains_at_ranks(hits, asked.qrels), ideal_gains(asked.qrels), DEPTH)]
     return judge
 
-# %% ../../../nbs/questions/vector_index/10_stages.ipynb #c5240377
+# %% ../../../nbs/questions/vector_index/10_stages.ipynb #48aa6cb6
 def compare_indexes(
     asked: QuerySet,          # Questions, and the run's passages
     embedder: Embedder,       # Of the run
