@@ -21,7 +21,7 @@ import numpy as np
 from ..core import script, sentences
 from ..core.address import hosts_in, without_hosts
 from ..core.errors import DistilleryError
-from ..core.extras import need
+from ..core.extras import LaterPattern, later_pattern, need
 from ..core.files import atomic_write
 from ..retrieval.export import export_embedder
 from . import hashed, runtime, scorer as scoring, views
@@ -60,7 +60,8 @@ def runtime_code() -> dict[str, str]:  # File of the package to its text
     hashing = _module(imports, {**constants, **patterns}, h.is_latin, h.code_points, h.hash_grams, h._hashed, h.hash_texts)
     letters = "\n".join(f"{n} = {getattr(script, n)!r}" for n in ("IDEOGRAPHS", "LETTERS", "MARKS"))
     return {"views.py": f"{cut}\n\nVIEWS = {{{listed}}}\n", "hashed.py": hashing, "scorer.py": _module([], {}, scoring.pool),
-            "script.py": f"{letters}\n", "sentences.py": inspect.getsource(sentences), "runtime.py": inspect.getsource(runtime)}
+            "script.py": f"{letters}\n",
+            "extras.py": _module(["import re", "from typing import Any, cast"], {}, LaterPattern, later_pattern), "sentences.py": inspect.getsource(sentences), "runtime.py": inspect.getsource(runtime)}
 
 # %% ../../nbs/filters/74_package.ipynb #44cdc1a8
 INIT = '''"""{name}, version {version}: a filter that scores articles. It verifies its files when it is imported."""
