@@ -61,7 +61,8 @@ def runtime_code() -> dict[str, str]:  # File of the package to its text
     letters = "\n".join(f"{n} = {getattr(script, n)!r}" for n in ("IDEOGRAPHS", "LETTERS", "MARKS"))
     return {"views.py": f"{cut}\n\nVIEWS = {{{listed}}}\n", "hashed.py": hashing, "scorer.py": _module([], {}, scoring.pool),
             "script.py": f"{letters}\n",
-            "extras.py": _module(["import re", "from typing import Any, cast"], {}, LaterPattern, later_pattern), "sentences.py": inspect.getsource(sentences), "runtime.py": inspect.getsource(runtime)}
+            "extras.py": _module(["import re", "from typing import Any, cast"], {}, LaterPattern, later_pattern),
+            "sentences.py": inspect.getsource(sentences), "runtime.py": inspect.getsource(runtime)}
 
 # %% ../../nbs/filters/74_package.ipynb #44cdc1a8
 INIT = '''"""{name}, version {version}: a filter that scores articles. It verifies its files when it is imported."""
