@@ -98,7 +98,7 @@ class Duel(Part):
 
 class Verdict(BaseModel):
     "Form of an answer."
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=True)
     reason: str = Field(max_length=2000)
     winner: Literal["first", "second", "tie"]
 
