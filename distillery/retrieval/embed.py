@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
 from ..core.files import digest_file, digest_text, known_digest
-from ..wire.folder import check_folder
+from ..wire.folder import LOADS, check_folder
 from ..wire.hub import hub_revision
 from .encoder import OnnxEncoder, export_folder
 from .vectors import VectorStore
@@ -100,8 +100,9 @@ def load_sentences(
     library = need("sentence_transformers", extra="retrieval")
     from transformers.utils import logging
     logging.disable_progress_bar()
-    try: return library.SentenceTransformer(
-        str(model_dir(spec)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    try:
+        with LOADS: return library.SentenceTransformer(
+            str(model_dir(spec)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as e: raise _refused(spec, e) from e
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..core.clusters import Vector
@@ -33,7 +33,7 @@ def nearest(
         d, cells, niter=8, seed=88, spherical=True, min_points_per_centroid=1, max_points_per_centroid=LEARNT)
     made.train(vectors)
     own = made.index.search(vectors, 1)[1][:, 0]
-    beside = made.index.search(made.centroids, min(PROBES, cells))[1]
+    beside = made.index.search(made.centroids, min(cells, max(PROBES, ceil(cells * near / n))))[1]  # all of them, where all are wanted
     inside = np.split(np.argsort(own, kind="stable"), np.cumsum(np.bincount(own, minlength=cells))[:-1])
     places, cosines = np.full((n, near), -1), np.full((n, near), -1, np.float32)
     for cell, here in enumerate(inside):
