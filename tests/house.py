@@ -98,6 +98,7 @@ def cells(nb: Notebook) -> list[str]:
         if re.search(r"^\s*print\(", src, re.M): said.append(f"cell {i} prints")
         if exported and re.search(r"^\s*from \S+ import \*", src, re.M): said.append(f"cell {i} exports a star import")
         if re.search(r"eval:\s*false", src): said.append(f"cell {i} is hidden from the tests by eval: false")
+        if place := re.search(MACHINE, json.dumps(c.get("outputs", []))): said.append(f"cell {i} shows a place of one machine: {place[0]}")
     return said
 
 
@@ -150,6 +151,8 @@ HEAVY = frozenset(  # 20 ms or more, of an extra, or not there on every platform
     "pandas papermill peft phonenumbers prometheus_client psutil pypdfium2 resource safetensors scipy selectolax "
     "sentence_transformers sklearn tokenizers torch transformers trl".split())
 PLANS = "distillery.workbook.experiment"  # what it loads is loaded before anything runs: an unchanged run pays for it
+MACHINE = r"/(?:tmp|root|home|work|Users)/[\w.-]+|site-packages"  # what an output must not show: it differs on the next machine
+MAKES = re.compile(r"Model\w*\.from_pretrained$|\bSentenceTransformer$")
 LAZY = ("distillery.commands.", "distillery.workbook.checks")  # these load what they need when they are called
 
 
@@ -184,6 +187,14 @@ def planning(trees: dict[str, ast.Module]) -> set[str]:
         found |= todo
         todo = {t for module in todo for node in trees[module].body for t in targets(node, module) if t in trees} - found
     return found
+
+
+def made_alone(module: str, tree: ast.Module) -> list[str]:
+    "Models that are made while another may be made too: without `LOADS`, or `loading`, which holds it."
+    held = [n for w in ast.walk(tree) if isinstance(w, ast.With) and re.search(r"LOADS|loading\(", " ".join(map(ast.unparse, w.items)))
+            for n in ast.walk(w)]
+    makes = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and MAKES.search(ast.unparse(n.func))]
+    return [f"{module} line {n.lineno}: {ast.unparse(n.func)}" for n in makes if n not in held]
 
 
 def hidden_imports(module: str, tree: ast.Module, heavy: set[str], planned: set[str]) -> list[str]:

@@ -76,5 +76,5 @@ def test_an_argmax_promises_more_than_it_keeps(equal):
             for i, a in enumerate(articles)]
     promised, kept, picks = argmax_optimism(rows, CONFIG)
     assert promised > 0.005
-    assert kept < promised / 2
+    assert kept < 0.005  # below 0 is to be expected: halves of one set make up for each other
     assert len(picks) > 1, "another half, another winner"

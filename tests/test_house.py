@@ -125,6 +125,15 @@ def test_functions_import_only_what_is_heavy():
     assert {m: said for m in checked if (said := house.hidden_imports(m, trees[m], heavy, planned))} == {}
 
 
+def test_models_are_made_one_at_a_time():
+    trees = house.modules()
+    assert [said for m, tree in trees.items() for said in house.made_alone(m, tree)] == []
+    alone = "with LOADS: x = AutoModel.from_pretrained(a)\ny = peft.PeftModel.from_pretrained(x, a)\nz = library.SentenceTransformer(a)"
+    assert [said.split(": ")[1] for said in house.made_alone("m", ast.parse(alone))] == [
+        "peft.PeftModel.from_pretrained", "library.SentenceTransformer"]
+    assert sum(bool(re.search(r"LOADS|loading\(", ast.unparse(tree))) for tree in trees.values()) > 8
+
+
 def test_planning_a_run_loads_no_numeric_library():
     "An unchanged run is planned and nothing else: what only a running stage needs is imported in its function."
     trees = house.modules()

@@ -73,6 +73,7 @@ class LaterPattern:
         self._given = (text, flags)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"): raise AttributeError(name)  # copies and pickles ask before anything is given
         value = getattr(re.compile(*self._given), name)
         setattr(self, name, value)  # the next read does not come here
         return value

@@ -107,7 +107,7 @@ class Sources:
 
     def save(self) -> None:
         "Remember what was read, as far as the disk has room; of a long history only the newest."
-        with suppress(StoreError):
+        with suppress(StoreError, OSError):
             if self.store and self.fresh:
                 self.known, self.fresh = (self.known if len(self.known) < 1000 else {}) | self.fresh, {}
                 write_sealed(self.store, self.known)

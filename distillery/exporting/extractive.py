@@ -34,6 +34,7 @@ from ..training.train_log import LOG, read_log
 from .spans import LENGTH, MOST, STRIDE, SpanItem, load_qa_model, plain_tokenizer, span_rows, squad_items
 from ..teachers.memory import CPU, Device, this_device
 from ..teachers.span import FACTS, SpanReader, passage_windows
+from ..wire.folder import LOADS
 
 # %% ../../nbs/exporting/80_extractive.ipynb #05e0e59f
 def extractive_arguments(
@@ -221,9 +222,8 @@ def export_extractive(
     threshold: float = 0.0,  # Refuse below this margin
 ) -> dict[str, dict[str, Any]]:  # Variant to what went into its span.json
     "Export an extractive QA model as ONNX in fp32 and int8, and check both."
-    transformers = need("transformers", extra="train")
-    made: dict[str, dict[str, Any]] = {}
-    model = transformers.AutoModelForQuestionAnswering.from_pretrained(trained, use_safetensors=True, trust_remote_code=False).eval()
+    transformers, made = need("transformers", extra="train"), dict[str, dict[str, Any]]()
+    with LOADS: model = transformers.AutoModelForQuestionAnswering.from_pretrained(trained, use_safetensors=True, trust_remote_code=False)
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if getattr(model.config, "type_vocab_size", 0) > 1 else [])]
     for variant in LIMITS:
         folder = Path(out, variant)

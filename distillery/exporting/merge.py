@@ -16,6 +16,7 @@ from typing import Any
 from ..core.errors import DistilleryError
 from ..core.extras import need
 from ..training.bases import base_folder, load_base, save_words
+from ..wire.folder import LOADS
 
 # %% ../../nbs/exporting/20_merge.ipynb #42e11eab
 def probe_logits(
@@ -52,7 +53,7 @@ def merge_adapter(
     folder = base_folder(base)
     model = load_base(folder)[0]
     untrained = probe_logits(model)
-    with warnings.catch_warnings(action="ignore"): adapted = peft.PeftModel.from_pretrained(model, adapter)
+    with warnings.catch_warnings(action="ignore"), LOADS: adapted = peft.PeftModel.from_pretrained(model, adapter)
     trained = probe_logits(adapted)
     merged = adapted.merge_and_unload()
     difference = (probe_logits(merged) - trained).abs().max().item()

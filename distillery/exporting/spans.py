@@ -20,6 +20,7 @@ from ..pairs.limits import find_span
 from ..retrieval.answering import ArticleQuestion
 from ..retrieval.embed import check_weights, model_dir
 from ..teachers.span import PassageWindow, passage_windows
+from ..wire.folder import LOADS
 
 # %% ../../nbs/exporting/78_spans.ipynb #05f783ef
 @dataclass(frozen=True)
@@ -127,8 +128,9 @@ def load_qa_model(
     transformers.utils.logging.disable_progress_bar()
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
-    try: model = transformers.AutoModelForQuestionAnswering.from_pretrained(
-        model_dir(base), use_safetensors=True, trust_remote_code=False, dtype="float32")
+    try:
+        with LOADS: model = transformers.AutoModelForQuestionAnswering.from_pretrained(
+            model_dir(base), use_safetensors=True, trust_remote_code=False, dtype="float32")
     except (OSError, ValueError) as e:
         raise DistilleryError(f"{base} cannot become an extractive QA model: {(str(e).splitlines() or ['?'])[0]}",
                               "name builtin:minilm or a folder of an encoder") from e

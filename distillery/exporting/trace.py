@@ -22,6 +22,7 @@ from ..core.extras import need, silenced
 from ..teachers.chat import read_json
 from ..teachers.checkpoint import loadable
 from ..training.exporters import model_facts, sibling_python, sliding_window
+from ..wire.folder import LOADS
 
 # %% ../../nbs/exporting/25_trace.ipynb #636bf90d
 def attention_masks(
@@ -62,9 +63,8 @@ def static_model(
     "A causal language model with a static signature: ids, mask, positions, cache to logits, longer cache."
     import torch
     transformers = need("transformers", extra="train")
-    auto = transformers.AutoModelForCausalLM
-    with silenced():  # a bar for loading
-        model = auto.from_pretrained(loadable(folder), dtype=torch.float32, attn_implementation="eager", trust_remote_code=False).eval()
+    how = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": False}
+    with silenced(), LOADS: model = transformers.AutoModelForCausalLM.from_pretrained(loadable(folder), **how).eval()  # silent: a bar
     facts = model.config.to_dict()
     kinds = set(facts.get("layer_types") or [])
     window = sliding_window(facts)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import DistilleryError
 from ..core.extras import later, need
 from ..core.files import known_digest
-from ..wire.folder import loading
+from ..wire.folder import LOADS, loading
 from .views import base_dir
 from ..retrieval.embed import check_weights, model_digest
 from ..retrieval.encoder import pad
@@ -105,7 +105,8 @@ def _backbone(folder: Path, rank: int, long: bool) -> Any:
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # a decoder's language head is left out, which is as it should be
     where, how = loadable(folder), {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-    try: model = transformers.AutoModel.from_pretrained(where, **how)
+    try:
+        with LOADS: model = transformers.AutoModel.from_pretrained(where, **how)
     except (OSError, ValueError) as e:
         raise DistilleryError(f"cannot load {folder.name}: {str(e).splitlines()[0]}", fix="name a folder with safetensors") from e
     finally: transformers.utils.logging.set_verbosity(level)

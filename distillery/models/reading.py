@@ -15,6 +15,7 @@ from typing import Any
 
 from .handbooks import categories, draw_passage
 from .questions import REFUSAL, Item, draw_question, draw_difficulty, refuse, request, template_questions
+from ..wire.folder import LOADS
 
 # %% ../../nbs/models/80_reading.ipynb #c511aaa6
 @dataclass(frozen=True)
@@ -144,5 +145,6 @@ def evaluate_tiny(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False).eval()
+    with LOADS:
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False).eval()
     return read_test(lambda prompts: generate(model, tokenizer, prompts), n)[0]

@@ -135,7 +135,7 @@ def _rating(config: Config, cache: Path) -> list[Stage]:
     if how.repeats > 1 and how.temperature == 0:
         raise ConfigError(f"judge.repeats: {how.repeats} asks the same thing at temperature 0", "set judge.temperature, e.g. to 0.7")
     run = partial(_rate, cache=cache, opener=teacher_opener(how.model, config), rubric=rubric)
-    inputs = {"judge": teacher_digest(how.model, cache), "rubric": digest_json(rubric.model_dump())}
+    inputs = {"teacher": teacher_digest(how.model, cache), "rubric": digest_json(rubric.model_dump())}
     reads = ("teacher", "budget", "prompts.json_mode", "judge.repeats", "judge.temperature")
     return [Stage("rate", run, reads, ("documents", "judge"), inputs, "rating pairs", place="ratings")]
 
@@ -163,7 +163,8 @@ def _select_by_meaning(job: Job, pick: Picker, cache: Path, half: bool, vectors:
 
 def _selecting(config: Config, cache: Path) -> Stage:
     "The stage of one method: its key holds that method alone."
-    method, reads, needs = config.selection.method, ("selection", "dataset.seed"), ("documents", "rate" if config.judge.model else "judge")
+    method, needs = config.selection.method, ("documents", "rate" if config.judge.model else "judge")
+    reads = (*(f"selection.{name}" for name in type(config.selection).model_fields if name != "same_meaning"), "dataset.seed")
     if method != "threshold" and config.selection.max_pairs is None:
         raise ConfigError(f"selection.method: {method} chooses a number of pairs, and none is given", "set selection.max_pairs")
     if method in BY_MEANING:

@@ -27,7 +27,7 @@ def settle_ties(
     places: NDArray[np.int64],    # [queries, k] in the corpus; -1 where nothing was found
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:  # The same, equal scores in the order of the corpus
     "Order of search results that does not depend on how ties fell."
-    apart = scores[:, :-1] - scores[:, 1:] > TIE
+    with np.errstate(invalid="ignore"): apart = scores[:, :-1] - scores[:, 1:] > TIE  # of places where nothing was found
     if apart.all(): return scores, places
     group = np.pad(np.cumsum(apart, axis=1), ((0, 0), (1, 0)))
     order = np.lexsort((places, group))

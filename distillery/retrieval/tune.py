@@ -20,6 +20,7 @@ from ..core.files import atomic_write, digest_json
 from .embed import check_weights, model_digest, model_dir
 from .queries import QuerySet
 from .ranking import first_part
+from ..wire.folder import LOADS
 
 # %% ../../nbs/retrieval/60_tune.ipynb #43b8ee7d
 def split_queries(
@@ -79,7 +80,7 @@ def _train(pairs: Sequence[dict[str, str]], base: str, work: Path, settings: Tun
     losses = need("sentence_transformers.sentence_transformer.losses", extra="retrieval")
     need("transformers", extra="train").set_seed(settings.seed)
     check_weights(base)
-    model = library.SentenceTransformer(
+    with LOADS: model = library.SentenceTransformer(
         str(model_dir(base)), device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
     length = model.max_seq_length
     model.max_seq_length = min(settings.max_length, length or settings.max_length)

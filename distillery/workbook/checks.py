@@ -165,7 +165,7 @@ def check_row(
 def _teachers(waiting: Iterable[Stage], config: Config) -> list[str]:
     from distillery.training.stages import teacher_of
 
-    asked = {"teach": teacher_of(config)} if config.distill.method != "sft" else {}
+    asked = {"rate": config.judge.model or config.teacher.model} | ({"teach": teacher_of(config)} if config.distill.method != "sft" else {})
     return list(dict.fromkeys(asked.get(s.name, config.teacher.model) for s in waiting if "teacher" in s.inputs))
 
 

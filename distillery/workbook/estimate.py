@@ -23,7 +23,7 @@ from ..core.stats import spread
 from ..engine.plan import Plan
 from ..engine.shelf import read_seconds
 from ..pairs.slots import chance, plan_slots
-from ..questions.all import all_questions
+from ..questions.all import questions_of
 from ..teachers.budget import open_journal, price_of, call_tokens
 from ..teachers.calls import usage
 from ..teachers.journal import WINDOW, Journal
@@ -211,20 +211,22 @@ def estimate(
     if request.source.kind == "articles": return {"source": "scored articles", "requests": 0} | _later(request)
     if request.source.kind == "pairs":
         more = {"augmentation": "asks for each pair, which is not estimated"} if request.config.dataset.augment else {}
+        if judge := request.config.judge.model: more[f"ratings by {judge}"] = f"{request.config.judge.repeats} for each pair that is judged"
         return {"source": "pairs you already have", "requests": 0, **more} | _later(request)
     config, (chunks, slots) = request.config, plan_of(request)
     sample, answers = sample_slots(slots), sum(s.kind == "answer" for s in slots)
     if not sample: return {"chunks": len(chunks), "questions planned": 0} | _later(request)
     taken = take_sample(sample, chunks, config)
     told, priced = forecast(taken, answers), price_of(config.teacher.model, config.budget.prices) is not None
-    asked = {q.asks: q.sends(request.source, config) for q in all_questions()}
+    asked = {q.asks: q.sends(request.source, config) for q in questions_of("pairs")}
+    judged = {f"ratings by {config.judge.model}": len(slots) * config.judge.repeats if config.judge.model else 0}
     return {
         "chunks": len(chunks), "questions planned": len(slots), "requests, if none is rejected": count_requests(slots, config),
         "requests": f"{in_words(told['requests'])}, from {sum(taken.slots)} questions about {len(taken.chunks)} passages",
         "prompt tokens": in_words(told["prompt tokens"]), "answer tokens": in_words(told["answer tokens"]),
         f"cost, {config.budget.currency}": in_words(told["cost"], places=2) if priced else "no price in budget.prices",
         "generation, minutes": f"{in_words(told['seconds'], 1 / 60, 1)}, {taken.overlap:.1f} requests at a time in the sample",
-        **{f"requests, {asks}": f"at most {n:,}" for asks, n in asked.items() if n},
+        **{f"requests, {asks}": f"at most {n:,}" for asks, n in (asked | judged).items() if n},
     } | _later(request)
 
 

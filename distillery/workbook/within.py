@@ -19,7 +19,7 @@ from ..core.config import Config
 from ..core.errors import DistilleryError
 from ..core.files import atomic_write, read_memory
 from .estimate import Request, check_asks, forecast, plan_of, sample_slots, take_sample
-from ..questions.all import all_questions
+from ..questions.all import questions_of
 from ..questions.question import Question
 from ..engine.shelf import read_seconds
 from ..engine.source import Source
@@ -89,7 +89,7 @@ def asking_stages(
     request: Request,  # From `prepare`
 ) -> list[str]:  # Their names
     "Stages of questions that send the teacher requests."
-    cache, asked = request.plan.shelf.cache, [q for q in all_questions() if q.sends(request.source, request.config)]
+    cache, asked = request.plan.shelf.cache, [q for q in questions_of("pairs") if q.sends(request.source, request.config)]
     return [s.name for q in asked for s in q.planned(request.source, request.config, cache)]
 
 
@@ -118,7 +118,7 @@ def fit_design(
     taken, total = take_sample(sample_slots(slots), chunks, config, teacher), count(slots)
     told, (later, unknown) = forecast(taken, total), time_of_the_rest(request)
     v, source = config.dataset.variations_per_question, request.source
-    asked = [q for q in all_questions() if q.sends(source, config)]
+    asked = [q for q in questions_of("pairs") if q.sends(source, config)]
     left = 60 * minutes - later if not unknown else min(60 * minutes - later, 40 * minutes)  # a third for what never ran here
     answer_s = told["seconds"].ci_high / max(told["requests"].ci_high, 1)
     fitted = smallest = config
