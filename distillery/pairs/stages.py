@@ -206,11 +206,11 @@ def _dataset_apart(job: Job, source: Source, cache: Path, half: bool, vectors: V
 
 def _splitting(config: Config, source: Source, cache: Path, measured: Mapping[str, str]) -> Stage:
     "The stage that makes the dataset; it loads no sentence model where none is asked for."
-    reads: tuple[str, ...] = ("dataset", "student.base", "sft.max_length")
+    reads: tuple[str, ...] = ("dataset", "student.base", "sft.max_length", "selection.same_meaning")
     run = partial(_dataset, source=source)
     if config.selection.same_meaning is not None:
         run = partial(_dataset_apart, source=source, cache=cache, half=has_bf16_tiles(), vectors=vectors_of(config.judge.embedder))
-        reads = (*reads, "selection.same_meaning", "judge.embedder")
+        reads = (*reads, "judge.embedder")
     return Stage("dataset", run, reads, ("documents", "select"), measured, "splitting by document", place="dataset")
 
 # %% ../../nbs/pairs/90_stages.ipynb #53111d76
