@@ -279,6 +279,24 @@ def test_what_was_read_is_remembered_and_a_torn_memory_heals(shop, tmp_path, mon
     assert reached_code(module.body, sources=sources()) != before
 
 
+def test_what_a_tool_leaves_in_the_package_moves_no_key(shop, tmp_path):
+    "A notebook that runs in the folder of its package, an editor, Python itself."
+    module, reached, edit = shop
+
+    def leave(name):
+        (tmp_path / "shop" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "shop" / name).write_text("a: 9")
+    leave("tables/rates.yaml")
+    edit("rules.py", "words.yaml", "rates.yaml")  # found by the end of its path
+    before = reached(module.reads)
+    assert "tables/rates.yaml" in before
+    for name in (".distillery/rates.yaml", "tables/.ipynb_checkpoints/rates.yaml", "__pycache__/rates.yaml", "helper.cpython-311.pyc.140"):
+        leave(name)
+    assert reached(module.reads) == before
+    leave("more/rates.yaml")
+    assert reached(module.reads) != before
+
+
 def test_a_file_of_this_instant_is_not_trusted(tmp_path, monkeypatch):
     place, memory = tmp_path / "weights", tmp_path / "files.json"
     place.write_text("one")
