@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from warm import COMMAND, run_code
 
 from distillery.core.errors import DistilleryError
-from distillery.pages.report import pipeline
+from distillery.pages.report import GRAMMARS, notebook_library, pipeline
 from distillery.workbook.batch import parameter_sets, read_batch
 
 SLEEPER = ["rate: float = 0.1  # seconds\nfail: bool = False  # whether to stop",
@@ -67,6 +68,15 @@ def test_settings_travel_to_the_pipeline_and_are_checked(tmp_path):
     with pytest.raises(DistilleryError, match=r"lora\.r"): read_batch(tmp_path / "g.yaml")
 
 
+def test_workers_load_notebooks_at_the_same_time(monkeypatch):
+    "What is hidden while a library loads is hidden once, whoever else is loading."
+    monkeypatch.delitem(sys.modules, GRAMMARS, raising=False)
+    monkeypatch.setattr("distillery.pages.report.need", lambda *a: time.sleep(0.01) or sys.modules[GRAMMARS])
+    with ThreadPoolExecutor(8) as pool: assert list(pool.map(notebook_library, ["papermill"] * 40)) == [None] * 40
+    assert GRAMMARS not in sys.modules
+
+
+@pytest.mark.slow
 def test_a_killed_batch_goes_on_and_does_nothing_twice(folder):
     grid(folder, "grid: {rate: [0.01, 0.02, 0.03, 0.04, 3.0, 0.06]}")
     code = [sys.executable, "-c", COMMAND, "batch", "grid.yaml"]
@@ -91,7 +101,6 @@ def test_a_killed_batch_goes_on_and_does_nothing_twice(folder):
     assert "slept 0.06" in index
 
 
-@pytest.mark.slow
 def test_one_that_stops_is_kept_and_tried_again(folder):
     grid(folder, "runs: [{rate: 0.01}, {rate: 0.02, fail: true}]")
     first = distillery("batch", "grid.yaml", "--workers", "2", cwd=folder)

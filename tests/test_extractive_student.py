@@ -207,6 +207,7 @@ def test_eight_bits_that_read_otherwise_are_told_and_stop_nothing(trained, tmp_p
     assert {v: made[v]["check"]["ok"] for v in made} == {"fp32": True, "int8": False}
 
 
+@pytest.mark.slow
 def test_it_is_measured_like_any_student(exported):
     examples = []
     for e, i in zip([*toy_examples(24, "test")] * 2, toy_items(), strict=True):

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from distillery.engine.sources import user_memory
 from distillery.questions.all import questions_of
 
 PACKAGE = Path(__file__).resolve().parents[1] / "distillery"
@@ -101,6 +102,7 @@ def home(tmp_path_factory):
     package = home / "package/distillery"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("weights"))
     (package / "weights").symlink_to(PACKAGE / "weights")
+    if (known := user_memory(home / "none")).is_dir(): shutil.copytree(known, user_memory(home / "none", package), dirs_exist_ok=True)
     folder = package / "questions/toy"
     folder.mkdir()
     for name, text in {"__init__": "", "stages": STAGES, "decision": DECISION}.items(): (folder / f"{name}.py").write_text(text)
