@@ -27,7 +27,7 @@ def test_service_times_have_the_mean_and_the_spread_they_claim():
     assert min(times) > 0
 
 
-@pytest.mark.parametrize("client", ["ours", "bare"])
+@pytest.mark.parametrize("client", [pytest.param("ours", marks=pytest.mark.slow), "bare"])
 def test_nothing_is_lost_and_nothing_is_sent_twice(server, tmp_path, client):
     run = bench.run_client(client, server, bench.make_prompts(N), tmp_path, concurrency=4)
     assert run.error == ""
@@ -40,6 +40,7 @@ def test_nothing_is_lost_and_nothing_is_sent_twice(server, tmp_path, client):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_what_a_client_sends_again_is_counted(server, tmp_path):
     counts = bench.count_requests("ours", server, bench.make_prompts(N + 1), tmp_path)
     assert counts.error == ""
@@ -49,6 +50,7 @@ def test_what_a_client_sends_again_is_counted(server, tmp_path):
     assert counts.broken.answered == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_keeps_nothing_is_seen_to_ask_again(server, tmp_path):
     counts = bench.count_requests("bare", server, bench.make_prompts(N + 1), tmp_path)
     assert [r.server["requests"] for r in (counts.again, counts.added)] == [N, N + 1]
@@ -80,6 +82,7 @@ def test_a_peer_that_cannot_be_installed_says_so(server, tmp_path, monkeypatch):
     assert run.server == {}
 
 
+@pytest.mark.slow
 def test_slots_are_what_holds_work_back_and_the_others_wait(tmp_path):
     async def all_at_once(url):
         async with aiohttp.ClientSession() as session:

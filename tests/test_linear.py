@@ -38,7 +38,7 @@ REST = st.sampled_from([WORDS, "</p>", "</x>", "<table><tr><td>"])
 UNITS = {"md": st.sampled_from(MARKDOWN), "txt": st.sampled_from(PLAIN), "html": st.one_of(TAG, TAG, REST)}
 
 
-@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("kind", [pytest.param("md", marks=pytest.mark.slow), "txt", "html"])
 @pytest.mark.attack(row=3)
 def test_four_times_the_text_takes_four_times_the_steps(kind):
     @settings(max_examples=8, deadline=None)

@@ -113,6 +113,7 @@ def test_kill_9_and_resume_end_at_the_same_loss(base, tmp_path):
     assert {r["step"]: r["loss"] for r in steps} == pytest.approx({r["step"]: r["loss"] for r in straight}, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fresh_optimiser_would_not_do(base, trained, tmp_path, monkeypatch):
     "What mlx-lm's own resume does, adapter weights alone, ends elsewhere: the measure has teeth."
     import shutil

@@ -130,6 +130,7 @@ def test_a_question_that_was_not_put_for_its_source_says_so(kind, why, tmp_path)
     assert set(said.values()) == {f"This run cannot tell: {why}."}
 
 
+@pytest.mark.slow
 def test_the_context_card_follows_confidence_and_population():
     run, at = open_results(Path(__file__).parent / "data/run"), lambda **changed: load_config(preset="handbook", overrides=changed)
     usual, = context_decisions(run, at())

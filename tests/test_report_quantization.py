@@ -68,7 +68,7 @@ TEACHERS = {
     "builtin:tiny": "decisions.teacher_reference=pairs"}
 
 
-@pytest.mark.parametrize("spec", TEACHERS)
+@pytest.mark.parametrize("spec", [pytest.param(t, marks=[pytest.mark.slow] if i > 2 else []) for i, t in enumerate(TEACHERS)])
 def test_a_teacher_that_could_not_be_compared_has_its_reason_on_the_page(tmp_path, spec):
     shutil.copytree(KEPT, tmp_path / "run", ignore=shutil.ignore_patterns("teacher"))
     facts = json.loads((tmp_path / "run/provenance.json").read_text())

@@ -195,6 +195,7 @@ def test_every_temperature_asks_the_same_slots_with_the_same_seeds(drawn, tmp_pa
     assert sum(scores["0.9"].values()) >= sum(scores["0.3"].values())
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing_and_nothing_is_asked_twice(drawn, tmp_path):
     design, first, second = Design((0.3, 0.9), slots=5, replicates=3), Drawing(die=11), Drawing()
     with pytest.raises(KeyboardInterrupt): drawn(first, tmp_path, design)

@@ -44,6 +44,7 @@ def test_candidates_follow_the_guide_and_differ_from_what_is_there():
     with pytest.raises(DistilleryError, match="no step"): candidates("thresholds", CONFIG)
 
 
+@pytest.mark.slow
 def test_nothing_is_adopted_where_all_candidates_are_alike():
     "The best of seven by its mean is nearly always above the reference; it must nearly never be adopted."
     adopted = 0
