@@ -123,9 +123,10 @@ def cut_table(
 ) -> list[dict[str, Any]]:  # One row a cut
     "How often the evidence stands in a quarter, half, all and twice of the tokens, and what a cut makes."
     tokens, clusters = config.decisions.chunk_tokens, [r.doc_id for r in rows]
-    at = {n: found_within(rows, n)[0] for n in (tokens // 4, tokens // 2, tokens, 2 * tokens)}
-    mean = lambda n, level: with_interval(metric_mean([at[n][level][r.id] for r in rows], clusters, FOUND, config))
-    return [{"cut": label(c.level), **{f"within {exact(n)} tokens": mean(n, c.level) for n in at}, "n": len(rows),
+    read = {"a quarter of the tokens": tokens // 4, "half of them": tokens // 2, "all of them": tokens, "twice as many": 2 * tokens}
+    at = {part: found_within(rows, n)[0] for part, n in read.items()}
+    mean = lambda part, level: with_interval(metric_mean([at[part][level][r.id] for r in rows], clusters, FOUND, config))
+    return [{"cut": label(c.level), **{part: mean(part, c.level) for part in at}, "n": len(rows),
              "passages": number(c.passages, src=address(CUTS, i, "passages")), "tokens": number(c.tokens, src=address(CUTS, i, "tokens"))}
             for i, c in enumerate(cuts)]
 

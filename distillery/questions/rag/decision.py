@@ -21,6 +21,7 @@ from ..decide import Scores, compare, decide, level_verdicts, metric_mean, pick_
 from ..question import NOT_RUN, Question
 from .stages import RagAnswer, rag_stages
 from ..results import Results
+from ...retrieval.rag import refusal_threshold
 
 # %% ../../../nbs/questions/rag/20_decision.ipynb #afdfc816
 FACTS, CARDS = "rag/facts.json", {"test": "rag", "recall": "rag_recall"}
@@ -145,7 +146,6 @@ def refusals_by_score(
     "Whether a threshold refuses, chosen on the other half of the documents."
     import numpy as np
 
-    from distillery.retrieval.rag import refusal_threshold
     from distillery.retrieval.ranking import first_part
 
     drawn = lambda r: r.id if config.decisions.population == "these" else r.cluster

@@ -110,10 +110,11 @@ def ask_with_passages(
     for c in cases: gone[c.question] = gone.get(c.question, frozenset()) | frozenset(c.relevant)
     twins, made = [c.model_copy(update={"golds": [], "relevant": {}}) for c in cases], list[RagAnswer]()
     for taken, some in ((False, cases), (True, twins)):
-        wrap: Callable[[Any], Any] = lambda s, taken=taken: Without(s, gone) if taken else s
-        best = wrap(near).rank([c.question for c in some], 1).scores[:, 0].tolist() if some else []
+        finds: Any = Without(search, gone) if taken else search
+        scores: Any = Without(near, gone) if taken else near
+        best = scores.rank([c.question for c in some], 1).scores[:, 0].tolist() if some else []
         score = {c.id: round(x, 6) if abs(x) < 1e9 else None for c, x in zip(some, best, strict=True)}
-        for r in answer_with_passages(student, some, wrap(search), texts, ks, **how):
+        for r in answer_with_passages(student, some, finds, texts, ks, **how):
             if taken and r.k == 0: continue
             shown = [texts[p] for p in r.retrieved]
             support = faithfulness(r.prediction, shown) if shown and not r.refused and not r.error else None
