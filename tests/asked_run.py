@@ -9,9 +9,12 @@ from distillery.core.files import read_jsonl, write_jsonl
 from distillery.core.records import Slot
 from distillery.evaluation.evaluate import EvalRow
 from distillery.pairs.account import GroupedRow
+from distillery.questions.chunks.cuts import design
+from distillery.questions.chunks.stages import ChunkRow, CutFacts
 from distillery.questions.distillation.stages import ArmRow
 from distillery.questions.load.trials import Trial
 from distillery.questions.prompts.stages import PromptRow
+from distillery.questions.rag.stages import RagAnswer
 
 ITEMS = [{"id": f"s{i}", "doc_id": f"page {i % 12}"} for i in range(60)]
 SAID = {"question": "In which of the 3 halls?", "difficulty": "easy"}
@@ -96,6 +99,33 @@ def _arms(d: Drawn) -> None:
                                                   **({"distillation": odds} if arm == "logits" else {})})
 
 
+def _chunks(d: Drawn) -> None:
+    ways = design(220, [60], [0.0, 0.25], [False, True])
+    d.rows("chunks/cuts.jsonl", [CutFacts(level=c.name, size=c.size, overlap=c.overlap, titled=c.titled, passages=34_567 // c.size,
+                                          tokens=34_567 + 100 * i) for i, c in enumerate(ways)])
+    needed = lambda share: int(d.some(20, 900)) if d.hit(share) else None
+    one = lambda x: ChunkRow(**x, question="Which of 3?", stratum="low", needed={c.name: needed(0.7) for c in ways})
+    d.rows("chunks/rows.jsonl", [one(x) for x in ITEMS])
+    left = {"not self-contained": 7, "ambiguous": 13, "with a duplicate": 4}
+    d.json("chunks/facts.json", {"questions_from": "pairs", "left_out": left, "asked": 60, "known": 84, "why_not": None})
+
+
+def _rag(d: Drawn) -> None:
+    def row(x: dict, name: str, k: int, taken: bool) -> RagAnswer:
+        right, refused = not taken and bool(d.hit(0.2 + 0.1 * min(k, 5))), bool(d.hit(0.6 if taken else 0.1))
+        outcome = ("refused rightly" if refused else "should have refused") if taken else "right" if right else (
+            "not remembered" if not k else "reading failed" if d.hit(0.5) else "retrieval failed")
+        return RagAnswer(id=f"{name}-{x['id']}", k=k, cluster=x["doc_id"], difficulty="easy", question="Which of 3?", golds=["hall 2"],
+                         prediction="hall 3", retrieved=["p"] * k, found=right, refused=refused, exact_match=right, token_f1=d.some(0, 1),
+                         outcome=outcome, set=name, taken=taken, score=d.some(0.1, 0.9),
+                         support=d.some(0, 1) if k and not refused else None)
+
+    d.rows("rag/rows.jsonl", [row(x, name, k, taken) for name in ("test", "recall") for x in ITEMS for taken in (False, True)
+                              for k in (0, 1, 3, 10) if k or not taken])
+    left = {"not self-contained": 7, "ambiguous": 13, "with a duplicate": 4}
+    d.json("rag/facts.json", {"variant": "fp32", "passages": 345, "left_out": left, "asked": 120, "known": 167, "why_not": None})
+
+
 def asked_run(kept: Path, run: Path) -> Path:
     "A copy of a finished run to which every question was put; the kept student is the whole of the curve."
     shutil.copytree(kept, run)
@@ -108,4 +138,6 @@ def asked_run(kept: Path, run: Path) -> Path:
     d.rows("grouping/rows.jsonl", [grouped(n, x) for n in (1, 4) for x in ITEMS])
     _students(d)
     _arms(d)
+    _chunks(d)
+    _rag(d)
     return run

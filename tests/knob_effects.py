@@ -600,6 +600,10 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     "decisions.memory_gib": "test_reports_teachers::test_batches_of_a_model_under_a_budget_that_is_kept_and_one_that_nothing_fits",
     "decisions.index_sizes": "test_index::test_the_sizes_of_the_settings_are_built",
     "decisions.index_questions": "test_index::test_a_graph_pays_only_where_it_is_asked_often",
+    **dict.fromkeys(("decisions.chunk_sizes", "decisions.chunk_overlaps", "decisions.chunk_titles"),
+                    "test_chunks::test_the_settings_decide_what_is_cut_and_read"),
+    **dict.fromkeys(("decisions.rag_passages", "decisions.rag_questions"), "test_rag_question::test_the_settings_decide_what_is_asked"),
+    "decisions.chunk_tokens": "test_chunks::test_more_is_found_where_more_is_read",
     "decisions.train_seeds": "test_distill::test_arms_from_the_teacher_to_the_card",
 }
 PROBED = {name: (probe, besides) for probe, besides, names in PROBES for name in names.split()}

@@ -17,9 +17,11 @@ from distillery.questions.context_length.decision import context_decisions
 from distillery.questions.context_length.quality import MEASURES, resampled
 from distillery.questions.distillation.stages import ArmRow
 from distillery.questions.embedder.stages import EmbedderCost, EmbedderRow, Found
+from distillery.questions.chunks.stages import ChunkRow, CutFacts
 from distillery.questions.vector_index.stages import IndexQuery
 from distillery.questions.load.trials import Trial
 from distillery.questions.prompts.stages import PromptRow
+from distillery.questions.rag.stages import RagAnswer
 from distillery.questions.question import NO_DOCUMENTS, NOT_WRITTEN
 from distillery.questions.results import Results, TeacherRow, open_results
 from distillery.questions.temperature.stages import TemperatureRow
@@ -70,6 +72,12 @@ def one_document(path: Path, population: str) -> Results:
     kept = {"effort": None, "n": 99, "k": 10, "overlap": [1.0] * len(one), "ms_each": [1.0], "ms_batch": 1, "build_s": 0, "bytes": 9}
     put("index/points.jsonl", [IndexPoint(kind=kind, **kept) for kind in ("flat", "ivf")])
     put("index/queries.jsonl", [IndexQuery(**x) for x in one])
+    needed = {"220 tokens": 9, "60 tokens": 9}
+    put("chunks/rows.jsonl", [filled(ChunkRow, **x, needed=needed) for x in one])
+    put("chunks/cuts.jsonl", [filled(CutFacts, level=level) for level in needed])
+    given = {"golds": ["x"], "retrieved": ["p"], "outcome": "right", "set": "test"}
+    one_rag = lambda x, k, taken: filled(RagAnswer, id=x["id"], cluster=x["doc_id"], k=k, taken=taken, **given)
+    put("rag/rows.jsonl", [one_rag(x, k, taken) for x in one for k in (0, 1, 3) for taken in (False, True) if k or not taken])
     for level in ("mini", "tiny"):
         put(f"sizes/{level}/rows.jsonl", answers("fp32"))
         facts = {"order": len(level), "kind": "generative", "bytes": 9, "train_seconds": 1, "parameters": 9}
@@ -97,7 +105,8 @@ def test_one_document_is_answered_for_itself_and_for_no_other(question, tmp_path
     assert not any("fewer than" in d.verdict for d in made)
 
 
-EVERYTHING = {"decisions.index_sizes": [99], "decisions.prompt_packs": ["handbook", "technical-docs"], "decisions.parallel": [1, 4],
+EVERYTHING = {"decisions.index_sizes": [99], "decisions.chunk_sizes": [60], "decisions.rag_passages": [1, 3],
+              "decisions.prompt_packs": ["handbook", "technical-docs"], "decisions.parallel": [1, 4],
               "decisions.questions_per_call": [1, 4],
               "decisions.memory_batches": [1, 4], "decisions.train_shares": [0.5], "decisions.bases": ["builtin:mini", "builtin:tiny"],
               "decisions.distill_arms": ["base", "sft", "sequence", "rag"], "teacher.model": "builtin:mini"}

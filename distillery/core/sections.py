@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARGINS', 'TeacherForm', 'StudentArm', 'ArticlesSection', 'FiltersSection', 'ContextSection', 'EmbedderSection',
-           'DecisionsSection', 'WorkbookSection', 'drawn_by', 'can_compare']
+           'SearchDecisions', 'DecisionsSection', 'WorkbookSection', 'drawn_by', 'can_compare']
 
 # %% ../../nbs/core/08_sections.ipynb #995ef31e
 from collections.abc import Iterable, Sequence
@@ -55,12 +55,24 @@ class EmbedderSection(Section):
 
 # %% ../../nbs/core/08_sections.ipynb #7566994e
 MARGINS = {"answer_match": 0.05, "exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05,
-           "uniqueness": 0.05, "mean_absolute_error": 0.1, "ndcg": 0.02, "overlap": 0.05}
+           "uniqueness": 0.05, "mean_absolute_error": 0.1, "ndcg": 0.02, "overlap": 0.05, "evidence_found": 0.05}
 TeacherForm = Literal["fp32", "int8", "uint8", "q4", "mlx", "mlx-8bit", "mlx-4bit"]
 StudentArm = Literal["base", "sft", "sequence", "logits", "context", "rag"]
 
+# %% ../../nbs/core/08_sections.ipynb #5a7d22c1
+class SearchDecisions(Section):
+    "What is compared of searching: indexes, chunks, passages shown."
+    index_sizes: list[int] = key([], "result", "passages of the corpora that indexes are compared over; none ask nothing")
+    index_questions: int = key(10_000, "result", "questions asked between two changes of the passages, which an index has to pay by", ge=1)
+    chunk_sizes: list[int] = key([], "result", "sizes of passages to compare with the run's own, tokens; none ask nothing")
+    chunk_overlaps: list[float] = key([0.0, 0.25], "result", "shares of a passage that may repeat the one before, to compare")
+    chunk_titles: list[bool] = key([False, True], "result", "passages with title and heading before them, or without, to compare")
+    chunk_tokens: int = key(500, "result", "tokens that are read of the passages that a question finds", ge=4)
+    rag_passages: list[int] = key([], "result", "numbers of passages to show a student; none ask nothing")
+    rag_questions: int = key(120, "result", "questions of each set that are asked with passages", ge=2)
+
 # %% ../../nbs/core/08_sections.ipynb #66059e71
-class DecisionsSection(Section):
+class DecisionsSection(SearchDecisions):
     "How levels are compared."
     margins: dict[str, float] = key(MARGINS, "result", "differences smaller than this do not matter, by metric; those left out keep theirs")
     population: Literal["like these", "these"] = key("like these", "result", "documents that intervals speak of: a draw, or these alone")
@@ -80,8 +92,6 @@ class DecisionsSection(Section):
     temperature_factor: Literal["answer", "question"] = key("answer", "result", "whose temperature varies")
     temperature_slots: int = key(120, "result", "slots that are asked at every temperature", ge=1)
     temperature_replicates: int = key(3, "result", "answers to a slot at each temperature, each with its own seed", ge=1)
-    index_sizes: list[int] = key([], "result", "passages of the corpora that indexes are compared over; none ask nothing")
-    index_questions: int = key(10_000, "result", "questions asked between two changes of the passages, which an index has to pay by", ge=1)
     distill_arms: list[StudentArm] = key([], "result", "ways to make a student answer, to compare; fewer than two ask nothing")
     train_seeds: list[int] = key([88, 89, 90], "result", "seeds that every compared training is repeated with")
     scorers: list[str] = key(["frozen", "static"], "result", "scorers to compare with a filter's own, e.g. finetune, or frozen FOLDER")

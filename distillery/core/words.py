@@ -55,13 +55,13 @@ METRIC_NAMES = {
     "largest logit difference", "exact_match_rate": "match rate", "recall_match": "match rate of what was taught",
     "behavior_accuracy": "behaviour accuracy", "response_length_compliance": "length compliance",
     "p50_latency_ms": "p50 latency", "p95_latency_ms": "p95 latency", "peak_rss_mb": "peak memory",
-    "kept_share": "share of good articles kept", "overlap": "overlap with the exact search",
+    "kept_share": "share of good articles kept", "evidence_found": "evidence found", "overlap": "overlap with the exact search",
 }
 
 
 SHARES = ("bert_f1", "token_f1", "exact_match", "answer_match", "keyword_coverage", "refusal_accuracy", "behaviour_accuracy",
           "length_compliance", "fp32_alignment", "domain_relevance", "mrr", "ndcg", "ndcg@10", "recall_1", "recall_5", "recall_10",
-          "same_top1", "kept_share", "overlap", "evidence", "support", "uniqueness", "answerable")
+          "same_top1", "kept_share", "overlap", "evidence_found", "evidence", "support", "uniqueness", "answerable")
 METRIC_SCALES: dict[str, tuple[float, float]] = {**dict.fromkeys(SHARES, (0.0, 1.0)), "rag_improvement": (-1.0, 1.0)}
 
 # %% ../../nbs/core/21_words.ipynb #53d904c3

@@ -14,6 +14,7 @@ from typing import Any
 from ..core.config import Config
 from ..core.records import Decision
 from ..core.knobs import ConfigError
+from .chunks.decision import CHUNKS
 from .context_length.decision import CONTEXT_LENGTH
 from .distillation.decision import DISTILLATION
 from .embedder.decision import EMBEDDER
@@ -24,6 +25,7 @@ from .load.memory import MEMORY
 from .load.parallel import PARALLEL
 from .prompts.decision import PROMPTS
 from .quantization.decision import QUANTIZATION
+from .rag.decision import RAG
 from .sizes.decision import SIZES
 from .student.decision import STUDENT
 from .temperature.decision import TEMPERATURE
@@ -32,8 +34,8 @@ from .results import Results
 
 # %% ../../nbs/questions/90_all.ipynb #e1a075fe
 QUESTIONS: tuple[Question, ...] = (
-    STUDENT, QUANTIZATION, TEMPERATURE, EMBEDDER, INDEX, CONTEXT_LENGTH, PROMPTS, PARALLEL, MEMORY, GROUPING, LEARNING_CURVE, SIZES,
-    DISTILLATION,
+    STUDENT, QUANTIZATION, TEMPERATURE, EMBEDDER, INDEX, CHUNKS, RAG, CONTEXT_LENGTH, PROMPTS, PARALLEL, MEMORY, GROUPING,
+    LEARNING_CURVE, SIZES, DISTILLATION,
 )
 
 
