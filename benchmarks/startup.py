@@ -33,7 +33,8 @@ if __name__ == "__main__":
     rows = {"python": ["-c", ""], "typer, rich, pydantic": ["-c", "import typer, rich.console, rich.progress, pydantic"],
             "distillery --help": ["-c", MAIN, "--help"], "distillery run --help": ["-c", MAIN, "run", "--help"]}
     if beside := os.environ.get("BESIDE"):  # what it imports and we do not has to be installed, e.g. with pip --target into that folder
-        module, _, name = tomllib.loads(Path(beside, "pyproject.toml").read_text("utf-8"))["project"]["scripts"]["distillery"].partition(":")
+        scripts = tomllib.loads(Path(beside, "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+        module, _, name = scripts["distillery"].partition(":")
         rows[f"--help of {beside}"] = ["-c", f"import sys; sys.path.insert(0, {beside!r}); from {module} import {name}; {name}()", "--help"]
     if sys.argv[1:]: rows["distillery " + " ".join(sys.argv[1:3])] = ["-c", MAIN, *sys.argv[1:]]
     for name, args in rows.items(): print(f"{name:<32}{cpu_seconds(*args):6.2f} s")
