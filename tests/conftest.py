@@ -4,10 +4,13 @@ import gc
 import sys
 from collections import defaultdict
 
+import hypothesis
 import pytest
 
 sys.modules.setdefault("rfc3987_syntax", None)  # as `pages.report.notebook_library`, for tests that import nbformat themselves
 gc.set_threshold(100_000, 20, 100)  # as the command line does
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
+hypothesis.settings.load_profile("untimed")
 
 LONG = ["test_run", "test_cli", "test_checks", "test_student_training", "test_distill", "test_retrieval", "test_prompt_injection",
         "test_filters", "test_reports_teachers", "test_teachers_faults", "test_embedder", "test_teachers_models", "test_question",

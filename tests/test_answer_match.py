@@ -81,7 +81,7 @@ SIGNS = st.sampled_from(["-", "−", "+", "±", "~", "#", "%", "°", "/", ".", "
 
 
 @given(st.lists(SIGNS, max_size=8).map("".join))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_form_is_stable_and_an_empty_answer_is_never_right(text):
     assert answer_match(text, text) == float(bool(match_form(text)))
     assert answer_match("", text) == 0
@@ -89,7 +89,7 @@ def test_a_form_is_stable_and_an_empty_answer_is_never_right(text):
 
 
 @given(st.integers(0, 99_999), st.integers(0, 99_999), st.sampled_from(["{}", "{} mm", "-{}", "{} %", "at {}:30", "v1.{}"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_two_numbers_are_two_answers(a, b, shape):
     assert answer_match(shape.format(a), shape.format(b)) == float(a == b)
     if shape not in ("v1.{}", "at {}:30"): assert answer_match(shape.format(f"{a:,}"), shape.format(a)) == 1

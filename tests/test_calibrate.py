@@ -76,7 +76,7 @@ def test_intervals_of_few_and_of_likely_alike_clusters():
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_article_a_cluster_is_plain_conformal(n, seed):
     errors = np.random.default_rng(seed).random(n)
     place = int(np.ceil(0.9 * (n + 1) - 1e-9))
@@ -84,7 +84,7 @@ def test_one_article_a_cluster_is_plain_conformal(n, seed):
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_curve_never_turns_an_order_around(seed):
     rng = np.random.default_rng(seed)
     curve = fit_curve(rng.uniform(0, 10, 30), rng.uniform(0, 10, 30))

@@ -65,7 +65,7 @@ def test_the_newest_come_first_where_there_is_a_limit(place):
     assert [c.request["messages"][0]["content"].split(":")[0] for c in newest] == ["Passage 29", "Passage 28", "Passage 27"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(min_size=1))
 def test_nothing_typed_is_sql(tmp_path_factory, text):
     journal = Journal(tmp_path_factory.mktemp("sql") / "c.sqlite")
@@ -73,7 +73,7 @@ def test_nothing_typed_is_sql(tmp_path_factory, text):
     assert journal.db.execute("select count(*) from calls").fetchone() == (0,)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text())
 def test_no_control_character_reaches_the_terminal(text):
     for shown in (plain(text).plain, plain(text, 40).plain):

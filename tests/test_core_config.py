@@ -96,7 +96,7 @@ def test_the_configuration_is_frozen_and_defaults_are_not_shared():
 
 
 @given(st.dictionaries(st.sampled_from([k.name for k in KNOBS if k.name not in PATHS]), st.none(), max_size=12))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_written_file_reads_back_as_the_same_configuration(tmp_path_factory, picked):
     table = {k.name: k for k in KNOBS}
     config = load_config(overrides={n: another(table[n], table[n].default) for n in picked})
@@ -107,7 +107,7 @@ def test_a_written_file_reads_back_as_the_same_configuration(tmp_path_factory, p
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40), st.booleans())  # no file holds a zero
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_text_survives_the_file(text, commented):
     config = load_config(overrides={"workbook.name": text, "llm_defaults.stop_sequences": [text, "\n"]})
     read = yaml.safe_load(to_yaml(config, commented))
@@ -116,7 +116,7 @@ def test_any_text_survives_the_file(text, commented):
 
 
 @given(st.sampled_from(NAMES), st.integers(0, 30), st.sampled_from("abcxyz_"))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_slip_of_the_finger_is_answered_with_the_right_name(name, place, letter):
     section, _, last = name.rpartition(".")
     if len(last) < 5:

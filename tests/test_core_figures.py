@@ -48,7 +48,7 @@ def drawn(plot, tag, key):
     return [float(e.get(key).rstrip("%")) for e in found if e.get(key)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3, unique=True).map(sorted).filter(lambda v: v[2] - v[0] > 1e-3))
 def test_an_interval_stands_where_its_values_are(values):
     low, mean, high = values
@@ -59,7 +59,7 @@ def test_an_interval_stands_where_its_values_are(values):
     assert at - left == pytest.approx((mean - low) / (high - low) * (right - left), abs=0.05)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(1e-6, 1e6), st.floats(1.001, 1e6), st.booleans())
 def test_round_ticks_lie_on_the_axis(low, times, log):
     axis = Axis.over([low, low * times], 2, 98, log)
@@ -68,7 +68,7 @@ def test_round_ticks_lie_on_the_axis(low, times, log):
     assert axis.at(low) < axis.at(low * times)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 16), st.floats(12, 97), st.floats(40, 40 + TALL)), min_size=2, max_size=5))
 def test_labels_keep_clear_of_one_another(places):
     heights = label_heights([("x" * n, x, y) for n, x, y in places])

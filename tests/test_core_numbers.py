@@ -5,7 +5,7 @@ import pickle
 import re
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distillery.core import numbers as nb
@@ -38,7 +38,6 @@ def well_set(text):
     assert not re.search(r"\d{4}", re.sub(r"\.\d+", "", text))  # thousands have commas
 
 
-@settings(deadline=None)
 @given(FLOATS)
 @example(-0.0)
 @example(-3.44e-17)
@@ -56,7 +55,6 @@ def test_a_perfect_score_has_the_decimals_of_its_neighbours():
     assert [nb.number(x) for x in (0.999, 1.0, 0.05, 1.5, 1000.5)] == ["0.999", "1.000", "0.0500", "1.50", "1,000"]
 
 
-@settings(deadline=None)
 @given(FLOATS)
 def test_a_measured_number_has_three_digits_that_count(x):
     digits = re.sub(r"e.*|[^\d.]", "", nb.number(x))
@@ -65,14 +63,12 @@ def test_a_measured_number_has_three_digits_that_count(x):
     assert "." not in digits or at_least <= 4  # 1.000 has four
 
 
-@settings(deadline=None)
 @given(st.integers(-10**15, 10**15))
 def test_a_whole_number_loses_nothing(n):
     assert int(nb.number(n).replace(",", "").replace("−", "-")) == n
     well_set(nb.number(n))
 
 
-@settings(deadline=None)
 @given(FLOATS)
 def test_a_plus_sign_is_shown_only_where_asked(x):
     assert "+" not in nb.number(x)
@@ -80,13 +76,11 @@ def test_a_plus_sign_is_shown_only_where_asked(x):
     assert signed[0] in "+−" or signed == "0"
 
 
-@settings(deadline=None)
 @given(st.decimals(-1000, 1000, places=4, allow_nan=False))
 def test_what_was_set_keeps_its_digits(d):
     assert parsed(nb.exact(float(d)))[0] == float(d)
 
 
-@settings(deadline=None)
 @given(FLOATS, st.floats(0, 1e6), st.floats(0, 1e6))
 @example(-3.44e-17, 0.0, 0.0)
 @example(0.9412, 0.00005, 0.00005)
@@ -101,7 +95,6 @@ def test_an_estimate_and_its_interval_read_back(mean, below, above):
     well_set(text)
 
 
-@settings(deadline=None)
 @given(st.floats(-1, 1), st.floats(1e-5, 0.5))
 def test_no_digit_is_shown_that_the_interval_does_not_bear(mean, half):
     low, high = mean - half, mean + half
@@ -113,7 +106,6 @@ def test_no_digit_is_shown_that_the_interval_does_not_bear(mean, half):
     assert 0.99 * half <= 100 * unit or near_zero
 
 
-@settings(deadline=None)
 @given(st.floats(-1, 1), st.floats(1e-4, 1), st.floats(1e-4, 1))
 def test_ends_keep_their_side_of_zero(mean, below, above):
     low, high = mean - below, mean + above
@@ -129,7 +121,6 @@ def test_every_number_of_a_difference_has_its_sign():
     assert nb.difference(None) == "–"
 
 
-@settings(deadline=None)
 @given(SHARES)
 @example(0.9999999)
 @example(1e-7)
@@ -143,7 +134,6 @@ def test_percentages_read_back_and_never_round_to_all(x):
     assert "0 %" != text or x < 1e-13
 
 
-@settings(deadline=None)
 @given(NOUNS, st.integers(0, 10_000))
 def test_counts_agree_with_their_nouns_whichever_number_these_had(noun, n):
     before, _, last = noun.rpartition(" ")
@@ -158,7 +148,6 @@ def test_a_plural_goes_back_to_its_singular(one):
     assert words.singular(words.plural(one)) == words.singular(one) == one
 
 
-@settings(deadline=None)
 @given(st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=9))
 def test_one_is_never_followed_by_an_s_that_it_did_not_have(noun):
     if noun.endswith("s"): return
@@ -167,7 +156,6 @@ def test_one_is_never_followed_by_an_s_that_it_did_not_have(noun):
     assert words.plural(noun) != noun or noun in words.SINGULARS or noun in words.UNCOUNTED
 
 
-@settings(deadline=None)
 @given(SHARES)
 def test_p_values_are_never_zero(p):
     assert re.fullmatch(r"< 0\.001|[01]\.\d{3}", nb.p_value(p))
@@ -175,7 +163,6 @@ def test_p_values_are_never_zero(p):
     assert re.fullmatch(r"p < 0\.001|p = [01]\.\d{3}", nb.p_value(p, "p"))
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e6), st.sampled_from([(nb.seconds, " s"), (nb.milliseconds, " ms")]))
 def test_units_follow_a_space(x, way):
     show, unit = way
@@ -183,14 +170,12 @@ def test_units_follow_a_space(x, way):
     assert reads_back(show(x).removesuffix(unit), x)
 
 
-@settings(deadline=None)
 @given(st.floats(1e-6, 1e6))
 def test_a_duration_reads_back_in_its_unit(x):
     figure, unit = nb.duration(x).split(" ")
     assert reads_back(figure, x / {"ms": 1e-3, "s": 1, "min": 60, "h": 3600}[unit])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**42))
 def test_a_size_reads_back_in_its_unit(n):
     figure, unit = nb.bytes_(n).split(" ")
@@ -220,7 +205,6 @@ def test_infinity_and_nan_have_signs_of_their_own():
     assert nb.estimate(float("nan"), 0.1, 0.2) == "– [0.100, 0.200]"
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_text_and_address_are_escaped_in_html(text, src):
     html = nb.Number(text, src=src).__html__()
@@ -229,7 +213,6 @@ def test_text_and_address_are_escaped_in_html(text, src):
     assert inner[1].replace("&#34;", "").count("&") == sum(src.count(c) for c in "&<>'")
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_a_sentence_escapes_all_but_its_numbers(name, before):
     pattern = before.replace("{", "").replace("}", "") + " {name} {x}"

@@ -75,7 +75,7 @@ KINDS = [
 
 
 @given(st.one_of(KINDS))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_record_survives_its_line(record):
     line = record.to_line()
     assert "\n" not in line
@@ -85,14 +85,14 @@ def test_a_record_survives_its_line(record):
 
 
 @given(st.lists(PAIRS, min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_records_survive_their_file(tmp_path_factory, pairs):
     path = write_jsonl(tmp_path_factory.mktemp("rows") / "pairs.jsonl", pairs)
     assert read_jsonl(path, Pair) == pairs
 
 
 @given(st.one_of(KINDS), st.integers(SCHEMA + 1, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_newer_line_is_refused_whatever_else_it_says(record, version):
     with pytest.raises(ValidationError, match="upgrade distillery"):
         type(record).model_validate({**json.loads(record.to_line()), "schema": version, "new": 1})

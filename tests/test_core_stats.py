@@ -176,7 +176,7 @@ def test_clusters_of_one_and_equal_clusters_give_what_they_must():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 4)), min_size=1, max_size=30), st.floats(0.6, 0.99))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_an_interval_of_scores_stays_on_the_scale_and_holds_its_mean(cases, confidence):
     values, clusters = zip(*cases, strict=True)
     e = mean_interval(values, clusters, confidence)
@@ -186,7 +186,7 @@ def test_an_interval_of_scores_stays_on_the_scale_and_holds_its_mean(cases, conf
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.integers(0, 5)), min_size=4, max_size=40), st.randoms())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_contrast_does_not_depend_on_order_and_turns_with_its_levels(cases, random):
     assume(len({c for *_, c in cases}) > 1)
     first = paired_contrast(*map(list, zip(*cases, strict=True)), resamples=1)
@@ -299,7 +299,7 @@ def test_a_quantile_needs_cases_enough():
 
 
 @given(st.lists(st.floats(1, 1000), min_size=5, max_size=400), st.floats(1, 1000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_bound_of_a_quantile_tells_its_state(values, threshold):
     g = quantile_gate("p95", "q4", values, threshold)
     if g.state == "PASS":

@@ -75,7 +75,7 @@ def test_the_digest_of_a_folder_sees_names_and_contents(tmp_path):
 
 
 @given(st.binary(max_size=100), st.binary(max_size=100), st.sampled_from(["open", "write", "fsync", "replace"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path_factory, old, new, where):
     path = tmp_path_factory.mktemp("files") / "a.bin"
     atomic_write(path, old)
@@ -133,7 +133,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
 
 
 @given(st.lists(st.text(max_size=20) | st.text(BREAKS, max_size=5), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_survives_a_file_of_lines(tmp_path_factory, words):
     path = write_jsonl(tmp_path_factory.mktemp("rows") / "w.jsonl", [Word(word=w) for w in words])
     assert [w.word for w in read_jsonl(path, Word)] == words
@@ -147,7 +147,7 @@ BAD = [b"{", b"[]", b'"text"', b'{"word": 3}', b'{"ward": "x"}', b'{"word": "x",
 
 
 @given(st.lists(st.sampled_from([GOOD, b"", b"   "]), max_size=5), st.sampled_from(BAD), st.sampled_from([b"\n", b"\r\n"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_broken_line_is_named_by_its_number(tmp_path_factory, before, bad, end):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_bytes(end.join([*before, bad, GOOD]))
@@ -190,7 +190,7 @@ def test_a_byte_order_mark_is_no_fault_and_a_broken_archive_is(tmp_path):
         st.from_regex(r"[a-z]{1,3}(/[a-z]{1,3})?", fullmatch=True).filter(lambda n: n.count("/") < 2), st.binary(max_size=20), max_size=4
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_output_comes_back_as_it_was_put(tmp_path_factory, content):
     if any(a != b and b.startswith(a + "/") for a in content for b in content):
         return

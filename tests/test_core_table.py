@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from io import StringIO
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
@@ -54,7 +54,6 @@ def printed(table, width=80):
     return console.file.getvalue()
 
 
-@settings(deadline=None)
 @given(ROWS, st.sampled_from(["", *HOSTILE]))
 @example([{w: w} for w in HOSTILE], HOSTILE[0])
 def test_nothing_in_a_cell_becomes_markup_in_html(rows, caption):
@@ -67,7 +66,6 @@ def test_nothing_in_a_cell_becomes_markup_in_html(rows, caption):
     assert all(cell in words for line in table.cells for cell in line if "\r" not in cell and "\x00" not in cell)
 
 
-@settings(deadline=None)
 @given(ROWS, st.sampled_from(["", *HOSTILE]))
 @example([{w: w} for w in HOSTILE], HOSTILE[0])
 def test_nothing_in_a_cell_becomes_markup_in_markdown(rows, caption):
@@ -78,7 +76,6 @@ def test_nothing_in_a_cell_becomes_markup_in_markdown(rows, caption):
     if any(one_line(c.label) for c in table.columns): assert seen.tags.count("tr") == len(rows) + 1
 
 
-@settings(deadline=None)
 @given(ROWS, st.sampled_from([20, 40, 80, 200]))
 @example([{w: w} for w in HOSTILE], 80)
 def test_nothing_in_a_cell_becomes_markup_in_a_terminal(rows, width):
@@ -90,7 +87,6 @@ def test_nothing_in_a_cell_becomes_markup_in_a_terminal(rows, width):
         assert all(re.sub(r"\s", "", one_line(cell)) in squeezed for line in Table.of(rows).cells for cell in line)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(1e-3, 0.5)), min_size=1, max_size=5), st.integers(1, 8),
        st.sampled_from([60, 80, 120]))
 def test_no_number_is_cut_or_broken_in_a_terminal(values, columns, width):

@@ -30,7 +30,7 @@ def contrast(diff, half, p=0.01, **more):
 # Verdicts
 
 @given(st.floats(-1, 1), st.floats(0.01, 2), st.floats(0.01, 1), st.integers(6, 500), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_as_many_clusters_as_said_are_likely_to_decide_and_one_less_is_not(diff, half, margin, clusters, comparisons):
     c = contrast(diff, half, n_clusters=clusters)
     g = clusters_to_decide(c, margin, comparisons)
@@ -157,7 +157,7 @@ def test_no_further_case_settles_what_is_settled_and_nothing_else():
             assert chance_settled(s, possible_truths(s), threshold, s.n) == settled
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(4, 60), st.floats(0.02, 0.98), st.floats(0.02, 0.98))
 def test_a_forecast_is_the_smallest_number_that_is_likely_enough(n, share, threshold):
     s = spread([1] * round(share * n) + [0] * (n - round(share * n)))
@@ -225,9 +225,19 @@ def test_a_loss_smaller_than_the_margin_is_borne(margin, state):
     g = noninferiority_gate("g", "v", c, margin)
     assert (g.state, g.threshold, g.value, g.n) == (state, -margin, c.diff, 60)
     assert g.bound == pytest.approx(c.ci_high if state == "FAIL" else c.ci_low)
+    assert g.least_clusters is None
+    sd = (c.ci_high - c.ci_low) / 2 / scipy_stats.t.ppf((1 + c.confidence) / 2, c.df)
+    needed = cases_to_settle(Spread(c.diff, sd, c.df, c.n_items, c.n_clusters), -margin, c.confidence)
+    assert g.cases_needed == (needed if state == "INCONCLUSIVE" else None)
 
 
-@settings(max_examples=25, deadline=None)
+def test_a_loss_in_too_few_clusters_names_the_fewest_that_can_tell():
+    d = np.random.default_rng(3).normal(-0.02, 0.3, 12)
+    g = noninferiority_gate("g", "v", paired_contrast(d, 0 * d, np.arange(12) // 3), 0.9)
+    assert (g.state, g.least_clusters, g.cases_needed) == ("INCONCLUSIVE", least_clusters(0.05), None)
+
+
+@settings(max_examples=25)
 @given(st.integers(1, 120), st.sampled_from((0.2, 0.5, 0.9, 0.95)), st.sampled_from((0.8, 0.95)), st.data())
 def test_the_bound_of_a_quantile_is_the_ceiling_at_which_its_state_would_change(n, quantile, confidence, data):
     "Of a failed gate the smallest that does not fail, of any other the smallest that passes."

@@ -135,7 +135,7 @@ def test_an_article_printed_twice_is_one_topic(tmp_path):
     assert all(len(where) == 1 for where in side.values())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([*NOTHING, "a", "b", 1, 1.0, "1", 2.5]), min_size=1, max_size=20))
 def test_only_named_clusters_hold_several_articles(tmp_path_factory, clusters):
     rows = [{"text": f"t{i}", "cluster": c, "scores": {"q": 1}} for i, c in enumerate(clusters)]
@@ -147,7 +147,7 @@ def test_only_named_clusters_hold_several_articles(tmp_path_factory, clusters):
 
 # Splits
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 30), min_size=40, max_size=120), st.text(max_size=3))
 def test_no_cluster_crosses_and_every_article_is_tested_once(names, salt):
     articles = [Article(id=str(i), cluster=str(c), text="t", scores={"x": 0}) for i, c in enumerate(names)]
@@ -164,7 +164,7 @@ def test_no_cluster_crosses_and_every_article_is_tested_once(names, salt):
 
 # Windows and views
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(alphabet=st.sampled_from("abc é.!?\n字-"), max_size=600))
 def test_windows_keep_every_letter_and_fit(text):
     windows = sentence_windows(text, token_counter())
@@ -172,7 +172,7 @@ def test_windows_keep_every_letter_and_fit(text):
     assert all(w.tokens <= WINDOW for w in windows)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, WINDOW), min_size=1, max_size=80), st.integers(WINDOW, 3000))
 def test_views_stay_in_budget_and_agree_where_all_fits(sizes, budget):
     seen = {name: see(sizes, budget) for name, see in VIEWS.items()}
@@ -364,7 +364,7 @@ def test_nothing_compared_is_nothing_read(tmp_path):
 
 # Heads
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(8, 40))
 def test_cross_validation_agrees_with_scikit_learn(seed, width, n):
     from sklearn.linear_model import Ridge

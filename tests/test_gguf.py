@@ -49,7 +49,7 @@ def test_every_gold_question_is_cut_like_ours(tokens):
     assert [t for t in texts if theirs.encode(t, add_special_tokens=False).ids != ours.tokens(t)] == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=60))
 def test_any_text_is_cut_like_ours(tokens, text):
     theirs, ours = tokens

@@ -155,7 +155,7 @@ def test_questions_of_one_template_never_meet():
     assert near_duplicates(three, 0.9) == {"00001": "00000"}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.text("ab .", max_size=50), max_size=6), st.lists(st.text("ab .", max_size=45), max_size=6))
 def test_gold_rows_are_found_where_a_search_finds_them(texts, sentences):
     chunks = [Chunk(chunk_id=str(i), doc_id="d", heading="", text=t, start=0, end=len(t), category="m") for i, t in enumerate(texts)]

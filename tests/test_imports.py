@@ -436,7 +436,7 @@ names = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.dictionaries(names, cells, max_size=6) | cells, min_size=1, max_size=6))
 def test_every_row_is_used_or_counted(tmp_path_factory, rows):
     path = put(tmp_path_factory.mktemp("p") / "p.jsonl", *rows, {"question": Q, "answer": A})
@@ -447,7 +447,7 @@ def test_every_row_is_used_or_counted(tmp_path_factory, rows):
         pair.model_dump_json().encode()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(texts.map(clean_text).filter(bool), texts.map(clean_text).filter(bool), st.sampled_from(sorted(SHAPES)), st.booleans())
 def test_any_text_comes_back_from_any_shape(tmp_path_factory, question, answer, name, pretty):
     row = json.loads(

@@ -85,7 +85,7 @@ def test_a_higher_limit_keeps_what_selection_would(shelf, limit):
     assert browse.keep_at(shelf.pairs[:600], shelf.config, limit) == select_pairs(shelf.pairs[:600], strict)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.15, 1), st.floats(0, 0.5))
 def test_raising_the_limit_only_takes_away(one, more):
     shelf = kept_shelf()

@@ -209,7 +209,7 @@ TEXTS = st.lists(SCRIPTS, max_size=30).map("".join)
 
 
 @given(TEXTS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_script_keeps_its_places(text):
     "Sentences hold all that is written, folded text knows where it came from, and what is quoted is found."
     spans = split_sentences(text)
@@ -225,7 +225,7 @@ def test_every_script_keeps_its_places(text):
 
 
 @given(st.sampled_from([f.answer for some in FACTS.values() for f in some]), TEXTS, TEXTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_answer_set_off_by_spaces_is_found_in_any_surroundings(answer, before, after):
     text = f"{before} | {answer} | {after}"
     a, b = find_span(text, answer)

@@ -41,7 +41,7 @@ UNITS = {"md": st.sampled_from(MARKDOWN), "txt": st.sampled_from(PLAIN), "html":
 @pytest.mark.parametrize("kind", [pytest.param("md", marks=pytest.mark.slow), "txt", "html"])
 @pytest.mark.attack(row=3)
 def test_four_times_the_text_takes_four_times_the_steps(kind):
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(st.lists(UNITS[kind], min_size=1, max_size=3).map("".join), st.sampled_from(["", WORDS]))
     def check(unit, words):
         once, more = (steps(unit * n + words * n, kind) for n in (250, 1000))  # a passage holds 220 words

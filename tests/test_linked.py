@@ -209,7 +209,7 @@ def test_a_planted_leak_is_seen_by_the_check_alone(tmp_path):
         assert any("hold the same passage" in s and "new" in s for s in said), change
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(4, 14), st.lists(st.tuples(st.integers(0, 13), st.sampled_from(sorted(EDITIONS))), max_size=6), st.integers(0, 99))
 def test_no_passage_is_ever_on_two_sides(n, planted, seed):
     texts = [page(1000 + i) for i in range(n)]

@@ -172,7 +172,7 @@ def test_the_command_refuses_it_too(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text("abÄ.-_ ", min_size=1, max_size=6).filter(lambda s: s.strip(". ")), st.sampled_from([*SUFFIXES, ".csv",
     ".json", "", ".RTF", ".MD"]), min_size=1, max_size=6))
 def test_every_visible_file_is_listed_once(tmp_path_factory, names):

@@ -23,7 +23,7 @@ from teachers_server import Scripted
 
 CASES = Path(__file__).resolve().parents[2] / "shared/cases"
 ASK = user_request("a", "How often is the plate changed?")
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def case(name: str) -> list:
@@ -278,7 +278,7 @@ def sound(made) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JSONS), min_size=1, max_size=3), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_value_anywhere_is_read_without_a_fall(changes, streamed):
     value = {
         "choices": [{"index": 0, "message": {"content": "14"}, "finish_reason": "stop", "logprobs": {"content": [{"top_logprobs": []}]}}],
@@ -301,7 +301,7 @@ def test_any_value_anywhere_is_read_without_a_fall(changes, streamed):
         [b"[" * 200_000, b'{"a":' * 100_000, b"\xef\xbb\xbf", b"1e999", b'"\\ud83d"', b"data: " * 50_000, b"\x1f\x8b\x08", b"7" * 10**5]
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_bytes_are_read_without_a_fall(raw):
     for data in (raw, EMPTY[0][:-3] + raw, b'data: {"choices": [' + raw, body({"content": "14"}) + raw):
         for kind in ("application/json", "text/event-stream"): sound(read_result(ASK, data, kind))

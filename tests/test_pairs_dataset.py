@@ -39,7 +39,7 @@ def corpus(docs, families=3, wordings=3):
     return pairs, chunks
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 14), st.integers(1, 4), st.integers(1, 4), st.integers(0, 9), st.floats(0, 0.6), st.floats(0.3, 1))
 def test_no_split_leaks(docs, families, wordings, seed, test_share, train_split):
     pairs, chunks = corpus(docs, families, wordings)

@@ -159,7 +159,7 @@ block = st.one_of(sentence, st.lists(sentence, min_size=1, max_size=6).map(" ".j
                   sentence.map(lambda s: "- " + s), sentence.map(lambda s: "## " + s[:20].strip()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(block, min_size=1, max_size=8).map("\n\n".join), st.integers(5, 60), st.integers(0, 20))
 def test_chunks_are_slices_that_fit_and_miss_nothing(text, most, least):
     document = Document(doc_id="d", path="d.md", title="D", text=text, mime="text/markdown", digest="0")

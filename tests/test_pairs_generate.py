@@ -181,7 +181,7 @@ def test_a_document_cannot_write_its_own_prompt(pack):
     assert all(evil in load_pack(pack)[kind].render(**fields) for kind in KINDS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="aB3.,: $(", min_size=1, max_size=30), st.integers(0, 29), st.integers(1, 12))
 def test_a_span_is_found_where_it_says(text, start, length):
     answer = " ".join(text[start : start + length].split())

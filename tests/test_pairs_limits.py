@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from distillery.core.config import load_config
 from distillery.core.records import Evidence
 from distillery.pairs import limits
-from distillery.pairs.limits import answer_problem, evidence_or_problem, locate, question_problem, same_answer
+from distillery.pairs.limits import answer_problem, evidence_or_problem, find_span, locate, question_problem, same_answer
 
 CONFIG = load_config()
 WORDS = ("Raven", "Heron", "hall", "stands", "7", "mill")
@@ -93,3 +93,10 @@ def test_an_answer_that_sticks_out_of_the_sentence_at_either_end_lies_outside():
 
 @pytest.mark.parametrize(("other", "same"), [("the Hall 3.", True), ("HALL 3", True), ("Hall 4", False), ("", False)])
 def test_answers_are_the_same_but_for_case_articles_and_punctuation(other, same): assert same_answer("Hall 3", other) == same
+
+
+@pytest.mark.parametrize("answer", ["1,200 kg", "1200 kg", "1 200kg", "1'200 kg"])
+def test_a_mark_between_thousands_may_stand_or_not(answer):
+    for there in ("1,200 kg", "1200 kg", "1 200 kg", "1200kg"):
+        assert find_span(f"The mill weighs {there}.", answer) == (16, 16 + len(there))
+    assert find_span("The mill weighs 1201 kg.", answer) is None

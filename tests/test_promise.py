@@ -93,7 +93,7 @@ def test_least_clusters():
 
 
 @given(st.integers(1, 900), st.sampled_from((0.9, 0.95, 0.99)), st.sampled_from((0.05, 0.1, 0.2)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_misses_are_those_of_the_binomial(clusters, target, delta):
     lost = misses_allowed(clusters, target, delta)
     if lost >= 0: assert binom.cdf(lost, clusters, 1 - target) <= delta + 1e-9
@@ -101,7 +101,7 @@ def test_misses_are_those_of_the_binomial(clusters, target, delta):
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.floats(-9, 9)), min_size=1, max_size=200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_threshold_is_that_of_the_worst_or_above(rows):
     names, signal = [f"c{c}" for c, _ in rows], np.array([s for _, s in rows])
     threshold = safe_threshold(signal, names)
@@ -219,7 +219,7 @@ def test_points_are_held_against_a_signal_of_points_only(kind):
 
 
 @given(st.integers(1, 44), st.integers(0, 400))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_more_good_clusters_need_fewer_labels(good, others):
     clusters = good + others + 1
     assert labels_needed(good, clusters, 4 * clusters) >= labels_needed(good + 1, clusters, 4 * clusters) >= 0
@@ -304,7 +304,7 @@ class Lengths:
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 17))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_cascade_scores_what_is_kept_and_nothing_else(lengths, batch):
     promise = Promise(state="promised", sentence="", tier=6, target=0.95, delta=0.1, threshold=20.0, positives=45, positive_clusters=45,
                       needed=45, labels=90)

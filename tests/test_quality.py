@@ -17,7 +17,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 # Metrics against libraries, and weights as repetitions
 
 @given(SEEDS, st.integers(3, 60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_metrics_agree_with_libraries(seed, n):
     rng = np.random.default_rng(seed)
     truth, said, ones = rng.integers(0, 6, n).astype(float), rng.integers(0, 6, n) + 0.0, np.ones(n)
@@ -28,7 +28,7 @@ def test_metrics_agree_with_libraries(seed, n):
 
 
 @given(SEEDS, st.integers(4, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_weight_is_a_repetition(seed, n):
     rng = np.random.default_rng(seed)
     truth, said, w, kind = rng.normal(size=n), rng.normal(size=n), rng.integers(0, 4, n), rng.integers(0, 3, n)

@@ -14,7 +14,7 @@ from distillery.reading.layout import Line, page_text
 from distillery.reading.plain import Unreadable, clean, tidy
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 words = st.lists(st.sampled_from("drum lid feeder cleaned opened daily bar press roller hall oil Monday seven".split()), min_size=2,
                  max_size=9)
 phrase = words.map(" ".join)
@@ -205,7 +205,7 @@ MERGED = ('<w:vMerge w:val="restart"/>', "<w:vMerge/>")
 def test_further_tables(name, data, right): assert right in text_of(name, data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 5), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_spans_fill_the_grid_as_drawn(height, width, rng):
     "Rectangles are drawn on a grid; written as cells with spans and laid out again, every column is where it was drawn."

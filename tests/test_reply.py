@@ -141,7 +141,7 @@ WRAPS = st.sampled_from(["Answer: {}", "**{}**", "> {}", "- {}", '"{}"', "`{}`",
 
 @given(st.sampled_from(["12 bar", "alle 14 Tage", "Mira Tolan", "тёплой водой", "乾いた布", "max_tokens", "1/2 inch"]), st.lists(WRAPS,
     max_size=3, unique=True))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_few_decorations_come_off(answer, wraps):
     said = answer
     for wrap in wraps: said = wrap.format(said) if "\n" not in said else said
@@ -149,7 +149,7 @@ def test_any_few_decorations_come_off(answer, wraps):
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_text_is_read(text):
     for clean in (clean_answer, clean_question):
         once = clean(text)
@@ -178,7 +178,7 @@ def cost(tool, text):
 
 
 @given(st.sampled_from(SHAPES), st.sampled_from(["word", "", "x y"]), st.sampled_from(sorted(TOOLS)))
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 def test_twice_the_text_costs_little_more_than_twice(shape, filler, name):
     piece = shape.format(filler) or "x"
     tool, short = TOOLS[name], piece * (10_000 // len(piece))

@@ -59,7 +59,7 @@ def runs(draw, most: int):
     return n, scores, qrels
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs(60))
 def test_metrics_equal_ranx_on_runs_with_ties(made):
     "ranx's sort leaves ties in an order of its own, so that order is read back from it; the same order must give the same scores."
@@ -323,7 +323,7 @@ def test_judged_sets_are_read_in_all_their_layouts_and_refused_with_the_line(tmp
 
 
 @pytest.mark.parametrize("file", ["corpus", "queries"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=6))
 def test_an_id_that_stands_twice_in_a_judged_set_is_refused_by_name(tmp_path_factory, file, ids):
     folder = tmp_path_factory.mktemp("beir")

@@ -129,7 +129,7 @@ def test_pages_that_fit_are_cut_as_ever():
 SCRAPS = ["The lid is red. ", "紙は乾く。", "Ünïcode! ", "x" * 50, "\n", "1.5 mm, ", "ไทย", "🙂"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(SCRAPS), max_size=40), st.integers(40, 200))
 def test_pieces_cover_a_text_in_order_and_fit(parts, length):
     room = Room(load_config(overrides={"sft.max_length": length}))
@@ -142,7 +142,7 @@ def test_pieces_cover_a_text_in_order_and_fit(parts, length):
     assert all(len(room.tokens.starts(text[a:b])) <= room.passage + 3 for a, b in spans)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(0, 29), st.integers(30, 260), st.booleans())
 def test_a_row_is_whole_shorter_or_left_out(sentences, at, most, refuses):
     passage = " ".join(PROSE.format("lid", "12" if i == at else f"{i + 40}", 11, "operator") for i in range(sentences))

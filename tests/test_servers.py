@@ -28,7 +28,7 @@ from peak import peak_mib
 from teachers_server import Scripted, Server
 
 CASES = Path(__file__).resolve().parents[2] / "shared/cases"
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 

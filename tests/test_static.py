@@ -47,7 +47,7 @@ ANY = st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t
 
 
 @given(st.lists(st.text(ANY, max_size=80), max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_was_tokenized_once_is_tokenized_as_ever(small, texts):
     reader = memory_of(small)
     def whole(text): return reader.tokenizer.encode(text, add_special_tokens=False).ids
@@ -106,7 +106,7 @@ def test_no_table_of_an_export(tmp_path):
 
 
 @given(st.lists(TEXTS, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_hashes_do_not_hang_on_the_neighbours(texts):
     whole = hash_texts(texts, 64)
     assert np.allclose(whole, np.stack([hash_texts([t], 64)[0] for t in texts]) if texts else whole)
@@ -116,7 +116,7 @@ def test_hashes_do_not_hang_on_the_neighbours(texts):
 
 
 @given(TEXTS, st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_runs_have_the_hash_of_their_characters(text, n):
     points = code_points(text)
     codes = hash_grams(points, (n,))[n]

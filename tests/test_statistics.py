@@ -57,7 +57,7 @@ def tango_by_likelihood(won: int, lost: int, n: int, at: float) -> float:
 
 
 @given(st.integers(0, 12), st.integers(1, 12), st.integers(30, 300), st.floats(-0.4, 0.4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_variance_is_that_of_tangos_likelihood(won, lost, n, at):
     if abs(at) < 1e-3: return
     d = (won - lost) / n
@@ -97,7 +97,7 @@ def test_the_cluster_variance_is_that_of_statsmodels():
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(61, 400), st.integers(2, 60), st.floats(0.6, 0.99), st.floats(0.01, 0.3))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_interval_and_p_value_are_one_test(won, lost, n, groups, confidence, margin):
     "The margin lies outside of the interval at a level exactly where its p-value is below half of what the level leaves."
     rng = np.random.default_rng(won + 31 * lost)
@@ -113,7 +113,7 @@ def test_interval_and_p_value_are_one_test(won, lost, n, groups, confidence, mar
 
 
 @given(st.integers(1, 30), st.integers(0, 30), st.integers(61, 200), st.sampled_from((10.0, 100.0, 0.1)))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_interval_has_the_unit_of_its_metric(won, lost, n, factor):
     a, b = binary(won, lost, n)
     one = paired_contrast(a, b, np.arange(n) // 3, resamples=1, scale=SHARE)
@@ -122,7 +122,7 @@ def test_an_interval_has_the_unit_of_its_metric(won, lost, n, factor):
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=30))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_posterior_is_that_of_beta_binomial_counts(clusters):
     "On its own grid, by SciPy's distribution of each cluster: powers of logarithms and interpolation change no digit that counts."
     right = np.array([min(k, m + 1) for k, m in clusters], float)

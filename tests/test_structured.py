@@ -77,7 +77,7 @@ def test_the_reason_of_the_end_comes_first():
 
 
 @given(st.integers(1, len(GOOD) - 1))
-@settings(max_examples=len(GOOD), deadline=None)
+@settings(max_examples=len(GOOD))
 def test_no_beginning_of_an_answer_is_an_answer(n):
     for text in (GOOD[:n], f"```json\n{GOOD[:n]}", f"```json\n{GOOD[:n]}\n```"):
         for finish in ("stop", "length"):
@@ -85,7 +85,7 @@ def test_no_beginning_of_an_answer_is_an_answer(n):
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_is_read_without_a_fall(text):
     for wrapped in (text, f"{{{text}}}", f"[{text}", json.dumps({"name": text, "years": [1]})):
         reading = read(wrapped)
@@ -126,7 +126,7 @@ def test_items_find_their_tasks():
 
 
 @given(st.lists(st.tuples(st.sampled_from("pqrs"), st.sampled_from(["ask", "answer"])), max_size=40), st.integers(2, 7))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_groups_hold_every_task_at_most_once(drawn, n):
     for kind in ("ask", "answer"):
         tasks = {str(i): Task(kind, f"passage {p} " * (1 + 40 * (p == "s"))) for i, (p, _) in enumerate(drawn)}

@@ -93,7 +93,7 @@ WORDS = st.lists(st.sampled_from(["drum", "lid", "14", "3.5 mm", "not", "Raven",
 
 
 @given(WORDS, WORDS, WORDS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_what_is_supported_has_its_numbers_there(question, answer, text):
     found = supported(question, answer, text, LEAST)
     if found:

@@ -72,7 +72,7 @@ def test_failures_are_recorded_and_asked_again(tmp_path):
     assert len(list(read_calls(journal, failures=True))) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(), prompt=st.text(min_size=1))
 def test_any_text_comes_back(tmp_path_factory, text, prompt):
     journal = Journal(tmp_path_factory.mktemp("j") / "c.sqlite")

@@ -39,7 +39,7 @@ PAGES = ["The Raven 74 is a press that stands in Hall 3. It is old.", "If the la
          "# Title\n\n- Ink is stored in Room 5.\n- Paper was delivered on 3 May 2024."]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from(PAGES) | st.text(max_size=120), min_size=1, max_size=5).map("\n\n".join))
 def test_answers_are_short_spans_of_their_sentence(page):
     for sentence in sentences(page):
