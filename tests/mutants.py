@@ -36,7 +36,7 @@ MODULES = {  # Which test files a module answers to; its notebook is named in it
     "core.store": ["test_core_store.py"],
     "core.forecasts": ["test_core_verdicts.py"],
     "core.verdicts": ["test_core_verdicts.py"],
-    "pairs.dataset": ["test_pairs_rows.py"],
+    "pairs.dataset": ["test_pairs_rows.py", "test_sides.py"],
     "pairs.limits": ["test_pairs_limits.py"],
     "pairs.slots": ["test_pairs_slots.py"],
     "teachers.budget": ["test_budget_counts.py"],

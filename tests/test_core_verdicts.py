@@ -207,6 +207,18 @@ def test_a_gate_passes_or_fails_only_with_the_whole_interval(s, side, place, con
     else: assert g.cases_needed == (cases_to_settle(s, threshold, confidence) if g.state == "INCONCLUSIVE" else None)
 
 
+def test_the_fewest_cases_that_can_pass_are_enough_and_one_less_is_told_of():
+    assert gate("g", "v", [1] * 35, 0.9).model_dump().items() >= {"state": "PASS", "least_clusters": None}.items()
+    assert gate("g", "v", [1] * 34, 0.9).model_dump().items() >= {"state": "INCONCLUSIVE", "least_clusters": 35}.items()
+
+
+def test_the_fewest_clusters_that_can_be_shown_better_are_enough():
+    least = least_clusters(0.05)
+    c = contrast(1.0, 0.1, n_clusters=least - 1, df=least - 2.0)
+    assert chance_decided(c, 0.05, least) > 0.99
+    assert chance_decided(c, 0.05, least - 1) == 0
+
+
 def test_gates_are_at_95_percent_unless_told():
     values = [0.2, 0.9, 0.4, 0.8, 0.6, 0.7]
     assert gate("g", "v", values, 0.5) == gate("g", "v", values, 0.5, confidence=0.95) == spread_gate("g", "v", spread(values), 0.5)

@@ -64,6 +64,14 @@ def test_a_finished_answer_survives_a_larger_limit_only(tmp_path, finish, limits
     assert len(teacher.asked) == asked
 
 
+def test_of_requests_that_do_equally_well_the_answered_one_is_taken_and_else_the_last(tmp_path):
+    journal, teacher = Journal(tmp_path / "c.sqlite"), Teacher()
+    alike = [replace(BASE, seed=n) for n in range(3)]
+    assert journal.first_known(teacher, alike) == alike[2]
+    journal.ask(teacher, alike[1:2])
+    assert journal.first_known(teacher, alike) == alike[1]
+
+
 def test_failures_are_recorded_and_asked_again(tmp_path):
     journal = Journal(tmp_path / "c.sqlite")
     assert not journal.ask(Teacher(fail=True), [BASE])["k"].ok
