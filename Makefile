@@ -44,7 +44,7 @@ types: $(VENV)/.installed
 
 # Cleaning and exporting must change nothing: what is committed is what the notebooks say. Tried on a copy, since tests read the package.
 sync: $(VENV)/.installed
-	@copy=$$(mktemp -d); trap "rm -rf $$copy" EXIT; git ls-files -zco --exclude-standard | xargs -0 cp -P --parents -t $$copy; cd $$copy; \
+	@copy=$$(mktemp -d); trap "rm -rf $$copy" EXIT; git ls-files -zco --exclude-standard | tar --null -T - -cf - | tar -xf - -C $$copy; cd $$copy; \
 	git init -q; git add -A; export PYTHONPATH=$$copy; nbdev_clean && nbdev_export && python tests/readme.py || exit 1; \
 	changed=$$(git diff --name-only; git ls-files -o --exclude-standard); \
 	if [ "$$changed" ]; then echo "$$changed"; echo 'sync: make export readme changes the files above; commit what they made'; exit 1; fi

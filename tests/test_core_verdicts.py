@@ -18,7 +18,7 @@ from distillery.core.forecasts import (
     clusters_to_decide,
     possible_truths,
 )
-from distillery.core.verdicts import gate, noninferiority_gate, quantile_gate, spread_gate, verdict
+from distillery.core.verdicts import gate, noninferiority_gate, quantile_gate, spread_gate, verdict, what_is_missing
 
 
 def contrast(diff, half, p=0.01, **more):
@@ -210,6 +210,13 @@ def test_a_gate_passes_or_fails_only_with_the_whole_interval(s, side, place, con
 def test_the_fewest_cases_that_can_pass_are_enough_and_one_less_is_told_of():
     assert gate("g", "v", [1] * 35, 0.9).model_dump().items() >= {"state": "PASS", "least_clusters": None}.items()
     assert gate("g", "v", [1] * 34, 0.9).model_dump().items() >= {"state": "INCONCLUSIVE", "least_clusters": 35}.items()
+
+
+@pytest.mark.parametrize(("confidence", "least"), [(0.95, 6), (0.9, 5)])
+def test_too_few_clusters_are_told_how_many_are_enough(confidence, least):
+    few = lambda n: what_is_missing(contrast(0.02, 0.5, n_clusters=n, df=n - 1.0, confidence=confidence), 0.05, "pages")[0]
+    assert few(least - 1) == f"undecided: fewer than {least} pages"
+    assert "fewer" not in few(least)
 
 
 def test_the_fewest_clusters_that_can_be_shown_better_are_enough():
