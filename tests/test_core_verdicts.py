@@ -207,6 +207,11 @@ def test_a_gate_passes_or_fails_only_with_the_whole_interval(s, side, place, con
     else: assert g.cases_needed == (cases_to_settle(s, threshold, confidence) if g.state == "INCONCLUSIVE" else None)
 
 
+def test_truths_of_another_scale_are_those_of_shares_drawn_out():
+    x = np.random.default_rng(5).choice([0, 0.25, 0.5, 1.0], 40)
+    assert possible_truths(spread(1 + 4 * x, scale=(1, 5))) == pytest.approx(1 + 4 * possible_truths(spread(x)))
+
+
 def test_the_fewest_cases_that_can_pass_are_enough_and_one_less_is_told_of():
     assert gate("g", "v", [1] * 35, 0.9).model_dump().items() >= {"state": "PASS", "least_clusters": None}.items()
     assert gate("g", "v", [1] * 34, 0.9).model_dump().items() >= {"state": "INCONCLUSIVE", "least_clusters": 35}.items()
