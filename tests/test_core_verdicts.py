@@ -207,6 +207,12 @@ def test_a_gate_passes_or_fails_only_with_the_whole_interval(s, side, place, con
     else: assert g.cases_needed == (cases_to_settle(s, threshold, confidence) if g.state == "INCONCLUSIVE" else None)
 
 
+@pytest.mark.parametrize(("confidence", "size", "least"), [(0.9, 2, 12), (0.95, 3, 12), (0.95, 5, 10)])
+def test_the_fewest_clusters_with_which_a_gate_passes(confidence, size, least):
+    found = lambda n: gate("g", "v", [1] * (size * n), 0.9, clusters=np.repeat(range(n), size), confidence=confidence)
+    assert (found(least - 1).state, found(least - 1).least_clusters, found(least).state) == ("INCONCLUSIVE", least, "PASS")
+
+
 def test_truths_of_another_scale_are_those_of_shares_drawn_out():
     x = np.random.default_rng(5).choice([0, 0.25, 0.5, 1.0], 40)
     assert possible_truths(spread(1 + 4 * x, scale=(1, 5))) == pytest.approx(1 + 4 * possible_truths(spread(x)))

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from distillery.core.config import load_config
 from distillery.core.records import Chunk
 from distillery.pairs import slots
-from distillery.pairs.slots import answer_slots, carries_fact, chance, difficulties, plan_slots, refusal_quota
+from distillery.pairs.slots import answer_slots, carries_fact, chance, difficulties, plan_slots, refusal_quota, slot_windows
 
 CONFIG = load_config()
 
@@ -25,6 +25,10 @@ def with_dataset(**changes):
 @given(st.integers(1, 100))
 def test_a_sentence_of_4_to_80_words_can_carry_a_fact(n):
     assert carries_fact(" ".join(["word"] * n) + ".") == (4 <= n <= 80)
+
+
+def test_three_words_of_another_script_say_as_much_as_four():
+    assert [carries_fact(s) for s in ("Пресс стоит дорого.", "Пресс стоит.", "The press costs.")] == [True, False, False]
 
 
 @pytest.mark.parametrize("line", ["Who runs the old machine?", "The machines are these:", "RAVEN 74 HALL 3"])
@@ -44,6 +48,13 @@ def test_a_difficulty_as_frequent_as_the_most_frequent_is_always_drawn_and_one_o
     assert all(set(difficulties({"easy": 0.5, "medium": 0.5, "hard": 0.0}, n)) == {"easy", "medium"} for n in range(50))
     monkeypatch.setattr(slots, "chance", lambda *names: 0.5)
     assert difficulties({"easy": 0.4, "medium": 0.8}) == ["medium"], "drawn below its share, not at it"
+
+
+def test_a_window_ends_with_the_passage_that_fills_it():
+    passages, config = [chunk(name) for name in "abc"], with_dataset(questions_per_chunk=4)
+    sizes = lambda least: [(len(some), len(plan)) for some, plan in slot_windows(passages, config, least)]
+    assert sizes(10) == sizes(6) == [(2, 10), (1, 6)]
+    assert sizes(11) == sizes(None) == [(3, 16)]
 
 
 def test_every_sentence_is_asked_before_any_is_asked_twice_and_again_in_a_second_round():
