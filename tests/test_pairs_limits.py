@@ -100,3 +100,8 @@ def test_a_mark_between_thousands_may_stand_or_not(answer):
     for there in ("1,200 kg", "1200 kg", "1 200 kg", "1200kg"):
         assert find_span(f"The mill weighs {there}.", answer) == (16, 16 + len(there))
     assert find_span("The mill weighs 1201 kg.", answer) is None
+
+
+def test_a_sign_before_a_point_belongs_to_the_number():
+    assert find_span("-.5 bar are read.", ".5 bar") is None
+    assert find_span("It reads .5 bar.", ".5 bar") == (9, 15)
