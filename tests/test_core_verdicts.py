@@ -228,6 +228,13 @@ def test_too_few_clusters_are_told_how_many_are_enough(confidence, least):
     few = lambda n: what_is_missing(contrast(0.02, 0.5, n_clusters=n, df=n - 1.0, confidence=confidence), 0.05, "pages")[0]
     assert few(least - 1) == f"undecided: fewer than {least} pages"
     assert "fewer" not in few(least)
+    clear = [contrast(1.0, 0.1, n_clusters=n, df=n - 1.0, confidence=confidence, p=0.001) for n in (least - 1, least)]
+    assert [verdict(c, 0.05, ("a", "b"))[0] == "a better" for c in clear] == [False, True]
+
+
+def test_what_is_missing_is_counted_beyond_what_is_there():
+    c = contrast(0.06, 0.1)
+    assert what_is_missing(c, 0.05, "pages")[0] == f"undecided: {clusters_to_decide(c, 0.05) - c.n_clusters} more pages"
 
 
 def test_the_fewest_clusters_that_can_be_shown_better_are_enough():

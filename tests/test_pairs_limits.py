@@ -105,3 +105,18 @@ def test_a_mark_between_thousands_may_stand_or_not(answer):
 def test_a_sign_before_a_point_belongs_to_the_number():
     assert find_span("-.5 bar are read.", ".5 bar") is None
     assert find_span("It reads .5 bar.", ".5 bar") == (9, 15)
+
+
+def test_a_power_is_one_number_and_what_is_divided_two():
+    assert find_span("It takes 10^5 bar.", "10") is None
+    assert find_span("Press it at 3 bar/2 h.", "3 bar") == (12, 17)
+
+
+@pytest.mark.parametrize(("focus", "inside"), [((0, 38), False), ((39, 95), True)])
+def test_an_answer_in_other_words_stands_in_the_sentence_asked_about(focus, inside):
+    text = "The press prints forty sheets an hour. The mill is cleaned on Monday evening by the night crew."
+    sentence = Evidence(start=100 + focus[0], end=100 + focus[1], text=text[slice(*focus)])
+    ask = "on the evening of Monday", sentence
+    found = evidence_or_problem(text, 100, *ask, "easy", "When is the mill cleaned?", 0.5)
+    assert (found == "the answer lies outside the sentence asked about") != inside
+    assert evidence_or_problem(text, 100, *ask, "hard", "When is the mill cleaned?", 0.5).said == ask[0]

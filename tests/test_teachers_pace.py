@@ -36,6 +36,14 @@ def test_it_doubles_while_that_helps_doubts_once_and_then_looks_to_both_sides_in
     assert found == [4, 8, 16, 32, 64, 64, 32, 40, 32, 25, 32, 40, 32, 25, 32]
 
 
+@pytest.mark.parametrize(("failed", "refused"), [(32, False), (33, True)])
+def test_more_than_a_fifth_of_failures_is_a_refusal_and_a_fifth_is_none(failed, refused):
+    pace = Pace(clock=Clock())
+    pace.begin(40, 4)
+    for n in range(160): pace.answered(ok=n >= failed)
+    assert pace.ceiling == refused
+
+
 @pytest.mark.parametrize("each", [1e-3, 1.0, 1e3])
 def test_the_unit_of_time_does_not_matter(each):
     assert levels(Pace(clock=Clock()), knee(20, each), 20) == levels(Pace(clock=Clock()), knee(20), 20)
