@@ -510,7 +510,8 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
                   "sft.precision "
                   "student.extractive_epochs student.extractive_learning_rate distill.steps distill.beta distill.temperature"),
     (logit_distillation, {}, "distill.weight"),
-    (exported, {}, "export.backend quantization.block_size quantization.accuracy_level quantization.symmetric quantization.keep8"),
+    (exported, {}, "export.backend quantization.block_size quantization.accuracy_level quantization.symmetric "
+                  "quantization.vocabulary quantization.keep8"),
     (limits, {}, "export.max_logit_difference export.same_top1_min export.kl_max export.kl_everywhere_max export.perplexity_ratio_max"),
     (texts, {}, "export.check_positions"),
     (answered, {}, "inference.max_new_tokens inference.repetition_penalty"),
@@ -603,6 +604,8 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     **dict.fromkeys(("decisions.chunk_sizes", "decisions.chunk_overlaps", "decisions.chunk_titles"),
                     "test_chunks::test_the_settings_decide_what_is_cut_and_read"),
     **dict.fromkeys(("decisions.rag_passages", "decisions.rag_questions"), "test_rag_question::test_the_settings_decide_what_is_asked"),
+    **dict.fromkeys(("decisions.kernel_levels", "decisions.kernel_blocks", "decisions.kernel_vocabularies"),
+                    "test_kernels::test_the_settings_decide_what_is_built"),
     "decisions.chunk_tokens": "test_chunks::test_more_is_found_where_more_is_read",
     "decisions.train_seeds": "test_distill::test_arms_from_the_teacher_to_the_card",
 }
