@@ -134,7 +134,8 @@ def _kernels(d: Drawn) -> None:
     kept = lambda k: 1 - 0.125 * d.hit(0.4 if k.level == 4 else 0.02)
     one = lambda x: FlipRow(id=x["id"], doc_id=x["doc_id"], positions=8, same={k.name: kept(k) for k in forms})
     d.rows("kernels/rows.jsonl", [one(x) for x in ITEMS])
-    d.json("kernels/facts.json", {"variant": "int8", "why_not": None, "not_asked": {"level 1, blocks of 256, vocabulary full": "too long"}})
+    none = "level 1, blocks of 256, vocabulary full"
+    d.json("kernels/facts.json", {"variant": "int8", "why_not": None, "not_asked": {none: f"{none}: blocks of 256 weights are too long"}})
 
 
 def asked_run(kept: Path, run: Path) -> Path:

@@ -334,14 +334,16 @@ def embedders(place, config):
     from distillery.retrieval.queries import pair_queries
     made, seen = pair_queries(place.pairs, place.chunks), []
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(stages, "run_questions", lambda *a: (made, {}))
-        m.setattr(tune, "tune_embedder", lambda pairs, out, base, how: seen.append((len(pairs), base, how.max_steps, how.learning_rate)))
+        m.setattr(stages, "run_questions", lambda *a: (made, {}, {}))
+        m.setattr(tune, "hard_pairs", lambda train, encode: [{"positive": str(i), "negative": "n"} for i in range(9)])
+        tuned = lambda pairs, out, base, how: seen.append((len(pairs), [*pairs[0]], base, how.max_steps, how.learning_rate))
+        m.setattr(tune, "tune_embedder", tuned)
         m.setattr(export, "export_embedder", lambda base, out: seen.append(base))
         m.setattr(stages, "compare_embedders", lambda asked, base, *a: seen.append((len(asked.queries), base)) or ({}, []))
         m.setattr(stages, "_more", lambda job: ({}, {}))
         m.setattr(stages, "write_jsonl", lambda *a: None)
         job = SimpleNamespace(config=config, out=place.folder, needs={"embedder-tuned": place.folder}, say=lambda *a: None)
-        stages._tuned(job, None)
+        stages._tuned(job, None, place.folder)
         stages._int8(job)
         try: stages._embedder(job, None, place.folder)
         except KeyError: pass  # rows of a comparison that nobody made
@@ -530,7 +532,8 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (cards, {}, "model.licence dataset.licence dataset.hub_id"),
     (articles, {}, "articles.cluster articles.scales articles.scores"),
     (fine_tuned, {"context.scorer": "finetune"}, "context.embedder context.tune_steps context.tune_learning_rate context.tune_rank"),
-    (embedders, {}, "embedder.base embedder.queries embedder.train_share embedder.tune_steps embedder.tune_learning_rate"),
+    (embedders, {}, "embedder.base embedder.queries embedder.train_share embedder.tune_steps embedder.tune_learning_rate "
+                     "embedder.hard_negatives"),
     (headings, {}, "embedder.headings"),
     (margins, {}, "decisions.gain_share decisions.margins"),
     (stated, {}, "decisions.stated_correlation"),

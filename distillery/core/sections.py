@@ -51,6 +51,7 @@ class EmbedderSection(Section):
     queries: int = key(400, "result", "most questions asked of each embedder", ge=2)
     train_share: float = key(0.5, "result", "share of the documents whose questions tune the base; the others measure", gt=0, lt=1)
     tune_steps: int = key(16, "result", "most steps of tuning; 0 tunes nothing", ge=0)
+    hard_negatives: bool = key(False, "result", "tune with a hard negative for each question, mined among the training documents")
     tune_learning_rate: float = key(1e-4, "result", "peak learning rate of tuning; few steps want large ones", gt=0)
 
 # %% ../../nbs/core/08_sections.ipynb #7566994e

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from ...core.config import Config
+from ...core.errors import DistilleryError
 from ...core.files import write_json, write_jsonl
 from ...core.student_knobs import QuantizationSection
 from ...engine.plan import Job, Stage
@@ -115,7 +116,6 @@ def compare_kernels(
     say: Any = lambda *now: None,  # Told the form
 ) -> tuple[list[FlipRow], list[KernelCost], dict[str, str]]:  # Also why some could not be built
     "Build every form, compare its likeliest tokens with the student's, and time it."
-    from distillery.core.errors import DistilleryError
     from distillery.exporting.export import variant_bytes
     from distillery.teachers.local import TransformersTeacher
     from distillery.teachers.onnx import OnnxTeacher
@@ -128,7 +128,7 @@ def compare_kernels(
         try:
             if not (folder / "export.json").is_file(): build(folder, kernel.settings(how))
         except DistilleryError as e:
-            gone[kernel.name] = e.message
+            gone[kernel.name] = f"{kernel.name}: {e.message}"
             continue
         forms[kernel.name] = OnnxTeacher(folder)
         same[kernel.name] = same_share(truth, likeliest(forms[kernel.name], chats))
@@ -140,7 +140,7 @@ def compare_kernels(
                         bytes=variant_bytes(form.folder), ms_each=spent[name]) for name, form in forms.items()]
     return rows, costs, gone
 
-
+# %% ../../../nbs/questions/kernels/10_stages.ipynb #9846911a
 def _kernels(job: Job, variant: str) -> None:
     from distillery.exporting.check import encode_chats, evaluation_texts
     from distillery.exporting.export import build_onnx
