@@ -12,6 +12,7 @@ from distillery.pairs.account import GroupedRow
 from distillery.questions.chunks.cuts import design
 from distillery.questions.chunks.stages import ChunkRow, CutFacts
 from distillery.questions.distillation.stages import ArmRow
+from distillery.questions.kernels.stages import FlipRow, KernelCost, kernels_of
 from distillery.questions.load.trials import Trial
 from distillery.questions.prompts.stages import PromptRow
 from distillery.questions.rag.stages import RagAnswer
@@ -126,6 +127,17 @@ def _rag(d: Drawn) -> None:
     d.json("rag/facts.json", {"variant": "fp32", "passages": 345, "left_out": left, "asked": 120, "known": 167, "why_not": None})
 
 
+def _kernels(d: Drawn) -> None:
+    forms = kernels_of([1, 4], [32, 128], [True, False])
+    d.rows("kernels/costs.jsonl", [KernelCost(level=k.name, accuracy_level=k.level, block_size=k.block, vocabulary=k.vocabulary,
+                                              bytes=9_876_543 + k.block, ms_each=[d.some(1, 4) for _ in range(8)]) for k in forms])
+    kept = lambda k: 1 - 0.125 * d.hit(0.4 if k.level == 4 else 0.02)
+    one = lambda x: FlipRow(id=x["id"], doc_id=x["doc_id"], positions=8, same={k.name: kept(k) for k in forms})
+    d.rows("kernels/rows.jsonl", [one(x) for x in ITEMS])
+    none = "level 1, blocks of 256, vocabulary full"
+    d.json("kernels/facts.json", {"variant": "int8", "why_not": None, "not_asked": {none: f"{none}: blocks of 256 weights are too long"}})
+
+
 def asked_run(kept: Path, run: Path) -> Path:
     "A copy of a finished run to which every question was put; the kept student is the whole of the curve."
     shutil.copytree(kept, run)
@@ -140,4 +152,5 @@ def asked_run(kept: Path, run: Path) -> Path:
     _arms(d)
     _chunks(d)
     _rag(d)
+    _kernels(d)
     return run

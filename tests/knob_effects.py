@@ -334,14 +334,16 @@ def embedders(place, config):
     from distillery.retrieval.queries import pair_queries
     made, seen = pair_queries(place.pairs, place.chunks), []
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(stages, "run_questions", lambda *a: (made, {}))
-        m.setattr(tune, "tune_embedder", lambda pairs, out, base, how: seen.append((len(pairs), base, how.max_steps, how.learning_rate)))
+        m.setattr(stages, "run_questions", lambda *a: (made, {}, {}))
+        m.setattr(tune, "hard_pairs", lambda train, encode: [{"positive": str(i), "negative": "n"} for i in range(9)])
+        tuned = lambda pairs, out, base, how: seen.append((len(pairs), [*pairs[0]], base, how.max_steps, how.learning_rate))
+        m.setattr(tune, "tune_embedder", tuned)
         m.setattr(export, "export_embedder", lambda base, out: seen.append(base))
         m.setattr(stages, "compare_embedders", lambda asked, base, *a: seen.append((len(asked.queries), base)) or ({}, []))
         m.setattr(stages, "_more", lambda job: ({}, {}))
         m.setattr(stages, "write_jsonl", lambda *a: None)
         job = SimpleNamespace(config=config, out=place.folder, needs={"embedder-tuned": place.folder}, say=lambda *a: None)
-        stages._tuned(job, None)
+        stages._tuned(job, None, place.folder)
         stages._int8(job)
         try: stages._embedder(job, None, place.folder)
         except KeyError: pass  # rows of a comparison that nobody made
@@ -510,7 +512,8 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
                   "sft.precision "
                   "student.extractive_epochs student.extractive_learning_rate distill.steps distill.beta distill.temperature"),
     (logit_distillation, {}, "distill.weight"),
-    (exported, {}, "export.backend quantization.block_size quantization.accuracy_level quantization.symmetric quantization.keep8"),
+    (exported, {}, "export.backend quantization.block_size quantization.accuracy_level quantization.symmetric "
+                  "quantization.vocabulary quantization.keep8"),
     (limits, {}, "export.max_logit_difference export.same_top1_min export.kl_max export.kl_everywhere_max export.perplexity_ratio_max"),
     (texts, {}, "export.check_positions"),
     (answered, {}, "inference.max_new_tokens inference.repetition_penalty"),
@@ -529,7 +532,8 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (cards, {}, "model.licence dataset.licence dataset.hub_id"),
     (articles, {}, "articles.cluster articles.scales articles.scores"),
     (fine_tuned, {"context.scorer": "finetune"}, "context.embedder context.tune_steps context.tune_learning_rate context.tune_rank"),
-    (embedders, {}, "embedder.base embedder.queries embedder.train_share embedder.tune_steps embedder.tune_learning_rate"),
+    (embedders, {}, "embedder.base embedder.queries embedder.train_share embedder.tune_steps embedder.tune_learning_rate "
+                     "embedder.hard_negatives"),
     (headings, {}, "embedder.headings"),
     (margins, {}, "decisions.gain_share decisions.margins"),
     (stated, {}, "decisions.stated_correlation"),
@@ -603,6 +607,8 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
     **dict.fromkeys(("decisions.chunk_sizes", "decisions.chunk_overlaps", "decisions.chunk_titles"),
                     "test_chunks::test_the_settings_decide_what_is_cut_and_read"),
     **dict.fromkeys(("decisions.rag_passages", "decisions.rag_questions"), "test_rag_question::test_the_settings_decide_what_is_asked"),
+    **dict.fromkeys(("decisions.kernel_levels", "decisions.kernel_blocks", "decisions.kernel_vocabularies"),
+                    "test_kernels::test_the_settings_decide_what_is_built"),
     "decisions.chunk_tokens": "test_chunks::test_more_is_found_where_more_is_read",
     "decisions.train_seeds": "test_distill::test_arms_from_the_teacher_to_the_card",
 }

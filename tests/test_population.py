@@ -19,6 +19,7 @@ from distillery.questions.distillation.stages import ArmRow
 from distillery.questions.embedder.stages import EmbedderCost, EmbedderRow, Found
 from distillery.questions.chunks.stages import ChunkRow, CutFacts
 from distillery.questions.vector_index.stages import IndexQuery
+from distillery.questions.kernels.stages import FlipRow, KernelCost
 from distillery.questions.load.trials import Trial
 from distillery.questions.prompts.stages import PromptRow
 from distillery.questions.rag.stages import RagAnswer
@@ -75,6 +76,8 @@ def one_document(path: Path, population: str) -> Results:
     needed = {"220 tokens": 9, "60 tokens": 9}
     put("chunks/rows.jsonl", [filled(ChunkRow, **x, needed=needed) for x in one])
     put("chunks/cuts.jsonl", [filled(CutFacts, level=level) for level in needed])
+    put("kernels/rows.jsonl", [filled(FlipRow, **x, same={"level 1": 1.0, "level 4": 1.0}) for x in one])
+    put("kernels/costs.jsonl", [filled(KernelCost, level=level, ms_each=[1.0, 2.0]) for level in ("level 1", "level 4")])
     given = {"golds": ["x"], "retrieved": ["p"], "outcome": "right", "set": "test"}
     one_rag = lambda x, k, taken: filled(RagAnswer, id=x["id"], cluster=x["doc_id"], k=k, taken=taken, **given)
     put("rag/rows.jsonl", [one_rag(x, k, taken) for x in one for k in (0, 1, 3) for taken in (False, True) if k or not taken])
@@ -106,6 +109,7 @@ def test_one_document_is_answered_for_itself_and_for_no_other(question, tmp_path
 
 
 EVERYTHING = {"decisions.index_sizes": [99], "decisions.chunk_sizes": [60], "decisions.rag_passages": [1, 3],
+              "decisions.kernel_levels": [1, 4],
               "decisions.prompt_packs": ["handbook", "technical-docs"], "decisions.parallel": [1, 4],
               "decisions.questions_per_call": [1, 4],
               "decisions.memory_batches": [1, 4], "decisions.train_shares": [0.5], "decisions.bases": ["builtin:mini", "builtin:tiny"],

@@ -51,11 +51,13 @@ class EmbedderSection(Section):
     queries: int = key(400, "result", "most questions asked of each embedder", ge=2)
     train_share: float = key(0.5, "result", "share of the documents whose questions tune the base; the others measure", gt=0, lt=1)
     tune_steps: int = key(16, "result", "most steps of tuning; 0 tunes nothing", ge=0)
+    hard_negatives: bool = key(False, "result", "tune with a hard negative for each question, mined among the training documents")
     tune_learning_rate: float = key(1e-4, "result", "peak learning rate of tuning; few steps want large ones", gt=0)
 
 # %% ../../nbs/core/08_sections.ipynb #7566994e
 MARGINS = {"answer_match": 0.05, "exact_match": 0.05, "token_f1": 0.05, "bert_f1": 0.02, "evidence": 0.05, "rag_improvement": 0.05,
-           "uniqueness": 0.05, "mean_absolute_error": 0.1, "ndcg": 0.02, "overlap": 0.05, "evidence_found": 0.05}
+           "uniqueness": 0.05, "mean_absolute_error": 0.1, "ndcg": 0.02, "overlap": 0.05, "evidence_found": 0.05,
+           "same_top1": 0.05}
 TeacherForm = Literal["fp32", "int8", "uint8", "q4", "mlx", "mlx-8bit", "mlx-4bit"]
 StudentArm = Literal["base", "sft", "sequence", "logits", "context", "rag"]
 
@@ -92,6 +94,9 @@ class DecisionsSection(SearchDecisions):
     temperature_factor: Literal["answer", "question"] = key("answer", "result", "whose temperature varies")
     temperature_slots: int = key(120, "result", "slots that are asked at every temperature", ge=1)
     temperature_replicates: int = key(3, "result", "answers to a slot at each temperature, each with its own seed", ge=1)
+    kernel_levels: list[Literal[0, 1, 2, 3, 4]] = key([], "result", "quantization.accuracy_level to compare; none ask nothing")
+    kernel_blocks: list[Literal[16, 32, 64, 128, 256]] = key([32, 128], "result", "quantization.block_size to compare with each of them")
+    kernel_vocabularies: list[bool] = key([True, False], "result", "quantization.vocabulary to compare with each of them")
     distill_arms: list[StudentArm] = key([], "result", "ways to make a student answer, to compare; fewer than two ask nothing")
     train_seeds: list[int] = key([88, 89, 90], "result", "seeds that every compared training is repeated with")
     scorers: list[str] = key(["frozen", "static"], "result", "scorers to compare with a filter's own, e.g. finetune, or frozen FOLDER")

@@ -119,6 +119,7 @@ class QuantizationSection(Section):
     block_size: Literal[16, 32, 64, 128, 256] = key(32, "result", "weights that share a scale")
     accuracy_level: Literal[0, 1, 2, 3, 4] = key(4, "result", "arithmetic: 0 unset, 1 fp32, 2 fp16, 3 bf16, 4 int8")
     symmetric: bool = key(False, "result", "q4 rounds around zero, without zero points")
+    vocabulary: bool = key(True, "result", "the matrix that chooses the token shrinks too; not of export.backend: optimum")
     keep8: list[str] | None = key(None, "result", "matrices that q4 keeps in 8 bits, by parts of their names; null: as llama.cpp chooses")
 
 # %% ../../nbs/core/06_student_knobs.ipynb #dd94b11b

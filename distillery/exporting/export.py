@@ -81,9 +81,11 @@ def quantize_weights(
                           fix="lower quantization.block_size")
     options = {"block_size": how.block_size, "is_symmetric": symmetric, "accuracy_level": how.accuracy_level,
                "op_types_to_quantize": ("MatMul",)}
+    full = set() if how.vocabulary else {n.name for n in model.graph.node if "lm_head" in n.name}
     with silenced():
-        for bits, chosen in ((4, {"nodes_to_exclude": list(eight)}), (8, {"nodes_to_include": list(eight)})):
-            if bits == 8 and not eight: break
+        for bits, named, left in ((4, [], [*eight, *full]), (8, list(set(eight) - full), list(full))):
+            if bits == 8 and not named: break
+            chosen = {"nodes_to_include": named, "nodes_to_exclude": left}
             quantizer = blocks.MatMulNBitsQuantizer(model, bits=bits, **options, **chosen)
             quantizer.process()
             model = quantizer.model.model
@@ -99,7 +101,8 @@ def share_vocabulary(
     model = onnx.load(file)
     graph = model.graph
     gather = next(n for n in graph.node if n.op_type == "Gather" and n.input[1] == "input_ids")
-    head = next(n for n in graph.node if n.op_type == "MatMulNBits" and "lm_head" in n.name)
+    head = next((n for n in graph.node if n.op_type == "MatMulNBits" and "lm_head" in n.name), None)
+    if head is None: return  # quantization.vocabulary: it stays in full precision
     tensors = {i.name: i for i in graph.initializer}
     shape = {a.name: a.i for a in head.attribute}
     if shape["K"] % shape["block_size"]: return  # rows filled up to whole blocks cannot be looked up

@@ -20,6 +20,7 @@ from .distillation.decision import DISTILLATION
 from .embedder.decision import EMBEDDER
 from .grouping.decision import GROUPING
 from .vector_index.decision import INDEX
+from .kernels.decision import KERNELS
 from .learning_curve.decision import LEARNING_CURVE
 from .load.memory import MEMORY
 from .load.parallel import PARALLEL
@@ -34,8 +35,8 @@ from .results import Results
 
 # %% ../../nbs/questions/90_all.ipynb #e1a075fe
 QUESTIONS: tuple[Question, ...] = (
-    STUDENT, QUANTIZATION, TEMPERATURE, EMBEDDER, INDEX, CHUNKS, RAG, CONTEXT_LENGTH, PROMPTS, PARALLEL, MEMORY, GROUPING,
-    LEARNING_CURVE, SIZES, DISTILLATION,
+    STUDENT, QUANTIZATION, KERNELS, TEMPERATURE, EMBEDDER, INDEX, CHUNKS, RAG, CONTEXT_LENGTH, PROMPTS, PARALLEL,
+    MEMORY, GROUPING, LEARNING_CURVE, SIZES, DISTILLATION,
 )
 
 

@@ -17,6 +17,7 @@ from ...core.sections import can_compare
 from ...engine.plan import Job
 from ...engine.source import Source
 from ...reading.listing import list_files
+from ...retrieval.hygiene import clean_questions, with_duplicates
 from ...retrieval.queries import QuerySet, beir_queries, description_queries, heading_queries, join_sets, pair_queries
 
 # %% ../../../nbs/questions/embedder/05_queries.ipynb #5f866a24
@@ -65,17 +66,20 @@ def few_documents(
 def run_questions(
     job: Job,  # Reads documents.include, embedder.headings, embedder.judged and decisions.population
     source: Source,  # What the run works on
-) -> tuple[QuerySet | None, dict[str, str]]:  # The questions, and the difficulty of those that have one
-    "The questions of a run, or those of a judged set that it was given."
-    if job.config.embedder.judged: return beir_queries(Path(job.config.embedder.judged)), {}
+) -> tuple[QuerySet | None, dict[str, str], dict[str, int]]:  # The difficulty of those that have one; how many were left out, by reason
+    "The questions of a run, or those of a judged set that it was given, whose duplicates count as well."
+    if job.config.embedder.judged: return with_duplicates(beir_queries(Path(job.config.embedder.judged))), {}, {}
     chunks = read_jsonl(job.needs["documents"] / "chunks.jsonl", Chunk, allow_empty=True)
     pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
-    try: made: QuerySet | None = pair_queries(pairs, chunks)
+    made, left = None, dict[str, int]()
+    try: made, left = clean_questions(pair_queries(pairs, chunks), [c.doc_id for c in chunks])
     except DistilleryError: made = None  # refusals only
+    if made and not made.queries: made = None
     if chunks and (few_documents(made, job.config.decisions.population) or job.config.embedder.headings):
         documents = read_jsonl(job.needs["documents"] / "documents.jsonl", Document)
-        made = own_questions(source, documents, chunks, job.config.documents.include) or made
-    return made, {p.id: p.difficulty for p in pairs}
+        own = own_questions(source, documents, chunks, job.config.documents.include)
+        if own: made, left = with_duplicates(own), {}
+    return made, {p.id: p.difficulty for p in pairs}, left
 
 
 def draw_queries(

@@ -28,7 +28,7 @@ from .queries import draw_queries, few_documents, run_questions
 from ...filters.embedders import open_embedder, rests_on
 from ...filters.static import static_folder
 from ...retrieval.embed import model_digest, model_dir
-from ...retrieval.queries import QuerySet
+from ...retrieval.queries import QuerySet, add_strata
 from ...retrieval.search import Bm25Searcher, DenseSearcher, HybridSearcher, time_queries
 
 # %% ../../../nbs/questions/embedder/10_stages.ipynb #b2054faa
@@ -162,13 +162,15 @@ def _int8(job: Job) -> None:
     except EmbedderExportError as e: atomic_write(job.out / WHY, e.message)
 
 
-def _tuned(job: Job, source: Source) -> None:
-    from distillery.retrieval.tune import TuneSettings, split_queries, training_pairs, tune_embedder
+def _tuned(job: Job, source: Source, cache: Path) -> None:
+    from distillery.retrieval.tune import TuneSettings, hard_pairs, split_queries, training_pairs, tune_embedder
 
-    (queries, _), c, settings = run_questions(job, source), job.config.embedder, TuneSettings()
+    (queries, _, _), c, settings = run_questions(job, source), job.config.embedder, TuneSettings()
     population = job.config.decisions.population
     few = queries is None or few_documents(queries, population)
-    pairs = [] if queries is None or few else training_pairs(split_queries(queries, c.train_share, single=population == "these")[0])
+    train = None if queries is None or few else split_queries(queries, c.train_share, single=population == "these")[0]
+    pairs = training_pairs(train) if train else []
+    if train and c.hard_negatives: pairs = hard_pairs(train, open_embedder(c.base, cache / "vectors.sqlite").encode)
     enough = len({p["positive"] for p in pairs}) > 1
     if not enough or not c.tune_steps:
         atomic_write(job.out / WHY, "embedder.tune_steps is 0" if enough else "needs questions about two passages to train on")
@@ -197,21 +199,21 @@ def _more(job: Job) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
 def _embedder(job: Job, source: Source, cache: Path) -> None:
     from distillery.retrieval.tune import split_queries
 
-    c, (queries, difficulty) = job.config.embedder, run_questions(job, source)
+    c, (queries, difficulty, left) = job.config.embedder, run_questions(job, source)
     facts: dict[str, Any] = {"base": c.base, "why_not": None, "not_asked": {}}
     rows, costs = list[EmbedderRow](), list[EmbedderCost]()
     population = job.config.decisions.population
     if queries is None or few_documents(queries, population): facts["why_not"] = NOTHING
     else:
         train, held = split_queries(queries, c.train_share, single=population == "these")
-        asked, (more, gone) = draw_queries(held, c.queries), _more(job)
+        asked, (more, gone) = add_strata(draw_queries(held, c.queries)), _more(job)
         found, costs = compare_embedders(asked, c.base, more, cache / "vectors.sqlite", job.say)
         rows = [EmbedderRow(id=q.query_id, doc_id=q.cluster, question=q.text, difficulty=difficulty.get(q.query_id), overlap=q.overlap,
                             stratum=q.stratum, found={level: by[q.query_id] for level, by in found.items()}) for q in asked.queries]
         tuned = job.needs["embedder-tuned"] / "model/tuned.json"
         steps = json.loads(tuned.read_text("utf-8"))["steps"] if tuned.is_file() else 0
         facts |= {"questions_from": queries.name, "passages": len(queries.ids), "not_asked": gone, "tuning_questions": len(train.queries),
-                  "tuning_steps": steps, "held_out_questions": len(held.queries), "asked": len(rows)}
+                  "tuning_steps": steps, "held_out_questions": len(held.queries), "asked": len(rows), "left_out": left}
     write_jsonl(job.out / "rows.jsonl", rows)
     write_jsonl(job.out / "costs.jsonl", costs)
     atomic_write(job.out / "facts.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
@@ -240,7 +242,8 @@ def embedder_stages(
     asked = {"judged": content_digest(Path(c.judged), cache)} if c.judged else {}
     return [
         Stage("embedder-int8", _int8, ("embedder.base",), (), base, "exporting the embedder"),
-        Stage("embedder-tuned", partial(_tuned, source=source), (*read, "embedder.tune_steps", "embedder.tune_learning_rate"),
+        Stage("embedder-tuned", partial(_tuned, source=source, cache=cache),
+              (*read, "embedder.tune_steps", "embedder.tune_learning_rate", "embedder.hard_negatives"),
               ("documents", "select"), base | asked, "tuning the embedder"),
         Stage("embedder", partial(_embedder, source=source, cache=cache), (*read, "embedder.others", "embedder.queries"),
               ("documents", "select", "embedder-int8", "embedder-tuned"), base | others | asked, "comparing embedders", place="embedder"),
