@@ -53,7 +53,7 @@ def ms_of(
     return median(cost.ms_each) if cost.ms_each else float("inf")
 
 # %% ../../../nbs/questions/kernels/20_decision.ipynb #d6d8a550
-ASKS = "Which arithmetic keeps the student's tokens?"
+ASKS = "Which arithmetic keeps the tokens of the student?"
 
 
 def pick_kernel(
