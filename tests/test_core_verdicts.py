@@ -221,6 +221,7 @@ def test_truths_of_another_scale_are_those_of_shares_drawn_out():
 def test_the_fewest_cases_that_can_pass_are_enough_and_one_less_is_told_of():
     assert gate("g", "v", [1] * 35, 0.9).model_dump().items() >= {"state": "PASS", "least_clusters": None}.items()
     assert gate("g", "v", [1] * 34, 0.9).model_dump().items() >= {"state": "INCONCLUSIVE", "least_clusters": 35}.items()
+    assert [gate("g", "v", [0] * n, 0.1, "max").least_clusters for n in (34, 35)] == [35, None]
 
 
 @pytest.mark.parametrize(("confidence", "least"), [(0.95, 6), (0.9, 5)])

@@ -8,9 +8,10 @@ from distillery.core.config import load_config
 from distillery.core.metrics import normalize_answer
 from distillery.core.records import Chunk, Evidence, Pair
 from distillery.pairs import dataset
+from distillery.pairs.linked import LinkedPairs
 from distillery.pairs.dataset import (
-    build_dataset, first_wordings, gold_examples, gold_pair, held_out, imbalance, make_example, sizes, split_documents, teaching_family,
-    train_rows,
+    build_dataset, check_leaks, first_wordings, gold_examples, gold_pair, held_out, imbalance, make_example, sizes, split_documents,
+    teaching_family, train_rows,
 )
 
 CONFIG = load_config()
@@ -206,3 +207,12 @@ def test_refusals_of_the_test_side_stay_beside_reference_questions():
     assert all(e.passage for e in splits["test"])
     said = {normalize_answer(e.question) for e in splits["train"]}
     assert not any(normalize_answer(e.question) in said for e in splits["test"])
+
+
+@pytest.mark.parametrize("chunk_id", ["a passage", ""])
+def test_a_passage_that_the_other_side_repeats_is_a_leak_whether_it_is_a_chunk_or_a_pair(chunk_id):
+    rows = [make_example(side, pair(d, 0, 0, chunk_id=chunk_id and f"{chunk_id} of {d}"), None) for d, side in (("x", "train"), ("y", "test"))]
+    ids = [r.chunk_id or r.pair_id for r in rows]
+    linked = LinkedPairs(shared=[(ids[0], ids[1])], apart=True)
+    assert check_leaks({"train": rows[:1], "test": rows[1:]}, linked) == [f"passage {ids[0]} in train repeats {ids[1]} in test"]
+    assert check_leaks({"train": rows}, linked) == []
