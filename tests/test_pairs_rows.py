@@ -211,7 +211,8 @@ def test_refusals_of_the_test_side_stay_beside_reference_questions():
 
 @pytest.mark.parametrize("chunk_id", ["a passage", ""])
 def test_a_passage_that_the_other_side_repeats_is_a_leak_whether_it_is_a_chunk_or_a_pair(chunk_id):
-    rows = [make_example(side, pair(d, 0, 0, chunk_id=chunk_id and f"{chunk_id} of {d}"), None) for d, side in (("x", "train"), ("y", "test"))]
+    sides = {"x": "train", "y": "test"}
+    rows = [make_example(side, pair(d, 0, 0, chunk_id=chunk_id and f"{chunk_id} of {d}"), None) for d, side in sides.items()]
     ids = [r.chunk_id or r.pair_id for r in rows]
     linked = LinkedPairs(shared=[(ids[0], ids[1])], apart=True)
     assert check_leaks({"train": rows[:1], "test": rows[1:]}, linked) == [f"passage {ids[0]} in train repeats {ids[1]} in test"]
