@@ -12,10 +12,12 @@ from distillery.pairs.account import GroupedRow
 from distillery.questions.chunks.cuts import design
 from distillery.questions.chunks.stages import ChunkRow, CutFacts
 from distillery.questions.distillation.stages import ArmRow
+from distillery.questions.domain.stages import SetRow
 from distillery.questions.kernels.stages import FlipRow, KernelCost, kernels_of
 from distillery.questions.load.trials import Trial
 from distillery.questions.prompts.stages import PromptRow
 from distillery.questions.rag.stages import RagAnswer
+from distillery.questions.subsets import SubsetRow
 
 ITEMS = [{"id": f"s{i}", "doc_id": f"page {i % 12}"} for i in range(60)]
 SAID = {"question": "In which of the 3 halls?", "difficulty": "easy"}
@@ -138,6 +140,24 @@ def _kernels(d: Drawn) -> None:
     d.json("kernels/facts.json", {"variant": "int8", "why_not": None, "not_asked": {none: f"{none}: blocks of 256 weights are too long"}})
 
 
+def _subsets(d: Drawn) -> None:
+    arms = (("all", 1.0, 0.6), ("random", 0.5, 0.5), ("top-k", 0.5, 0.55), ("facility", 0.5, 0.52))
+    row = lambda x, seed, name, share: SubsetRow(**{**x, "id": f"{name}-{x['id']}"}, set=name, seed=seed, exact_match=d.hit(share),
+                                                 token_f1=d.some(share - 0.2, share + 0.2))
+    for student in ("reader", "decoder"):
+        facts = {}
+        for method, share, level in arms:
+            facts[method if method == "all" else f"{method} {share:.0%}"] = {
+                "method": method, "share": share, "pairs": round(1234 * share), "documents": 30, "least quality": d.some(0.4, 0.6)}
+            rows = [row(x, seed, name, level) for seed in ("1", "2") for name in ("validation", "test") for x in ITEMS]
+            d.rows(f"selected/{student}/{method}-{share:g}.jsonl", rows)
+        d.json(f"selected/{student}/facts.json", {"why_not": None, "subsets": facts})
+    graded = lambda i: SetRow(name=str(i) if i else "ungraded", pairs=345, with_reference=210, domain=d.some(0.5, 0.7),
+                              bert=d.some(0.6, 0.9), token_f1=d.some(0.4, 0.6), exact_match=d.some(0.2, 0.4), questions=60)
+    d.rows("domain/sets.jsonl", [graded(i) for i in range(25)])
+    d.json("domain/facts.json", {"why_not": None, "pairs": 1234, "with reference": 876})
+
+
 def asked_run(kept: Path, run: Path) -> Path:
     "A copy of a finished run to which every question was put; the kept student is the whole of the curve."
     shutil.copytree(kept, run)
@@ -153,4 +173,5 @@ def asked_run(kept: Path, run: Path) -> Path:
     _chunks(d)
     _rag(d)
     _kernels(d)
+    _subsets(d)
     return run

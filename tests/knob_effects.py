@@ -483,7 +483,8 @@ PROBES = [  # What is looked at, what is set besides, and the settings that it s
     (opened, {}, "teacher.load_bits teacher.batch_size"),
     (planned, {}, "teacher.model teacher.logprobs export.variants export.gguf student.extractive student.mlx decisions.temperatures "
                   "decisions.distill_arms decisions.train_shares decisions.bases decisions.teacher_levels decisions.prompt_packs "
-                  "decisions.questions_per_call decisions.parallel decisions.memory_batches context.scorer distill.method"),
+                  "decisions.questions_per_call decisions.parallel decisions.memory_batches decisions.selectors "
+                  "decisions.training_sets context.scorer distill.method"),
     (asked, COMPARED, "decisions.prompt_slots decisions.temperature_slots decisions.temperature_replicates"),
     (asked, LOCAL, "decisions.teacher_slots"),
     (reference, {}, "decisions.seed"),
@@ -611,5 +612,7 @@ SEEN = {  # Settings whose effect takes a server, a training or a run, and the t
                     "test_kernels::test_the_settings_decide_what_is_built"),
     "decisions.chunk_tokens": "test_chunks::test_more_is_found_where_more_is_read",
     "decisions.train_seeds": "test_distill::test_arms_from_the_teacher_to_the_card",
+    **dict.fromkeys(("decisions.selection_shares", "decisions.threshold_shares"),
+                    "test_selection_question::test_every_method_stands_beside_a_random_choice_of_as_many"),
 }
 PROBED = {name: (probe, besides) for probe, besides, names in PROBES for name in names.split()}

@@ -32,8 +32,8 @@ from distillery.questions.all import questions_of, reasons
 from distillery.questions.results import open_results, run_command
 from distillery.workbook.assemble import write_decisions, write_pages
 
-COVERED = ("index", "kpis", "student", "quantization", "kernels", "temperature", "embedder", "vector_index", "chunks", "rag",
-           "context_length", "prompts", "parallel", "memory", "grouping", "sizes", "learning_curve", "distillation")
+COVERED = ("index", "kpis", "student", "dataset", "quantization", "kernels", "temperature", "embedder", "vector_index", "chunks", "rag",
+           "context_length", "prompts", "parallel", "memory", "grouping", "sizes", "learning_curve", "distillation", "selection", "domain")
 
 
 # what a page says

@@ -31,8 +31,9 @@ from distillery.teachers.open import builtin_dir, open_teacher
 from distillery.teachers.protocol import ChatResult, TopLogprobs, ask_all
 from distillery.questions.distillation.stages import ArmRow, arm_stages
 from distillery.questions.distillation.decision import (
-    arm_rows, arm_table, arms_decision, distillation_decisions, of_set, probability_table, with_seeds,
+    arm_rows, arm_table, arms_decision, distillation_decisions, of_set, probability_table,
 )
+from distillery.questions.seeds import with_seeds
 from distillery.engine.source import open_source
 from distillery.engine.plan import Plan, Stage
 from distillery.questions.results import Results

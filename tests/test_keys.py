@@ -321,7 +321,7 @@ ASKED = {"student.extractive": True, "export.gguf": ["f16"], "teacher.model": "b
 PAGES = re.compile(r"""distillery\.(
     (pages|workbook|commands|reports|templates)\.
     | core\.(figures|table|render)\.
-    | questions\.(?!slots\.)\w+\.(?!(stages|design|queries|trials)\.)
+    | questions\.(?!(slots|measures|subsets)\.)\w+\.(?!(stages|design|queries|trials)\.)
 ) | page_templates/ | assets/""", re.X)  # what only pages, cards and commands use
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from distillery.core.config import load_config
 from distillery.core.files import write_jsonl
-from distillery.core.records import Slot
+from distillery.core.records import Pair, Slot
 from distillery.engine.source import Source, open_source
 from distillery.evaluation.evaluate import EvalRow
 from distillery.pairs.account import GroupedRow
@@ -25,6 +25,7 @@ from distillery.questions.prompts.stages import PromptRow
 from distillery.questions.rag.stages import RagAnswer
 from distillery.questions.question import NO_DOCUMENTS, NOT_WRITTEN
 from distillery.questions.results import Results, TeacherRow, open_results
+from distillery.questions.subsets import SubsetRow
 from distillery.questions.temperature.stages import TemperatureRow
 from distillery.workbook.experiment import _stages
 from distillery.retrieval.frontier import IndexPoint
@@ -86,13 +87,22 @@ def one_document(path: Path, population: str) -> Results:
         facts = {"order": len(level), "kind": "generative", "bytes": 9, "train_seconds": 1, "parameters": 9}
         write_json(path / f"sizes/{level}/facts.json", facts)
     put("curve/0.5/rows.jsonl", answers("fp32"))
+    subsets = {m: {"method": m.split()[0], "share": s, "pairs": 9, "documents": 1, "least quality": None}
+               for m, s in (("all", 1.0), ("random 50%", 0.5), ("top-k 50%", 0.5))}
+    for m in subsets.values():
+        put(f"selected/reader/{m['method']}-{m['share']:g}.jsonl",
+            [filled(SubsetRow, **x, set=s, seed="1", token_f1=1.0, exact_match=1.0) for s in ("validation", "test") for x in one])
+    write_json(path / "selected/reader/facts.json", {"why_not": None, "subsets": subsets})
+    pair = lambda x: filled(Pair, **x, schema_version=1, question=f"What of {x['id']}?", answer="a part", kind="answer", evidence=None)
+    put("selected.jsonl", map(pair, one))
+    write_json(path / "measures/pairs.json", {"length": [1.0] * len(one)})
     for arm in ("base", "sft"):
         put(f"arms/{arm}-1/rows.jsonl", [filled(ArmRow, **x, set="test", kind="answer") for x in one])
         write_json(path / f"arms/{arm}-1/arm.json", {"arm": arm, "seed": 1, "tokens": 9, "seconds": 1.0})
     return Results(path)
 
 
-OTHER = ("context_length", "student")  # articles have topics; gates have bounds of their own
+OTHER = ("context_length", "student", "domain")  # articles have topics; gates have bounds of their own; training sets are drawn
 ASKED = [q for q in questions_of("pairs") if q.name not in OTHER]
 
 
@@ -113,7 +123,8 @@ EVERYTHING = {"decisions.index_sizes": [99], "decisions.chunk_sizes": [60], "dec
               "decisions.prompt_packs": ["handbook", "technical-docs"], "decisions.parallel": [1, 4],
               "decisions.questions_per_call": [1, 4],
               "decisions.memory_batches": [1, 4], "decisions.train_shares": [0.5], "decisions.bases": ["builtin:mini", "builtin:tiny"],
-              "decisions.distill_arms": ["base", "sft", "sequence", "rag"], "teacher.model": "builtin:mini"}
+              "decisions.distill_arms": ["base", "sft", "sequence", "rag"], "decisions.selectors": ["top-k"], "decisions.training_sets": 8,
+              "teacher.model": "builtin:mini"}
 
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["as it is", "everything asked"])

@@ -16,7 +16,9 @@ from ..core.records import Decision
 from ..core.knobs import ConfigError
 from .chunks.decision import CHUNKS
 from .context_length.decision import CONTEXT_LENGTH
+from .dataset.decision import DATASET
 from .distillation.decision import DISTILLATION
+from .domain.decision import DOMAIN
 from .embedder.decision import EMBEDDER
 from .grouping.decision import GROUPING
 from .vector_index.decision import INDEX
@@ -27,6 +29,7 @@ from .load.parallel import PARALLEL
 from .prompts.decision import PROMPTS
 from .quantization.decision import QUANTIZATION
 from .rag.decision import RAG
+from .selection.decision import SELECTION
 from .sizes.decision import SIZES
 from .student.decision import STUDENT
 from .temperature.decision import TEMPERATURE
@@ -35,8 +38,8 @@ from .results import Results
 
 # %% ../../nbs/questions/90_all.ipynb #e1a075fe
 QUESTIONS: tuple[Question, ...] = (
-    STUDENT, QUANTIZATION, KERNELS, TEMPERATURE, EMBEDDER, INDEX, CHUNKS, RAG, CONTEXT_LENGTH, PROMPTS, PARALLEL,
-    MEMORY, GROUPING, LEARNING_CURVE, SIZES, DISTILLATION,
+    STUDENT, DATASET, QUANTIZATION, KERNELS, TEMPERATURE, EMBEDDER, INDEX, CHUNKS, RAG, CONTEXT_LENGTH, PROMPTS, PARALLEL,
+    MEMORY, GROUPING, LEARNING_CURVE, SIZES, DISTILLATION, SELECTION, DOMAIN,
 )
 
 

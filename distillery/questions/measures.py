@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import nan, sqrt
+from math import inf, nan, sqrt
 from typing import TYPE_CHECKING, Protocol
 
 from ..core.clusters import Vector
 from ..core.extras import later
+from ..core.knobs import Config
 from ..core.metrics import match_form
 from ..core.records import Pair
-from ..core.script import count_words, fold, has_capitals, language_of
+from ..core.script import count_words, fold, has_capitals, language_of, text_width
 from ..core.sentences import split_sentences
 from ..pairs.support import names_in, numbers_in, stems
 
@@ -26,8 +27,8 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['SENTENCE', 'ENDS', 'PAIRED', 'Fits', 'facts_in', 'preserved_share', 'covered_share', 'whole_sentences', 'Encoder',
-           'coherence', 'Measured', 'measure_pairs', 'pattern_diversity', 'commonest_share', 'length_variation',
-           'ratio', 'opening', 'set_measures']
+           'coherence', 'Measured', 'limits_of', 'measure_pairs', 'pattern_diversity', 'commonest_share',
+           'length_variation', 'ratio', 'opening', 'set_measures']
 
 # %% ../../nbs/questions/54_measures.ipynb #3966e120
 def facts_in(
@@ -110,10 +111,21 @@ class Measured:
         "The document of each pair."
         return [p.doc_id for p in self.pairs]
 
-
+# %% ../../nbs/questions/54_measures.ipynb #21f1750a
 Fits = Callable[[str], bool]  # Whether an answer keeps the limits of length
 
 
+def limits_of(
+    config: Config,  # Reads generation_limits
+    characters: tuple[int, int] | None = None,  # Shortest and longest answer; None: the limits of the settings
+) -> Fits:
+    "Whether an answer keeps the limits of length."
+    limits = config.generation_limits
+    low, high = characters or (limits.min_answer_length, inf)
+    most = inf if characters else limits.max_answer_words
+    return lambda answer: low <= text_width(answer) <= high and count_words(answer) <= most
+
+# %% ../../nbs/questions/54_measures.ipynb #21f1750b
 def measure_pairs(
     pairs: Sequence[Pair],  # Selected pairs
     passages: Mapping[str, str],  # Chunk to text

@@ -59,6 +59,7 @@ class Asked:
     kept: tuple[str, ...] = ()  # Files that the small committed run keeps, as glob patterns
     asked_of: tuple[str, ...] = ("handbook", "documents", "pairs")  # Kinds of source that bring what it works on
     line: Line = "pairs"  # Of the filters line: asked by name, of the source "filter"
+    tries: str = ""  # What it says one could try where a student is too weak, in a few words; empty: nothing
 
 # %% ../../nbs/questions/25_question.ipynb #d30f51ab
 @dataclass(frozen=True)

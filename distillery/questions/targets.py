@@ -5,9 +5,9 @@
 # %% ../../nbs/questions/56_targets.ipynb #fe0ecec7
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from math import exp, inf, log, sqrt
+from math import exp, log, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,10 +20,9 @@ from ..core.extras import later
 from ..core.files import read_jsonl
 from ..core.numbers import exact, number, with_interval
 from ..core.records import Chunk, Estimate, Pair, Part
-from ..core.script import count_words, text_width
 from ..core.stats import mean_interval
 from ..filters.quality import STRAIGHT, jackknife_interval
-from .measures import Measured, measure_pairs, set_measures
+from .measures import Measured, limits_of, measure_pairs, set_measures
 from .results import Results
 from ..retrieval.embed import CachedVectors, vectors_of
 
@@ -98,20 +97,22 @@ def read_targets(
 def estimates_of(
     found: Measured,
     confidence: float = 0.95,
+    drawn: Sequence[str] | None = None,  # What each pair was drawn with; None: its document
 ) -> dict[str, Estimate]:  # Measure to its interval; those that do not apply are absent
     "Estimates of all measures; raises `DistilleryError` where all pairs are of one document."
-    if len(set(found.clusters)) < 2:
+    clusters = drawn or found.clusters
+    if len(set(clusters)) < 2:
         raise DistilleryError("all pairs are of one document", "measure the dataset of two documents at least, better twenty")
     told, points = dict[str, Estimate](), found.points
     for name, x in {**found.raw, "quality": points}.items():
         known = ~np.isnan(x)
-        drawn = [c for c, keep in zip(found.clusters, known, strict=True) if keep]
-        if len(set(drawn)) < 2: continue
+        there = [c for c, keep in zip(clusters, known, strict=True) if keep]
+        if len(set(there)) < 2: continue
         times = 10 if name == "coherence" else 1
         scale = None if name in (*POINTS, "support by meaning") else (0.0, 1.0)
-        told[name] = mean_interval(times * x[known], drawn, confidence, name, scale)
+        told[name] = mean_interval(times * x[known], there, confidence, name, scale)
     for name, metric in set_measures(found).items():
-        e = jackknife_interval(metric, np.ones(len(found.pairs)), found.clusters, confidence, name, STRAIGHT)
+        e = jackknife_interval(metric, np.ones(len(found.pairs)), clusters, confidence, name, STRAIGHT)
         if e: told[name] = e
     low = float(np.nanmin(points)) if not np.isnan(points).all() else None
     if low is not None: told["lowest quality"] = Estimate(level="lowest quality", mean=low, ci_low=low, ci_high=low, n=len(points))
@@ -139,11 +140,8 @@ def run_estimates(
     if not place.is_file():
         raise DistilleryError(f"run {results.path.resolve().name} selected no pairs", "name a run of documents or pairs")
     config = load_config(overrides=results.settings())
-    chunks, limits = results.path / "chunks.jsonl", config.generation_limits
+    chunks, fits = results.path / "chunks.jsonl", limits_of(config, targets.answer_characters)
     passages = {c.chunk_id: c.text for c in read_jsonl(chunks, Chunk, allow_empty=True)} if chunks.is_file() else {}
-    low, high = targets.answer_characters or (limits.min_answer_length, inf)
-    most = inf if targets.answer_characters else limits.max_answer_words
-    fits = lambda answer: low <= text_width(answer) <= high and count_words(answer) <= most
     embedder = CachedVectors(vectors_of(config.judge.embedder), config.judge.embedder, cache)
     return estimates_of(measure_pairs(read_jsonl(place, Pair), passages, fits, embedder))
 

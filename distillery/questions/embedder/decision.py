@@ -242,6 +242,7 @@ def embedder_metrics(
 # %% ../../../nbs/questions/embedder/20_decision.ipynb #429e15e4
 EMBEDDER = Question(
     name="embedder",
+    tries="let it read what is found (RAG)",
     asks=ASKS,
     needs="a second embedder",
     stages=embedder_stages, why_not=why_no_embedder, decisions=embedder_decisions, metrics=embedder_metrics,

@@ -149,6 +149,7 @@ LEARNING_CURVE = Question(
     name="learning_curve",
     asks=ASKS,
     needs="a student for each share of the documents",
+    tries="more documents",
     ask_with={"decisions.train_shares": "[0.25, 0.5]"},
     stages=curve_stages, why_not=why_no_curve, decisions=curve_decisions, kept=("curve/*/*.jsonl",),
 )

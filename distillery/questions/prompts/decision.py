@@ -239,6 +239,7 @@ def _sensitivity(moved: tuple[float, float, Contrast] | None, words: list[Contra
 # %% ../../../nbs/questions/prompts/20_decision.ipynb #1fc157ae
 PROMPTS = Question(
     name="prompts",
+    tries="other words to the teacher",
     asks=ASKS,
     needs="the same slots in the words of a second prompt pack",
     ask_with={"decisions.prompt_packs": "[handbook, technical-docs]"},

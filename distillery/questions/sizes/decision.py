@@ -156,6 +156,7 @@ def size_notes(
 # %% ../../../nbs/questions/sizes/20_decision.ipynb #708df469
 SIZES = Question(
     name="sizes",
+    tries="another base, or a reader",
     asks=ASKS,
     needs="a second base or another kind of student",
     ask_with={"decisions.bases": "[builtin:mini, builtin:tiny]", "student.extractive": "true"},

@@ -240,6 +240,7 @@ def temperature_metrics(
 # %% ../../../nbs/questions/temperature/20_decision.ipynb #1def9380
 TEMPERATURE = Question(
     name="temperature",
+    tries="another temperature of the teacher",
     asks="Which temperature should the teacher write at?",
     needs="the same slots at two or more temperatures",
     ask_with={"decisions.temperatures": "[0.3, 0.7, 0.9]"},
