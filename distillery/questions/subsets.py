@@ -6,7 +6,7 @@
 __all__ = ['Learn', 'LEARNING', 'SubsetRow', 'candidates', 'asked_of', 'reader_learner', 'learn_decoder', 'learner',
            'student_rows']
 
-# %% ../../nbs/questions/57_subsets.ipynb #98935e39
+# %% ../../nbs/questions/57_subsets.ipynb #b35ca290
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,6 @@ from ..evaluation.evaluate import EvalRow, draw_examples, evaluate_variant
 from ..evaluation.stages import MEASURED
 from ..pairs.set_notes import examples_of
 from ..selection.methods import families_of
-from ..teachers.span import SpanTeacher
 
 # %% ../../nbs/questions/57_subsets.ipynb #9e0fc129
 Learn: TypeAlias = Callable[[Sequence[Pair], int, Sequence[Example], Job, Path], list[EvalRow]]  # Pairs, seed, questions, job, folder
@@ -54,13 +53,14 @@ def asked_of(
     e, every = job.config.evaluation, examples_of(job.needs["dataset"], ["validation", "test"])
     return draw_examples([x for x in every if x.kind == "answer" and x.passage], e.full_samples_per_set, e.seed)
 
-# %% ../../nbs/questions/57_subsets.ipynb #1943ceca
+# %% ../../nbs/questions/57_subsets.ipynb #59af1502
 def reader_learner(
     base: str,  # student.extractive_base
 ) -> Learn:
     "Learner of readers that share their lower layers."
     from distillery.exporting.light import Frozen, train_light
     from distillery.exporting.spans import span_items
+    from distillery.teachers.span import SpanTeacher
 
     frozen = Frozen(base)
 

@@ -60,7 +60,7 @@ def sets_needed(
     "How many training sets would find a correlation of this size."
     return next((n for n in range(8, 2001) if detectable_correlation(n, confidence) <= abs(r)), None)
 
-# %% ../../../nbs/questions/domain/20_decision.ipynb #cf46d95b
+# %% ../../../nbs/questions/domain/20_decision.ipynb #6f143a3d
 DOMAIN_SCORE, GOLD_SCORE, LEAST = "domain score", "BERTScore against references", 8
 
 
@@ -82,7 +82,7 @@ def why_no_domain(
     n = len(set_rows(results)) - 1
     return None if n >= LEAST else f"its {n} training sets are too few for a correlation: {LEAST} at least, better 24"
 
-
+# %% ../../../nbs/questions/domain/20_decision.ipynb #e9650425
 def correlations(
     sets: Sequence[SetRow],  # Graded ones
     confidence: float,
@@ -109,7 +109,7 @@ def _contrast(e: Estimate, n: int, confidence: float) -> Contrast:
                     p=float(2 * stdtr(n - 1, -abs(e.mean) / se)), mde=(t + t_quantile(n - 1, .8)) * se, se=se, df=n - 1,
                     confidence=confidence, n_items=n, n_clusters=n)
 
-# %% ../../../nbs/questions/domain/20_decision.ipynb #43c2e8fd
+# %% ../../../nbs/questions/domain/20_decision.ipynb #1de59f12
 ASKS = "Does the domain score foretell a student's gain, and can it replace reference answers?"
 
 
@@ -122,7 +122,7 @@ def _answer(told: Sequence[Estimate], c: Contrast, margin: float, ahead: str) ->
     if domain.ci_high < 0: return "no: it misleads", "The domain score foretells the wrong way: do not choose by it"
     return f"undecided{ahead}", "Undecided whether the domain score can replace references"
 
-
+# %% ../../../nbs/questions/domain/20_decision.ipynb #4d1119c3
 def domain_decision(
     sets: Sequence[SetRow],  # From `set_rows`
     config: Config,          # For the decisions section

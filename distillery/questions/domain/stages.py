@@ -6,7 +6,7 @@
 __all__ = ['STEEP', 'SHARE', 'NO_GOLD', 'NO_QUESTION', 'references', 'gold_scores', 'grades', 'graded_set', 'SetRow',
            'domain_stages']
 
-# %% ../../../nbs/questions/domain/10_stages.ipynb #116ea867
+# %% ../../../nbs/questions/domain/10_stages.ipynb #20488224
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ...pairs.gold import read_gold
 from ...pairs.set_notes import examples_of
 from ...pairs.slots import chance
 from ..subsets import LEARNING, asked_of, candidates, learner, student_rows
-from ...retrieval.embed import model_digest
+from ...retrieval.embed import model_digest, model_dir
 from ...selection.methods import within
 
 if TYPE_CHECKING: import numpy as np
@@ -84,7 +84,7 @@ def graded_set(
     gumbel = -np.log(-np.log(np.clip(luck, 1e-12, 1 - 1e-12)))
     return within([int(i) for i in np.argsort(-(scores @ np.array(grade) + gumbel), kind="stable")], sizes, budget)
 
-# %% ../../../nbs/questions/domain/10_stages.ipynb #bb35890f
+# %% ../../../nbs/questions/domain/10_stages.ipynb #ad328da3
 SHARE = 0.3  # Of the pairs, in every set
 NO_GOLD, NO_QUESTION = "it has no reference questions (dataset.gold)", "no test question has a passage to answer it from"
 
@@ -107,10 +107,9 @@ def _standard(families: Sequence[Sequence[Pair]], score: Mapping[str, float]) ->
     x = np.where(np.isnan(x), np.nanmean(x), x)
     return (x - x.mean()) / (x.std() or 1.0)
 
-
+# %% ../../../nbs/questions/domain/10_stages.ipynb #def1aa6d
 def _sets(job: Job, source: Source, n: int) -> None:
     from distillery.evaluation.bert_score import BertScorer
-    from distillery.retrieval.embed import model_dir
 
     pairs = read_jsonl(job.needs["select"] / "selected.jsonl", Pair)
     families, questions = candidates(examples_of(job.needs["dataset"], ["train"]), pairs), [e for e in asked_of(job) if e.set == "test"]
@@ -136,7 +135,7 @@ def _sets(job: Job, source: Source, n: int) -> None:
                            token_f1=fmean(r.token_f1 for r in said), exact_match=fmean(r.exact_match for r in said), questions=len(said)))
     write_jsonl(job.out / "sets.jsonl", rows)
 
-
+# %% ../../../nbs/questions/domain/10_stages.ipynb #e2cad3a2
 def domain_stages(
     source: Source,  # What the run works on
     config: Config,  # All settings

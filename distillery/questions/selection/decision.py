@@ -115,7 +115,7 @@ def selection_decision(
                     margin=d.margins[METRIC], verdict=word, sentence=sentence,
                     cost={"pairs": ", ".join(f"{name} {facts[name]['pairs']:,}" for name in scores)})
 
-# %% ../../../nbs/questions/selection/20_decision.ipynb #b73dcea8
+# %% ../../../nbs/questions/selection/20_decision.ipynb #16b2ce36
 def smallest_as_good(
     validation: Seeded,        # Rows of the validation set
     facts: Mapping[str, Any],  # From `subset_facts`
@@ -126,7 +126,7 @@ def smallest_as_good(
     good = [name for name in mean if name != "all" and mean[name] >= mean["all"]]
     return min(good, key=lambda name: (facts[name]["pairs"], -mean[name], name), default=None)
 
-
+# %% ../../../nbs/questions/selection/20_decision.ipynb #6db7a2de
 def subset_decision(
     results: Results,
     student: str,
@@ -147,10 +147,10 @@ def subset_decision(
                 f"{with_interval(c, level=c.confidence)} in {metric_name(METRIC)}, n = {count(c.n_items, 'questions')} in "
                 f"{count(c.n_clusters, 'documents')}.")
     return Decision(name=f"selection-fewest-{student}", question=f"How few pairs would do? ({student})", factor="choice",
-                    levels=list(scores), metric=METRIC, unit="questions", n_items=c.n_items, n_clusters=c.n_clusters,
+                    levels=list(scores), metric=METRIC, unit="questions", n_items=c.n_items, n_clusters=len(set(documents.values())),
                     estimates=estimates, contrasts=[c], margin=margin, verdict=verdict(c, margin, unit="documents")[0], sentence=sentence)
 
-
+# %% ../../../nbs/questions/selection/20_decision.ipynb #27032191
 def selection_decisions(
     results: Results,  # A finished run
     config: Config,    # For the decisions section

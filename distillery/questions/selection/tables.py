@@ -15,7 +15,7 @@ from ..results import Results
 from .decision import subset_facts
 from ..tables import decision_file
 
-# %% ../../../nbs/questions/selection/30_tables.ipynb #c4733f5d
+# %% ../../../nbs/questions/selection/30_tables.ipynb #9a5bfa26
 def subset_table(
     results: Results,    # A finished run
     student: str,        # reader or decoder
@@ -30,7 +30,7 @@ def subset_table(
              "least quality": told(e.level, "least quality"), "token F1": with_interval(e, src=of(i)), "n": number(e.n, src=of(i, "n"))}
             for i, e in enumerate(decision.estimates)]
 
-
+# %% ../../../nbs/questions/selection/30_tables.ipynb #1fb908a6
 def threshold_curve(
     results: Results,
     student: str,
