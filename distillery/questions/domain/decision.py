@@ -110,7 +110,7 @@ def _contrast(e: Estimate, n: int, confidence: float) -> Contrast:
                     confidence=confidence, n_items=n, n_clusters=n)
 
 # %% ../../../nbs/questions/domain/20_decision.ipynb #1de59f12
-ASKS = "Does the domain score foretell a student's gain, and can it replace reference answers?"
+ASKS = "Does the domain score foretell the gain of a student, and can it replace reference answers?"
 
 
 def _answer(told: Sequence[Estimate], c: Contrast, margin: float, ahead: str) -> tuple[str, str]:
