@@ -39,7 +39,11 @@ def rag_queries(
     "Questions of a dataset with the passages that answer them."
     made, by_id = pair_queries(pairs, chunks), {p.id: p for p in pairs}
     right = {" ".join(words(q.text)): q.relevant for q in made.queries}
-    of = lambda e: right.get(" ".join(words(by_id[e.pair_id].question))) if e.pair_id in by_id else None
+    def of(e: Example) -> dict[str, float] | None:
+        "Gold questions are of no pair: they name their passage."
+        if e.pair_id not in by_id: return {e.chunk_id: 1.0} if e.chunk_id in made.ids else None
+        return right.get(" ".join(words(by_id[e.pair_id].question)))
+
     asked = [Query(query_id=e.id, text=e.question, relevant=found, cluster=e.doc_id)
              for e in examples if e.kind == "answer" and (found := of(e))]
     return clean_questions(replace(made, queries=tuple(asked)), [c.doc_id for c in chunks])
