@@ -222,6 +222,7 @@ def test_the_fewest_cases_that_can_pass_are_enough_and_one_less_is_told_of():
     assert gate("g", "v", [1] * 35, 0.9).model_dump().items() >= {"state": "PASS", "least_clusters": None}.items()
     assert gate("g", "v", [1] * 34, 0.9).model_dump().items() >= {"state": "INCONCLUSIVE", "least_clusters": 35}.items()
     assert [gate("g", "v", [0] * n, 0.1, "max").least_clusters for n in (34, 35)] == [35, None]
+    assert gate("g", "v", [1] * 34 + [0], 0.9).least_clusters is None, "enough of them, but not all right"
 
 
 @pytest.mark.parametrize(("confidence", "least"), [(0.95, 6), (0.9, 5)])
