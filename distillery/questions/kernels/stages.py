@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Kernel', 'FlipRow', 'KernelCost', 'kernels_of', 'likeliest', 'same_share', 'decode_times', 'compare_kernels',
-           'kernel_stages']
+           'quantization_of', 'kernel_stages']
 
 # %% ../../../nbs/questions/kernels/10_stages.ipynb #7038d890
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from ...core.config import Config
+from ...core.config import Config, declared
 from ...core.errors import DistilleryError
 from ...core.files import write_json, write_jsonl
 from ...core.student_knobs import QuantizationSection
@@ -140,6 +140,14 @@ def compare_kernels(
                         bytes=variant_bytes(form.folder), ms_each=spent[name]) for name, form in forms.items()]
     return rows, costs, gone
 
+# %% ../../../nbs/questions/kernels/10_stages.ipynb #edfcb9a8
+def quantization_of(
+    view: Config,  # Lets the whole section through
+) -> QuantizationSection:
+    "The section of quantization, out of the view that a stage is given."
+    named = {name.partition("."): value for name, value in declared(view).items()}
+    return QuantizationSection.model_validate({key: value for (section, _, key), value in named.items() if section == "quantization"})
+
 # %% ../../../nbs/questions/kernels/10_stages.ipynb #9846911a
 def _kernels(job: Job, variant: str) -> None:
     from distillery.exporting.check import encode_chats, evaluation_texts
@@ -152,7 +160,7 @@ def _kernels(job: Job, variant: str) -> None:
                 for x in texts[: e.latency_questions]]
     build = lambda folder, how: build_onnx(merged, folder, variant, how, job.config.export.backend)
     kernels = kernels_of(d.kernel_levels, d.kernel_blocks, d.kernel_vocabularies)
-    rows, costs, gone = compare_kernels(merged, job.scratch, chats, requests, kernels, build, job.config.quantization, job.say)
+    rows, costs, gone = compare_kernels(merged, job.scratch, chats, requests, kernels, build, quantization_of(job.config), job.say)
     write_jsonl(job.out / "rows.jsonl", rows)
     write_jsonl(job.out / "costs.jsonl", costs)
     write_json(job.out / "facts.json", {"variant": variant, "not_asked": gone, "why_not": None if costs else "; ".join(gone.values())})
