@@ -56,7 +56,8 @@ def test_the_settings_decide_what_is_built(tmp_path, monkeypatch):
     for more in ({}, {"decisions.kernel_blocks": [64]}, {"decisions.kernel_vocabularies": [False]}):
         config = load_config(overrides={"decisions.kernel_levels": [1, 4], **more})
         (stage,) = kernel_stages(None, config, tmp_path)
-        stage.run(SimpleNamespace(config=restrict(config, stage.reads), needs={"merge": tmp_path, "dataset": tmp_path}, out=tmp_path, scratch=tmp_path, say=None))
+        needs = {"merge": tmp_path, "dataset": tmp_path}
+        stage.run(SimpleNamespace(config=restrict(config, stage.reads), needs=needs, out=tmp_path, scratch=tmp_path, say=None))
     assert [len(k) for k in built] == [8, 4, 4]
     assert {k.block for k in built[1]} == {64}
     assert {k.vocabulary for k in built[2]} == {False}
