@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillery.core.config import load_config
+from distillery.core.config import load_config, restrict
 from distillery.core.files import read_jsonl, write_jsonl
 from distillery.core.records import Chunk, Document, Pair
 from distillery.pairs.chunk import chunk_documents
@@ -131,7 +131,8 @@ def test_the_settings_decide_what_is_cut_and_read(tmp_path, monkeypatch):
     for settings in sets:
         config = load_config(overrides=settings)
         stage = chunk_stages(None, config, tmp_path)[0]
-        stage.run(SimpleNamespace(config=config, needs={"documents": tmp_path, "select": tmp_path}, out=tmp_path, say=None))
+        needs = {"documents": tmp_path, "select": tmp_path}
+        stage.run(SimpleNamespace(config=restrict(config, stage.reads), needs=needs, out=tmp_path, say=None))
     assert [len(names) for names in seen] == [8, 4, 4]
     assert seen[1] == ["220 tokens", "60 tokens", "60 tokens, titled", "220 tokens, titled"]
     assert chunk_stages(None, load_config(), tmp_path) == []
@@ -166,8 +167,8 @@ def compared(folder: Path, out: Path, sizes: list[int]):
     pairs = generate_pairs(chunks, ExtractiveTeacher(), Journal(out / "calls.sqlite"), config).pairs
     for name, rows in (("documents", documents), ("chunks", chunks), ("selected", pairs)): write_jsonl(out / f"{name}.jsonl", rows)
     (out / "chunks").mkdir()
-    job = SimpleNamespace(config=config, needs={"documents": out, "select": out}, out=out / "chunks", say=lambda *now: None)
-    chunk_stages(None, config, out)[0].run(job)
+    (stage,), view = chunk_stages(None, config, out), {"needs": {"documents": out, "select": out}, "say": lambda *now: None}
+    stage.run(SimpleNamespace(config=restrict(config, stage.reads), out=out / "chunks", **view))
     return Results(out), config
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillery.core.config import load_config
+from distillery.core.config import load_config, restrict
 from distillery.core.files import write_jsonl
 from distillery.core.records import Chunk, Pair
 from distillery.engine.source import open_source
@@ -47,7 +47,8 @@ def finished(path, pairs, chunks, **settings):
     stage, = dataset_stages(open_source(None, None, "builtin"), config, path)
     out = path / "measures"
     out.mkdir(exist_ok=True)
-    stage.run(SimpleNamespace(config=config, needs=dict.fromkeys(stage.needs, path), out=out, say=lambda *a: None))
+    view = restrict(config, stage.reads)
+    stage.run(SimpleNamespace(config=view, needs=dict.fromkeys(stage.needs, path), out=out, say=lambda *a: None))
     (path / "config.json").write_text(json.dumps(settings))
     return Results(path), config
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillery.core.config import load_config
+from distillery.core.config import load_config, restrict
 from distillery.core.files import read_jsonl, write_jsonl
 from distillery.core.records import Chunk, Pair
 from distillery.pairs.dataset import make_example
@@ -114,7 +114,7 @@ def test_the_settings_decide_what_is_asked(tmp_path, monkeypatch):
         config = load_config(overrides=settings)
         (stage,) = rag_stages(SimpleNamespace(kind="documents"), config, tmp_path)
         needs = {"documents": KEPT, "select": KEPT, "dataset": dataset(tmp_path), "export-fp32": tmp_path}
-        stage.run(SimpleNamespace(config=config, needs=needs, out=tmp_path, say=lambda *now: None))
+        stage.run(SimpleNamespace(config=restrict(config, stage.reads), needs=needs, out=tmp_path, say=lambda *now: None))
         rows = read_jsonl(tmp_path / "rows.jsonl", RagAnswer)
         seen.append(({r.k for r in rows}, len({r.id for r in rows})))
     assert [ks for ks, _ in seen] == [{0, 1}, {0, 1, 3}, {0, 1}]

@@ -6,7 +6,6 @@
 __all__ = ['OWN', 'tell_story', 'judged_set', 'warnings_of']
 
 # %% ../../nbs/pages/45_story.ipynb #20451e77
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +16,11 @@ from ..core.numbers import address, count, label, number
 from ..core.records import Pair
 from ..core.words import Quoted, from_easy, sentence
 from ..pairs.fit import fit_sentence
-from ..questions.results import Results
+from ..questions.results import Results, json_lines
 
 # %% ../../nbs/pages/45_story.ipynb #9bb4d82d
 def _counted(key: str, n: int) -> dict[str, Any]:
     return {"what": key.replace("_", " ").replace("pages", "documents"), "count": number(n, src=address("counts.json", key))}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()] if path.is_file() else []
 
 
 def tell_story(
@@ -36,9 +31,9 @@ def tell_story(
     order = ["documents", "inputs_skipped", "chunks", "pairs_written", "pairs_kept", "training_rows",
              "gold_facts_on_training_pages", "gold_facts_taught", "documents_that_share_a_passage", "pairs_left_out_as_repeats"]
     kept = read_jsonl(base / "selected.jsonl", Pair) if (base / "selected.jsonl").is_file() else []
-    dropped, by = Counter(_short(d["reason"]) for d in _lines(base / "dropped.jsonl")), Counter(p.difficulty for p in kept)
+    dropped, by = Counter(_short(d["reason"]) for d in json_lines(base / "dropped.jsonl")), Counter(p.difficulty for p in kept)
     asks = results.json("dataset/asks.json", {})
-    sets = [{"set": p.stem, "questions": len(_lines(p))} | ({"what it asks": asks.get(p.stem, "")} if asks else {})
+    sets = [{"set": p.stem, "questions": len(json_lines(p))} | ({"what it asks": asks.get(p.stem, "")} if asks else {})
             for p in sorted(base.glob("dataset/*.jsonl"))]
     story: dict[str, list[dict[str, Any]]] = {
         "What was read and written": [_counted(k, counts[k]) for k in order if k in counts],
@@ -54,7 +49,7 @@ def tell_story(
 
 
 def _documents(base: Path, kept: Sequence[Pair], most: int = 10) -> list[dict[str, Any]]:
-    place, counted = {d["doc_id"]: (i, d) for i, d in enumerate(_lines(base / "documents.jsonl"))}, Counter(p.doc_id for p in kept)
+    place, counted = {d["doc_id"]: (i, d) for i, d in enumerate(json_lines(base / "documents.jsonl"))}, Counter(p.doc_id for p in kept)
     said = lambda i, d, key: label(d[key], address("documents.jsonl", i, key))
     return [{"title": said(*place[name], "title"), "file": said(*place[name], "path"), "pairs": n}
             for name, n in counted.most_common(most) if name in place]
@@ -79,7 +74,7 @@ def _rejected(base: Path) -> list[dict[str, Any]]:
 
     shown = {"share": "share of rejections"}
     return [{shown.get(k, k): Quoted(v) if k == "example" else v for k, v in r.model_dump().items()}
-            for r in rejection_table(_lines(base / "rejected.jsonl"))]
+            for r in rejection_table(json_lines(base / "rejected.jsonl"))]
 
 
 def _short(reason: str) -> str:

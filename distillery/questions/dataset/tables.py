@@ -7,7 +7,6 @@ __all__ = ['SETS_FILE', 'NAMES', 'ENOUGH', 'sets_of', 'set_table', 'split_table'
            'duplicate_table', 'duplicate_count', 'example_table', 'accuracy_table', 'lever_table']
 
 # %% ../../../nbs/questions/dataset/30_tables.ipynb #7a1b6835
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from ...core.records import Decision, Estimate, Example, Pair
 from ...core.words import Quoted, from_easy, ticked
 from .stages import SETS
 from ..question import Question
-from ..results import Results, run_command
+from ..results import Results, json_lines, run_command
 from ..tables import cited, decision_file
 from ..targets import Targets, dataset_rows
 
@@ -91,11 +90,6 @@ def measure_table(
     return [row(r) for r in dataset_rows(targets, told)]
 
 # %% ../../../nbs/questions/dataset/30_tables.ipynb #4ad1a100
-def _written(results: Results, name: str) -> list[dict[str, Any]]:
-    place = results.path / name
-    return [json.loads(line) for line in place.read_text("utf-8").split("\n") if line.strip()] if place.is_file() else []
-
-
 def duplicate_table(
     results: Results,  # A finished run
     most: int = 12,    # Rows
@@ -103,7 +97,7 @@ def duplicate_table(
     "Removed duplicates, each with its keeper and their similarity."
     asked = {p.id: p.question for p in read_jsonl(results.path / "selected.jsonl", Pair)}
     words = [(d["pair_id"], *d["reason"].removeprefix("repeats ").partition(", similarity ")[::2])
-             for d in _written(results, "dropped.jsonl") if d["reason"].startswith("repeats ")]
+             for d in json_lines(results.path / "dropped.jsonl") if d["reason"].startswith("repeats ")]
     meant = [(r["pair"], r["keeper"], f"{r['similarity']:.2f}") for r in results.json("dataset/repeats.json", [])]
     told = [(how, *some) for how, every in (("letters", words), ("meaning", meant)) for some in every]
     return [{"removed": Quoted(pair), "keeper": Quoted(keeper), "the keeper asks": Quoted(asked.get(keeper, "")), "alike by": how,
@@ -116,7 +110,7 @@ def duplicate_count(
 ) -> int:
     "How many pairs were removed as duplicates."
     meant = results.json("dataset/repeats.json", [])
-    return sum(d["reason"].startswith("repeats ") for d in _written(results, "dropped.jsonl")) + len(meant)
+    return sum(d["reason"].startswith("repeats ") for d in json_lines(results.path / "dropped.jsonl")) + len(meant)
 
 # %% ../../../nbs/questions/dataset/30_tables.ipynb #e34a0907
 def example_table(

@@ -125,8 +125,9 @@ def compare_kernels(
     for i, kernel in enumerate(kernels):
         say(kernel.name, i, len(kernels))
         folder = work / f"{kernel.level}-{kernel.block}-{'small' if kernel.vocabulary else 'full'}"
+        asked = kernel.settings(how)  # what is wrong with them is a fault of ours, and no reason of a form
         try:
-            if not (folder / "export.json").is_file(): build(folder, kernel.settings(how))
+            if not (folder / "export.json").is_file(): build(folder, asked)
         except DistilleryError as e:
             gone[kernel.name] = f"{kernel.name}: {e.message}"
             continue
