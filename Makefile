@@ -31,7 +31,7 @@ test: $(VENV)/.installed
 # These train, export or run a whole line; their tests in pytest are quicker, and `make test-slow` runs them all.
 LONG := 16_distill|80_extractive|36_fidelity|15_export|50_rag|44_filter|46_filter_line|73_filter_run|67_reevaluate|70_pretrain|filter
 notebooks: $(VENV)/.installed
-	OMP_NUM_THREADS=1 nbdev_test --n_workers $(CORES) --skip_file_re '^(_|\.|($(LONG))\.ipynb)'
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 1 --skip_file_re '^(_|\.|($(LONG))\.ipynb)'
 
 pytest: $(VENV)/.installed
 	OMP_NUM_THREADS=1 python -m pytest -q -n $(CORES) --dist loadfile --no-loadscope-reorder

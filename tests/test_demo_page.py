@@ -65,12 +65,14 @@ def test_three_gold_questions_have_the_answers_of_python(page, variant):
     assert sum(a == g["answer"] for a, g in zip(expected, GOLD[:3], strict=True)) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_what_the_model_never_learnt_is_said_in_the_same_words_too(page, variant):
     questions = [g["wordings"][1] for g in GOLD[100:106]]
     assert [ask(page, q) for q in questions] == in_python(variant, questions)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_browser_makes_the_same_tokens(page, variant):
     chat = ChatTokenizer(variant)
@@ -81,6 +83,7 @@ def test_the_browser_makes_the_same_tokens(page, variant):
     assert [t for t, a, b in zip(texts, ours, theirs, strict=True) if a != b] == []
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_an_example_is_asked_by_a_click(page, variant):
     page.click("document.querySelectorAll('#examples button')[1]")
@@ -88,6 +91,7 @@ def test_an_example_is_asked_by_a_click(page, variant):
     assert page.value(ANSWER) == in_python(variant, READING[1:2])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_markup_stays_text(page):
     assert page.value("document.getElementById('title').textContent") == ATTACK
@@ -96,6 +100,7 @@ def test_markup_stays_text(page):
     assert page.value("document.querySelectorAll('img').length") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_page_may_not_open_a_connection(page):
     asked = []

@@ -227,6 +227,7 @@ def test_it_is_measured_like_any_student(exported):
     assert np.mean([r.exact_match for r in found]) > 0.5
 
 
+@pytest.mark.slow
 def test_the_threshold_decides_and_changes_the_identity(exported):
     strict, lax = (SpanTeacher(exported[0] / "fp32", threshold=t) for t in (1e9, -1e9))
     assert strict.identity != lax.identity

@@ -2,6 +2,7 @@
 import json
 import random
 import re
+from functools import cache
 from math import isclose
 from pathlib import Path
 from statistics import fmean
@@ -26,10 +27,21 @@ from distillery.questions.results import Results, open_results
 KEPT = Path(__file__).parent / "data/run"
 
 
+OWN = ("index", "kpis", "student", "dataset", "quantization", "temperature", "embedder", "vector_index", "context_length")
+weekly = pytest.mark.slow  # the kept run, asked every optional question
+every_page = pytest.mark.parametrize(("run", "name"), [
+    *(("kept", name) for name in OWN), *(pytest.param("asked", name, marks=weekly) for name in COVERED)], indirect=["run"])
+every_run = pytest.mark.parametrize(("run", "names"), [("kept", OWN), pytest.param("asked", COVERED, marks=weekly)], indirect=["run"])
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def made(tmp_path_factory):
     place = tmp_path_factory.mktemp("truth")
-    return rendered(asked_run(KEPT, place / "asked"), place / "run")
+    return cache(lambda which: rendered(asked_run(KEPT, place / "answers") if which == "asked" else KEPT, place / which))
+
+
+@pytest.fixture(scope="module")
+def run(request, made): return made(getattr(request, "param", "kept"))
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +51,16 @@ def stored(run): return Stored(run)
 def page_of(run, name): return (run / f"reports/{name}.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", COVERED)
+@every_page
 def test_every_numeral_leads_to_a_stored_value(run, stored, name):
     assert flaws(run, name, page_of(run, name), stored) == []
 
 
-def test_the_lint_reads_whole_pages_and_exempts_little(run):
+@every_run
+def test_the_lint_reads_whole_pages_and_exempts_little(run, names):
     assert set(COVERED) == {"index", "kpis", *templates()}
     assert len(EXEMPT) <= 10
-    addressed = {name: sum(bool(p.src) for b in Page(page_of(run, name)).blocks for p in b.pieces) for name in COVERED}
+    addressed = {name: sum(bool(p.src) for b in Page(page_of(run, name)).blocks for p in b.pieces) for name in names}
     assert addressed["quantization"] > 500
     assert all(n > 25 for n in addressed.values()), addressed
 
@@ -59,7 +72,7 @@ def raw_names(text):
     return sorted(set(re.findall(rf"(?<![\w.])(?:(?:recall|test)\.)?(?:{keys})(?:_min|_max|_vs_\w+)?\b", shown)))
 
 
-@pytest.mark.parametrize("name", COVERED)
+@every_page
 def test_metrics_and_gates_have_names(run, name):
     assert raw_names(page_of(run, name)) == []
 
@@ -69,10 +82,11 @@ def test_raw_names_are_seen():
     assert raw_names(page) == ["bert_f1", "recall.token_f1_min"]
 
 
-def test_of_a_hundred_altered_numerals_ninety_eight_are_found(run, stored):
-    pages, rng, missed = {name: page_of(run, name) for name in COVERED}, random.Random(88), []
+@every_run
+def test_of_a_hundred_altered_numerals_ninety_eight_are_found(run, stored, names):
+    pages, rng, missed = {name: page_of(run, name) for name in names}, random.Random(88), []
     for _ in range(100):
-        name = rng.choice(COVERED)
+        name = rng.choice(names)
         text, done = altered(pages[name], rng)
         if not flaws(run, name, text, stored): missed.append((name, done))
     assert len(missed) <= 2, missed

@@ -41,12 +41,16 @@ def write_pages(folder: Path) -> None:
         "The guillotine costs 90 euros a day. The guillotine is run by two people.\n")
 
 
+@pytest.fixture(scope="module", params=["q4", pytest.param("every variant", marks=pytest.mark.slow)])
+def quick(request): return [*QUICK, *(["--set", "export.variants=[fp32,q4]"] if request.param == "q4" else [])]
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(quick, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("job")
     write_pages(cwd / "docs")
     first_layer(cwd / "one-layer")
-    command = [sys.executable, "-c", COMMAND, "run", "--docs", "docs", *QUICK]  # as a person types it, in a new interpreter
+    command = [sys.executable, "-c", COMMAND, "run", "--docs", "docs", *quick]  # as a person types it, in a new interpreter
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd, done
@@ -60,12 +64,13 @@ def test_it_says_what_it_did(finished):
     assert "Warning" not in done.stderr, done.stderr
 
 
-def test_the_run_folder_holds_the_contract(finished):
+def test_the_run_folder_holds_the_contract(finished, quick):
     run = (finished[0] / "runs/latest").resolve()
     for name in ("config.json", "manifest.json", "metrics.json", "pairs.jsonl", "selected.jsonl", "dataset/train.jsonl",
                  "student/adapter/adapter_model.safetensors", "student/merged/model.safetensors",
-                 "onnx/fp32/model.onnx", "onnx/q4/model.onnx", "eval/int8/metrics.json", "eval/uint8/failures.jsonl",
-                 "eval/q4/summary.md", "decisions/quantization.json", "reports/quantization.html", "reports/index.html"):
+                 "onnx/fp32/model.onnx", "onnx/q4/model.onnx", "eval/fp32/metrics.json", "eval/q4/failures.jsonl",
+                 *(["eval/int8/metrics.json", "eval/uint8/failures.jsonl"] if quick == QUICK else []), "eval/q4/summary.md",
+                 "decisions/quantization.json", "reports/quantization.html", "reports/index.html"):
         assert (run / name).is_file(), name
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["files"]["selected.jsonl"]["size"] == (run / "selected.jsonl").stat().st_size
@@ -96,29 +101,29 @@ def test_the_first_pages_are_those_that_are_built_again(finished):
     assert [name for name, page in pages().items() if page != first[name]] == []
 
 
-def test_again_nothing_runs(finished):
+def test_again_nothing_runs(finished, quick):
     cwd, _ = finished
-    again = distillery("run", "--docs", "docs", *QUICK, cwd=cwd)
+    again = distillery("run", "--docs", "docs", *quick, cwd=cwd)
     assert again.returncode == 0
     assert ran(again) == []
     assert re.search(r"\d report +cached ", again.stdout)
 
 
-def test_why_names_a_changed_block_size(finished):
-    why = distillery("why", "export", "--docs", "docs", *QUICK, "--set", "quantization.block_size=64", cwd=finished[0]).stdout
+def test_why_names_a_changed_block_size(finished, quick):
+    why = distillery("why", "export", "--docs", "docs", *quick, "--set", "quantization.block_size=64", cwd=finished[0]).stdout
     assert "quantization.block_size: 32 -> 64" in why
 
 
 @pytest.mark.slow
-def test_a_changed_block_size_reruns_what_it_can_reach(finished):
+def test_a_changed_block_size_reruns_what_it_can_reach(finished, quick):
     cwd, _ = finished
-    again = distillery("run", "--docs", "docs", *QUICK, "--set", "quantization.block_size=64", cwd=cwd)
-    shrunk = ("int8", "uint8", "q4")
+    again = distillery("run", "--docs", "docs", *quick, "--set", "quantization.block_size=64", cwd=cwd)
+    shrunk = ("int8", "uint8", "q4") if quick == QUICK else ("q4",)
     assert set(ran(again)) == {f"{step}-{v}" for step in ("export", "measure") for v in shrunk} | {"evaluate", "report"}
 
 
-def test_strict_notices_the_broken_file(finished):
-    assert distillery("run", "--docs", "docs", *QUICK, "--strict", cwd=finished[0]).returncode == 3
+def test_strict_notices_the_broken_file(finished, quick):
+    assert distillery("run", "--docs", "docs", *quick, "--strict", cwd=finished[0]).returncode == 3
 
 
 def test_ask_and_runs(finished):
@@ -156,9 +161,9 @@ export.quantize_weights = worse
 
 
 @pytest.mark.slow
-def test_twelve_german_pairs_end_with_their_page(finished):
+def test_twelve_german_pairs_end_with_their_page(tmp_path):
     "Shipped settings throughout; so few answers decide nothing, and the page says so."
-    cwd = finished[0]
+    cwd = tmp_path
     write_lines(cwd / "qa.jsonl", GERMAN)
     done = distillery("run", "--pairs", "qa.jsonl", "--set", "workbook.runs_dir=german", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -169,9 +174,9 @@ def test_twelve_german_pairs_end_with_their_page(finished):
 
 
 @pytest.fixture(scope="module")
-def worse(finished):
+def worse(tmp_path_factory):
     "A resume under its preset, with a layer of int8's scales at zero: the run ends."
-    cwd, inside = finished[0], ["--set", "workbook.runs_dir=worse"]
+    cwd, inside = tmp_path_factory.mktemp("worse"), ["--set", "workbook.runs_dir=worse"]
     (cwd / "resume.md").write_text(RESUME)
     done = distillery("run", "resume.md", "--preset", "resume", "--teacher", "builtin:extractive", *inside, cwd=cwd, first=PLANT)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -193,8 +198,8 @@ def test_a_worse_small_form_is_reported_and_gated_and_takeaway_1_answered(worse)
 
 
 @pytest.mark.slow
-def test_a_worse_small_form_is_not_packed(worse, finished, tmp_path):
-    cwd = finished[0]
+def test_a_worse_small_form_is_not_packed(worse, tmp_path):
+    cwd = worse.parents[1]
     (cwd / "pack.yaml").write_text("workbook.runs_dir: worse\n")
     refused = distillery("package", "int8", "--config", "pack.yaml", "--out", str(tmp_path / "box"), cwd=cwd)
     assert refused.returncode == 1

@@ -118,6 +118,7 @@ def test_the_stop_token_is_learnt_at_the_end_of_every_answer_and_no_question_is(
     assert "user" not in said
 
 
+@pytest.mark.slow
 def test_training_stops_early_and_keeps_the_best(base, tmp_path):
     cfg = load_config(overrides={**FAST, "sft.epochs": 30, "sft.learning_rate": 0.2, "sft.eval_strategy": "epoch",
                                  "sft.save_strategy": "epoch", "sft.load_best_model_at_end": True, "sft.early_stopping_patience": 2})

@@ -68,6 +68,13 @@ def compile_patterns() -> None:
     for pattern in [p for m in ours for p in vars(m).values() if isinstance(p, later.LaterPattern)]: pattern.search("")
 
 
+def digest_what_lies_here() -> None:
+    "Digests of the package and its weights, which each fork would find out in a folder of its own."
+    files, embed, sources = (importlib.import_module(f"distillery.{name}") for name in ("core.files", "retrieval.embed", "engine.sources"))
+    files.known_digest(sources.PACKAGE, None, sources.package_files(sources.PACKAGE))
+    embed.model_digest("builtin:minilm")
+
+
 def end(code: str) -> None:
     "Run code as an interpreter runs it, and leave without taking apart what the fork did not build."
     sys.modules["__main__"] = types.ModuleType("__main__")  # without a file, as that of `python -c`
@@ -169,5 +176,6 @@ if __name__ == "__main__":
     for name in LOADED: importlib.import_module(name)
     sys.modules["distillery.core.config"].Config.model_rebuild(force=True)  # pydantic puts models together where they are first used
     compile_patterns()
+    digest_what_lies_here()
     gc.freeze()
     if code := serve(): end(code)

@@ -171,13 +171,16 @@ class FileDigests:
         s = os.stat(path)
         name = os.path.abspath(path)
         stamp = [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
-        before = self.known.get(name)
-        if isinstance(before, list) and before[:-1] == stamp: return str(before[-1])
-        digest = digest_file(path)
-        if time.time_ns() - max(s.st_mtime_ns, s.st_ctime_ns) > 2 * 10**9:
-            self.known[name] = [*stamp, digest]
-            self.changed = True
-        return digest
+        for before in (self.known.get(name), IN_THIS_PROCESS.known.get(name)):
+            if isinstance(before, list) and before[:-1] == stamp: return self._remember(name, before)
+        entry = [*stamp, digest_file(path)]
+        if time.time_ns() - max(s.st_mtime_ns, s.st_ctime_ns) > 2 * 10**9: return self._remember(name, entry)
+        return str(entry[-1])
+
+    def _remember(self, name: str, entry: list[Any]) -> str:
+        if self.known.get(name) != entry: self.known[name], self.changed = entry, True
+        IN_THIS_PROCESS.known[name] = entry
+        return str(entry[-1])
 
     def save(self) -> None:
         "Save the cache for the next process; files that are gone are dropped."

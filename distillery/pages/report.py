@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GRAMMARS', 'HIDING', 'TOLD', 'TAG', 'ANCHOR', 'QUOTE', 'LEFT', 'notebook_library', 'templates', 'pipeline',
            'template', 'notebook_named', 'Parameter', 'parameters', 'check_parameters', 'strip_metadata',
-           'report_kernel', 'execute', 'run_notebook', 'stated', 'to_html', 'leave_drawings', 'build_report',
-           'leave_quotes']
+           'report_kernel', 'execute', 'run_notebook', 'stated', 'page_exporter', 'to_html', 'leave_drawings',
+           'build_report', 'leave_quotes']
 
 # %% ../../nbs/pages/30_report.ipynb #c87ce30f
 import ast
@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from html import unescape
 from pathlib import Path
 from types import ModuleType
@@ -225,16 +226,23 @@ def stated(
 ANCHOR = re.compile(r'<a class="anchor-link"[^>]*>.*?</a>')
 
 
+@lru_cache(8)
+def page_exporter(
+    thread: int,  # Who asks: what nbconvert makes is shared by no two threads
+) -> Any:  # An HTMLExporter
+    "What turns notebooks into pages, with its templates compiled once."
+    return notebook_library("nbconvert").HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+        extra_template_basedirs=[])  # by default a folder `basic` of the current one, whose templates may run code
+
+
 def to_html(
     nb: Any,  # An executed notebook
     title: str,  # Of the page
     up: str = "index.html",  # The page that leads here
 ) -> str:  # A self-contained page
     "Turn an executed report into a page that opens offline."
-    exporter = notebook_library("nbconvert").HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
-        extra_template_basedirs=[])  # by default a folder `basic` of the current one, whose templates may run code
-    body, _ = exporter.from_notebook_node(nb)
+    body, _ = page_exporter(threading.get_ident()).from_notebook_node(nb)
     body = ANCHOR.sub("", body)
     return page(title, re.sub(r"\n{2,}", "\n", body).strip(), up)
 
