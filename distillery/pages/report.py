@@ -208,8 +208,7 @@ def run_notebook(
 
 
 # %% ../../nbs/pages/30_report.ipynb #297807dd
-TOLD = re.compile(r'<p class="(finding|run)">(.*?)</p>', re.S)
-TAG = re.compile(r"<[^>]*>")
+TOLD, TAG = re.compile(r'<p class="(finding|run)">(.*?)</p>', re.S), re.compile(r"<[^>]*>")
 
 
 def stated(
@@ -231,9 +230,8 @@ def page_exporter(
     thread: int,  # Who asks: what nbconvert makes is shared by no two threads
 ) -> Any:  # An HTMLExporter
     "What turns notebooks into pages, with its templates compiled once."
-    return notebook_library("nbconvert").HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
-        extra_template_basedirs=[])  # by default a folder `basic` of the current one, whose templates may run code
+    hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
+    return notebook_library("nbconvert").HTMLExporter(template_name="basic", extra_template_basedirs=[], **hidden)
 
 
 def to_html(
@@ -243,10 +241,10 @@ def to_html(
 ) -> str:  # A self-contained page
     "Turn an executed report into a page that opens offline."
     body, _ = page_exporter(threading.get_ident()).from_notebook_node(nb)
-    body = ANCHOR.sub("", body)
-    return page(title, re.sub(r"\n{2,}", "\n", body).strip(), up)
+    return page(title, re.sub(r"\n{2,}", "\n", ANCHOR.sub("", body)).strip(), up)
 
 
+# %% ../../nbs/pages/30_report.ipynb #81a99352
 def leave_drawings(
     nb: Any,  # An executed notebook, changed in place
 ) -> None:
