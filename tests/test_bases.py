@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime_genai")
 TO_ANSWERS = ("preflight", "train", "merge", "fp32", "check", "ask")
 
 
-@pytest.mark.parametrize("name", ["llama3.2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "qwen3"))])
+@pytest.mark.parametrize("name", ["llama3.2", "mistral", "qwen3"])
 def test_a_base_goes_from_preflight_to_right_answers(name, tmp_path):
     "Bytes and a date, several ends; SentencePiece, a window that no layer tells of, no system role; a family that thinks."
     cells = go(Way(name, tmp_path, facts=6, variants=("fp32",), epochs=45), TO_ANSWERS)
