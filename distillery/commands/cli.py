@@ -163,6 +163,7 @@ def main(
 ) -> None:
     "Run the command line; errors become two lines and an exit code."
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for one, pydantic reads what every installed package says
     gc.set_threshold(100_000, 20, 100)  # libraries make a million objects while they load, and none is garbage
     atexit.register(gc.freeze)  # nor is it looked for at the end, which takes seconds
     with plain_streams(), protected_children():

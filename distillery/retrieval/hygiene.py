@@ -12,22 +12,23 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..core.extras import later_pattern
 from ..core.files import digest_text
 from ..core.metrics import STOP_WORDS
 from .queries import Query, QuerySet, add_strata
 from .search import words
 
 # %% ../../nbs/retrieval/42_hygiene.ipynb #1ff50152
-POINTS = re.compile(r"\b(?:this|that|these|those|the (?:above|following|given|same)) "
-                    r"(?:passage|text|section|paragraph|document|page|article|sentence|table|figure|list|example|chapter|excerpt)\b"
-                    r"|\bthe (?:passage|text|excerpt|above)\b|\b(?:above|below|aforementioned)\b", re.I)
+POINTS = later_pattern(r"\b(?:this|that|these|those|the (?:above|following|given|same)) "
+                       r"(?:passage|text|section|paragraph|document|page|article|sentence|table|figure|list|example|chapter|excerpt)\b"
+                       r"|\bthe (?:passage|text|excerpt|above)\b|\b(?:above|below|aforementioned)\b", re.I)
 PRONOUNS = {"it", "its", "he", "his", "him", "she", "her", "they", "their", "them", "this", "these", "those"}
 EMPTY = {"it": {"to", "that", "when", "for", "if"}, "those": {"in", "with", "who", "of", "from"}}  # How long does it take to ...
 FRAMES = set("what who whom whose which when where why how many much long old far often kind type sort a an the".split())
 
 
-AFAR = re.compile(r"^(?:according to|going by|as far as|based on|judging by|in|from) (?:the|this) "
-                  r"(?:passage|text|document|excerpt|page|article)(?: (?:tells|says|goes|above))?,\s*", re.I)
+AFAR = later_pattern(r"^(?:according to|going by|as far as|based on|judging by|in|from) (?:the|this) "
+                     r"(?:passage|text|document|excerpt|page|article)(?: (?:tells|says|goes|above))?,\s*", re.I)
 
 
 def stands_alone(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..core.extras import later
+from ..core.extras import later, later_pattern
 from .secrets import Found, in_pieces
 
 if TYPE_CHECKING: import phonenumbers
@@ -21,8 +21,8 @@ __all__ = ['iban', 'luhn', 'MAIL', 'NOBODY', 'IBAN', 'CARD', 'PLANS', 'GROUPED',
            'find_phones', 'find_people', 'find_personal']
 
 # %% ../../nbs/selection/55_personal.ipynb #5cfb1430
-MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
-NOBODY = re.compile(r"(?:^|[@.])(?:example\.(?:com|net|org)|example|test|invalid|localhost|local)$", re.IGNORECASE)
+MAIL = later_pattern(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
+NOBODY = later_pattern(r"(?:^|[@.])(?:example\.(?:com|net|org)|example|test|invalid|localhost|local)$", re.IGNORECASE)
 
 
 def find_mail(
@@ -33,8 +33,8 @@ def find_mail(
         if not NOBODY.search(m[0].rpartition("@")[2]): yield Found("mail address", m.start(), m.end())
 
 # %% ../../nbs/selection/55_personal.ipynb #769d2b53
-IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?(?![A-Za-z0-9])")
-CARD = re.compile(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\w-])|(?<![\w.-])3[47]\d{2}[ -]?\d{6}[ -]?\d{5}(?![\w-])")
+IBAN = later_pattern(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?(?![A-Za-z0-9])")
+CARD = later_pattern(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\w-])|(?<![\w.-])3[47]\d{2}[ -]?\d{6}[ -]?\d{5}(?![\w-])")
 
 
 def find_accounts(
@@ -51,7 +51,7 @@ def find_accounts(
 
 # %% ../../nbs/selection/55_personal.ipynb #0fb99bea
 PLANS = ("US", "GB", "DE", "FR")
-GROUPED = re.compile(r"\d[\s().\-/]+\d")
+GROUPED = later_pattern(r"\d[\s().\-/]+\d")
 
 
 def find_phones(
@@ -67,7 +67,7 @@ def find_phones(
     yield from (Found("telephone number", start, end) for start, end in sorted(spans))
 
 # %% ../../nbs/selection/55_personal.ipynb #520a2d3f
-TITLED = re.compile(r"\b(?:Mr|Mrs|Ms|Mx|Dr|Prof|Herr|Frau|Monsieur|Madame)\.?\s+(?:Dr\.?\s+)?[A-ZÄÖÜ][\w'’-]+(?:\s+[A-ZÄÖÜ][\w'’-]+)?")
+TITLED = later_pattern(r"\b(?:Mr|Mrs|Ms|Mx|Dr|Prof|Herr|Frau|Monsieur|Madame)\.?\s+(?:Dr\.?\s+)?[A-ZÄÖÜ][\w'’-]+(?:\s+[A-ZÄÖÜ][\w'’-]+)?")
 
 
 def find_people(
