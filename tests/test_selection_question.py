@@ -12,7 +12,9 @@ from distillery.engine.plan import restrict
 from distillery.engine.source import Source
 from distillery.evaluation.evaluate import EvalRow
 from distillery.pairs.dataset import build_dataset
-from distillery.questions.domain.decision import DOMAIN, correlations, detectable_correlation, domain_decisions, partial_rank
+from distillery.questions.domain.decision import (
+    DOMAIN, correlations, detectable_correlation, domain_decisions, partial_rank, set_rows, set_table, with_scores)
+from distillery.questions.domain import stages as domain
 from distillery.questions.domain.stages import NO_GOLD, SetRow, domain_stages, gold_scores, graded_set, grades, references
 from distillery.questions.results import Results
 from distillery.questions.selection import stages
@@ -150,6 +152,40 @@ def test_a_run_without_references_says_so(tmp_path):
                               say=lambda *a: None))
     assert DOMAIN.reason(Results(tmp_path / "run")) == NO_GOLD
     assert domain_decisions(Results(tmp_path / "run"), config) == []
+
+
+def test_sets_without_a_reference_end_no_run(tmp_path, monkeypatch):
+    "Of a hundred pairs two have one: many sets hold neither."
+    config, gold = load_config(preset="handbook", overrides={**ASKED, "decisions.training_sets": 24}), tmp_path / "gold.jsonl"
+    written(tmp_path)
+    write_jsonl(gold, [{"id": "g", "page": "d0", "category": "k", "difficulty": "easy", "answer": "100 sheets",
+                        "wordings": ["What of press 0?"], "sentence": "Press 0 prints 100 sheets."}])
+    monkeypatch.setattr(domain, "references", lambda pairs, *a: {p.id: ["100 sheets"] for p in pairs[:2]})
+    monkeypatch.setattr(domain, "learner", lambda *a: student([], lambda chosen: 0.5))
+    scorer = SimpleNamespace(score=lambda said, told: (0, 0, [0.5] * len(said)))
+    monkeypatch.setattr("distillery.evaluation.bert_score.BertScorer", lambda *a: scorer)
+    stage, = domain_stages(Source("documents", tmp_path, gold=gold), config, tmp_path)
+    out = tmp_path / "run/domain"
+    out.mkdir(parents=True)
+    stage.run(SimpleNamespace(config=restrict(config, stage.reads), needs=dict.fromkeys(stage.needs, tmp_path), out=out, scratch=tmp_path,
+                              say=lambda *a: None))
+    made = set_rows(Results(tmp_path / "run"))
+    assert len(made) == 25
+    assert 0 < len(with_scores(made)) < 24
+    assert domain_decisions(Results(tmp_path / "run"), config) == [] or len(with_scores(made)) >= 8
+
+
+def test_too_few_sets_with_a_reference_are_said(tmp_path):
+    rows = [SetRow(name=str(i), pairs=9, with_reference=i % 4 == 1, domain=0.5, bert=0.4 if i % 4 == 1 else None, token_f1=i / 30,
+                   exact_match=0, questions=9) for i in range(25)]
+    (tmp_path / "domain").mkdir()
+    write_jsonl(tmp_path / "domain/sets.jsonl", rows)
+    (tmp_path / "domain/facts.json").write_text(json.dumps({"why_not": None}))
+    results = Results(tmp_path)
+    assert len(with_scores(set_rows(results))) == 6
+    assert "its 6 training sets are too few" in DOMAIN.reason(results)
+    assert domain_decisions(results, load_config()) == []
+    assert [str(row["BERTScore F1"]) for row in set_table(set_rows(results))][:3] == ["–", "0.400", "–"]
 
 
 def sets(rng, slope, n=24):

@@ -25,7 +25,8 @@ else: np = later("numpy")
 
 # %% auto #0
 __all__ = ['DOMAIN_SCORE', 'GOLD_SCORE', 'LEAST', 'ASKS', 'DOMAIN', 'partial_rank', 'detectable_correlation', 'sets_needed',
-           'set_rows', 'why_no_domain', 'correlations', 'domain_decision', 'domain_decisions', 'set_table']
+           'set_rows', 'with_scores', 'why_no_domain', 'correlations', 'domain_decision', 'domain_decisions',
+           'set_table']
 
 # %% ../../../nbs/questions/domain/20_decision.ipynb #cef73252
 def partial_rank(
@@ -72,6 +73,13 @@ def set_rows(
     return read_jsonl(place, SetRow) if place.is_file() else []
 
 
+def with_scores(
+    sets: Sequence[SetRow],  # From `set_rows`
+) -> list[SetRow]:           # Graded ones
+    "Sets with a pair for each score: where few pairs have a reference, a set may hold none of them."
+    return [s for s in sets[1:] if s.domain is not None and s.bert is not None]
+
+
 def why_no_domain(
     results: Results,  # A finished run
 ) -> str | None:       # The reason, or None
@@ -79,7 +87,7 @@ def why_no_domain(
     facts = results.json("domain/facts.json")
     if facts is None: return NOT_RUN
     if facts["why_not"]: return str(facts["why_not"])
-    n = len(set_rows(results)) - 1
+    n = len(with_scores(set_rows(results)))
     return None if n >= LEAST else f"its {n} training sets are too few for a correlation: {LEAST} at least, better 24"
 
 # %% ../../../nbs/questions/domain/20_decision.ipynb #e9650425
@@ -128,7 +136,7 @@ def domain_decision(
     config: Config,          # For the decisions section
 ) -> Decision:
     "Whether a score without references foretells a student's gain."
-    graded, d = sets[1:], config.decisions
+    graded, d = with_scores(sets), config.decisions
     told, c = correlations(graded, d.confidence)
     margin, n = d.margins["rank_correlation"], len(graded)
     most = max(abs(e.mean) for e in told)
