@@ -102,20 +102,43 @@ def dataset(folder: Path, most: int = 40) -> Path:
     return folder
 
 
-def test_the_settings_decide_what_is_asked(tmp_path, monkeypatch):
-    import distillery.teachers.onnx as onnx
-    import distillery.retrieval.search as search
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    "Run the stage with some settings and a reader, in a scratch folder."
+    monkeypatch.setattr("distillery.teachers.onnx.OnnxTeacher", lambda folder, device: Reader())
+    monkeypatch.setattr("distillery.questions.rag.stages.DenseSearcher", lambda ids, texts, embedder: Bm25Searcher(ids, texts))
 
-    monkeypatch.setattr(onnx, "OnnxTeacher", lambda folder, device: Reader())
-    monkeypatch.setattr("distillery.questions.rag.stages.DenseSearcher", lambda ids, texts, embedder: search.Bm25Searcher(ids, texts))
-    seen = []
-    one = {"decisions.rag_passages": [1]}
-    for settings in (one, {"decisions.rag_passages": [1, 3]}, {**one, "decisions.rag_questions": 5}):
+    def run(settings, scratch="scratch", say=lambda *now: None):
         config = load_config(overrides=settings)
         (stage,) = rag_stages(SimpleNamespace(kind="documents"), config, tmp_path)
+        (tmp_path / scratch).mkdir(exist_ok=True)
         needs = {"documents": KEPT, "select": KEPT, "dataset": dataset(tmp_path), "export-fp32": tmp_path}
-        stage.run(SimpleNamespace(config=restrict(config, stage.reads), needs=needs, out=tmp_path, say=lambda *now: None))
-        rows = read_jsonl(tmp_path / "rows.jsonl", RagAnswer)
+        stage.run(SimpleNamespace(config=restrict(config, stage.reads), needs=needs, out=tmp_path, scratch=tmp_path / scratch, say=say))
+        return read_jsonl(tmp_path / "rows.jsonl", RagAnswer)
+    return run
+
+
+def test_what_was_answered_before_a_kill_is_not_asked_again(ask, monkeypatch):
+    asked, plain = [], ask_with_passages
+    monkeypatch.setattr("distillery.questions.rag.stages.ask_with_passages",
+                        lambda student, sets, cases, *a, **how: asked.append(len(cases)) or plain(student, sets, cases, *a, **how))
+    whole, before = ask({"decisions.rag_passages": [1]}, "one"), list(asked)
+
+    def killed(what, done, of):
+        if done >= 16: raise KeyboardInterrupt
+
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt): ask({"decisions.rag_passages": [1]}, "two", killed)
+    assert len(asked) == 2
+    assert [r.model_dump() for r in ask({"decisions.rag_passages": [1]}, "two")] == [r.model_dump() for r in whole]
+    assert asked == before
+
+
+def test_the_settings_decide_what_is_asked(ask, tmp_path):
+    seen = []
+    one = {"decisions.rag_passages": [1]}
+    for i, settings in enumerate((one, {"decisions.rag_passages": [1, 3]}, {**one, "decisions.rag_questions": 5})):
+        rows = ask(settings, str(i))
         seen.append(({r.k for r in rows}, len({r.id for r in rows})))
     assert [ks for ks, _ in seen] == [{0, 1}, {0, 1, 3}, {0, 1}]
     assert seen[0][1] > 20

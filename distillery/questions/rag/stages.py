@@ -157,7 +157,9 @@ def _rag(job: Job, variant: str, cache: Path) -> None:
         how = {"prompt": _prompt, "markers": e.refusal_markers, "max_tokens": e.max_new_tokens, "room": _room(student, e.max_new_tokens)}
         for i in range(0, len(cases), 8):
             job.say("questions", i, len(cases))
-            rows += ask_with_passages(student, sets, cases[i : i + 8], search, near, texts, d.rag_passages, **how)
+            if not (kept := job.scratch / f"{i}.jsonl").is_file():  # a kill loses one block of answers
+                write_jsonl(kept, ask_with_passages(student, sets, cases[i : i + 8], search, near, texts, d.rag_passages, **how))
+            rows += read_jsonl(kept, RagAnswer, allow_empty=True)
         facts |= {"why_not": None, "left_out": left, "asked": len(cases), "known": len(asked.queries)}
     write_jsonl(job.out / "rows.jsonl", rows)
     write_json(job.out / "facts.json", facts)
