@@ -165,6 +165,7 @@ def _rag(job: Job, variant: str, cache: Path) -> None:
     write_json(job.out / "facts.json", facts)
 
 
+# %% ../../../nbs/questions/rag/10_stages.ipynb #f2518887
 def rag_stages(
     source: Source,  # What the run works on
     config: Config,  # All settings
