@@ -39,7 +39,8 @@ def elsewhere(command: str) -> str:
 
 def typed(command: str, runs: list[str]) -> str:
     "A command with what its capital letters stand for; `runs` are there, oldest first."
-    for shown, stands in PLACES.items(): command = command.replace(shown, stands.format(*runs) if "{" in stands else stands)
+    for shown, stands in PLACES.items():
+        if shown in command: command = command.replace(shown, stands.format(*runs) if "{" in stands else stands)
     return command
 
 
