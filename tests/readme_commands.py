@@ -12,7 +12,7 @@ from preset_sources import write_articles
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 PLACES = {"why STAGE": "why sft", "compare-to RUN": "compare-to latest", "compare A B": "compare {0} {0}",
-          "judged=DIR": "judged=judged", "trust HOST": "trust teach.example:8080"}
+          "judged=DIR": "judged=judged", "hub_id=OWNER/NAME": "hub_id=me/sheets", "trust HOST": "trust teach.example:8080"}
 ELSEWHERE = {
     "make ": "the repository's own targets: CI runs `make test`, and `make run` is a run of the built-in handbook",
     "python3 -m venv": "installs from the network", "pip install": "installs from the network",
@@ -50,6 +50,16 @@ def batch_file(text: str | None = None) -> str:
     return next(body for kind, body in FENCE.findall(text) if kind == "yaml")
 
 
+def write_scores(place: Path) -> None:
+    "Scores of two systems on 240 items of 40 documents, the documents of a new study, and what it has seen of them so far."
+    score = {"old": lambda i: i % 5 / 5, "new": lambda i: (i % 5 + (i % 3 == 0)) / 5}
+    row = lambda i, system: f"item {i},page {i % 40},{system},{score[system](i)}\n"
+    head = "item,document,system,score\n"
+    for system in score: (place / f"{system}.csv").write_text(head + "".join(row(i, system) for i in range(240)))
+    (place / "documents.txt").write_text("".join(f"page {i}\n" for i in range(40)))
+    (place / "so-far.csv").write_text(head + "".join(row(i, system) for system in score for i in range(240)))
+
+
 def folder(place: Path) -> Path:
     "Documents, pairs, articles and a judged set, as small as will do."
     (place / "manuals").mkdir(parents=True)
@@ -69,6 +79,7 @@ def folder(place: Path) -> Path:
     (place / "judged/corpus.jsonl").write_text(lines(rows))
     (place / "judged/queries.jsonl").write_text(lines(queries))
     (place / "judged/qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\t{name}\t1\n" for i, name in enumerate(ROOMS)))
+    write_scores(place)
     (place / "ranks.yaml").write_text(batch_file())
     yaml.safe_load(batch_file())
     (place / "nbs").symlink_to(ROOT / "nbs")

@@ -28,7 +28,8 @@ from distillery.filters.scorer import (ALPHAS, Scorer, cluster_folds, cut_articl
 from distillery.filters.tune import FineTuning, batch_at, load_tuned, save_tuned, tune_scorer
 from distillery.filters.views import VIEWS, WINDOW, article_tokens, sentence_windows, token_counter
 from distillery.retrieval.embed import Embedder
-from distillery.questions.context_length.stages import article_stages
+from distillery.questions.context_length.stages import article_stages, context_stages
+from distillery.engine.source import Source
 from distillery.engine.plan import Plan
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -554,6 +555,15 @@ def test_the_decoder_preset_runs_to_its_card_with_a_built_in_base(tmp_path):
     assert [c.level for c in costs[2:]] == [f"truncate {b} fine-tuned" for b in (512, 1024, 2048, 4096)]
     assert all(c.train_seconds and c.ms_per_article for c in costs[2:])
     assert context_decision(rows, costs).n_items == 4  # one turn tests a quarter of the ten topics
+
+
+def test_no_length_asks_nothing_and_articles_alone_need_one(tmp_path):
+    "Found out before anything is trained, not after."
+    none = load_config(overrides={"context.budgets": []})
+    assert context_stages(Source("handbook", tmp_path), none, tmp_path) == []
+    for said in ({"context.budgets": []}, {"context.budgets": [1, 512]}, {"context.views": []}):
+        with pytest.raises(DistilleryError, match="no context length to compare"):
+            context_stages(Source("articles", tmp_path), load_config(overrides={"articles.file": "a.jsonl", **said}), tmp_path)
 
 
 def test_the_built_in_run_shares_its_export(tmp_path):

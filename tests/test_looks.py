@@ -22,6 +22,7 @@ LONG = "a reader of passages and a language model that was fine-tuned on three h
 HARD = [figure(plot, "A figure that is hard to draw") for plot in (
     interval_plot([FigureRow(f"{LONG} − {LONG}", 0.5, 0.2, 0.8, (0.3, 0.7), 12_345), FigureRow("b", 0.5, 0.5, 0.5)], LONG, 0.05, 0.6),
     tradeoff_plot([Point(f"level {i}", 10 + i / 50, 0.8 + i / 999, 0.7, 0.9) for i in range(7)], "MB", LONG, 0.7),
+    tradeoff_plot([Point(f"level {i}", 1 + i % 7 / 40 + i / 90, i / 30, i / 30 - 0.1, i / 30 + 0.1) for i in range(21)], "ms", "kept"),
     line_plot({name: [(2.0**i, i + k, i, i + 2) for i in range(6)] for k, name in enumerate("abcdef")}, "tokens", LONG, {LONG[:40]: 3},
               log=True),
     line_plot({"a": [(float(i), 1e5 * i, 0, 0) for i in range(300)]}, "seconds", "bytes", zero=True))]

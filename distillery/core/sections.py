@@ -30,7 +30,7 @@ class FiltersSection(Section):
 
 class ContextSection(Section):
     "How much of an article a scorer may read."
-    budgets: list[int] = key([128, 512, 1024, 2048, 4096], "result", "lengths to compare, tokens")
+    budgets: list[int] = key([128, 512, 1024, 2048, 4096], "result", "lengths to compare, tokens; none ask nothing")
     views: list[Literal["truncate", "head+tail", "chunks"]] = key(
         ["truncate", "head+tail", "chunks"], "result", "which tokens are read: the first, both ends, or windows spread evenly")
     embedder: str = key("builtin:minilm", "result", "what reads: builtin:minilm, a folder, or a hub name; tuned also a decoder")

@@ -199,8 +199,9 @@ def why_no_context(
     results: Results,  # A finished run
 ) -> str | None:  # The reason, or None
     "Why a run has no card on context length."
-    if not (results.path / "context/costs.jsonl").is_file(): return "it read no scored articles; give some with --articles FILE"
-    return None
+    if (results.path / "context/costs.jsonl").is_file(): return None
+    if results.settings().get("context.budgets") == []: return "it was asked no context length (context.budgets)"
+    return "it read no scored articles; give some with --articles FILE"
 
 
 def context_rows(

@@ -167,6 +167,8 @@ def article_stages(
 ) -> list[Stage]:
     "One stage that measures every level on the same articles, and before it what it needs."
     c, embeds = config.context, is_sentence_model(config.context.embedder)
+    if not c.views or min(c.budgets, default=0) < 2:
+        raise DistilleryError("no context length to compare", fix="give context.budgets of two tokens or more, e.g. 512, and context.views")
     if c.scorer == "frozen" and not embeds and not c.embedder.startswith("onnx:"):
         raise DistilleryError(f"{c.embedder} is no sentence model, so it cannot score untrained", fix="set context.scorer to finetune")
     inputs = {"embedder": regressor_digest(c.embedder, cache / "files.json"),
@@ -185,7 +187,8 @@ def context_stages(
     source: Source,  # What the run works on
     config: Config,  # Reads articles.* and context.*
     cache: Path,  # The store's folder
-) -> list[Stage]:  # Empty where there are no articles
+) -> list[Stage]:  # Empty where there are no articles, or no length is asked
     "The stages of the run's own articles; the built-in run brings some."
-    file = config.articles.file
+    file, asked = config.articles.file, config.context.budgets or source.kind == "articles"  # which has nothing else to ask
+    if not asked: return []
     return article_stages(Path(file) if file else None, config, cache) if file or source.kind == "handbook" else []
