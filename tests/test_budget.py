@@ -1,6 +1,7 @@
 "A budget holds to within what is in flight, and a raised one ends where an unlimited run ends."
 import asyncio
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,14 +86,17 @@ def test_minutes_are_those_spent_on_asking(tmp_path, lazy):
     class Slow(Counts):
         async def stream(self, requests):
             for r in requests:
+                began = time.monotonic()
                 await asyncio.sleep(0.01)
                 yield self.result(r)
+                took.append(time.monotonic() - began)
+    took = []
     teacher, journal = Slow(lazy), journal_with(tmp_path / "c.sqlite", Limits(minutes=0.3 / 60), run="r", stage="s/1")
     with pytest.raises(BudgetSpent, match="minutes"): journal.ask(teacher, many())
-    assert 5 <= len(teacher.asked) <= 60
+    assert 1 <= len(teacher.asked) <= 60  # how many, a busy machine decides
     kept = usage(journal, run="r")
     assert kept.seconds == pytest.approx(journal.budget.seconds, rel=0.2)
-    assert 0.3 - 2 * kept.seconds / kept.calls <= kept.seconds <= 1.5  # no request begins that would end after it
+    assert 0.3 - 2 * kept.seconds / kept.calls <= kept.seconds <= 0.3 + 2 * max(took, default=1)  # no request begins that would end after it
 
 
 def test_raised_it_goes_on_and_asks_nothing_twice(tmp_path):
