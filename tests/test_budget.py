@@ -96,7 +96,7 @@ def test_minutes_are_those_spent_on_asking(tmp_path, lazy):
     assert 1 <= len(teacher.asked) <= 60  # how many, a busy machine decides
     kept = usage(journal, run="r")
     assert kept.seconds == pytest.approx(journal.budget.seconds, rel=0.2)
-    assert 0.3 - 2 * kept.seconds / kept.calls <= kept.seconds <= 0.3 + 2 * max(took, default=1)  # no request begins that would end after it
+    assert 0.3 - 2 * kept.seconds / kept.calls <= kept.seconds <= 0.3 + 2 * max(took, default=1)  # none begins that would end after it
 
 
 def test_raised_it_goes_on_and_asks_nothing_twice(tmp_path):
