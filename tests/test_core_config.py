@@ -222,3 +222,11 @@ def test_the_guides_defaults_stand():
 def test_every_knob_can_be_explained():
     for knob in KNOBS:
         assert knob.kind in explain(knob.name)
+
+
+@pytest.mark.parametrize("name", ["export.variants", "lora.target_modules", "decisions.train_seeds", "context.views",
+                                  "decisions.chunk_titles", "decisions.chunk_overlaps", "decisions.kernel_blocks",
+                                  "decisions.kernel_vocabularies"])
+def test_a_list_without_which_nothing_can_be_done_is_not_empty(name):
+    "Each ended a run after hours, or made a card of nothing; it is refused when the settings are read."
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")): load_config(overrides={name: []})

@@ -561,7 +561,7 @@ def test_no_length_asks_nothing_and_articles_alone_need_one(tmp_path):
     "Found out before anything is trained, not after."
     none = load_config(overrides={"context.budgets": []})
     assert context_stages(Source("handbook", tmp_path), none, tmp_path) == []
-    for said in ({"context.budgets": []}, {"context.budgets": [1, 512]}, {"context.views": []}):
+    for said in ({"context.budgets": []}, {"context.budgets": [1, 512]}):
         with pytest.raises(DistilleryError, match="no context length to compare"):
             context_stages(Source("articles", tmp_path), load_config(overrides={"articles.file": "a.jsonl", **said}), tmp_path)
 

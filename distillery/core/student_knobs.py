@@ -31,7 +31,8 @@ class LoraSection(Section):
     alpha: float = key(128, "result", "scale; the update is multiplied by alpha / r", gt=0)
     dropout: float = key(0.05, "result", "dropout on the adapter's input", ge=0, lt=1)
     target_modules: list[str] = key(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "result", "matrices that get an adapter")
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "result", "matrices that get an adapter",
+        min_length=1)
 
 # %% ../../nbs/core/06_student_knobs.ipynb #8182aaeb
 class SftSection(Section):
@@ -94,7 +95,8 @@ class InferenceSection(Section):
 class ExportSection(Section):
     "Settings of export: which ONNX variants are made, and how far they may drift."
     variants: list[Literal["fp32", "int8", "uint8", "q4", "mixed"]] = key(
-        list(VARIANTS), "result", "variants to export; fp32 is the reference; mixed finds the smallest file under kl_max.mixed")
+        list(VARIANTS), "result", "variants to export; fp32 is the reference; mixed finds the smallest file under kl_max.mixed",
+        min_length=1)
     backend: Literal["genai", "torch", "optimum"] = key(
         "genai", "result", "who exports: genai is the model builder, or PyTorch where that is wrong for a base; torch; optimum")
     gguf: list[Literal["f16", "q8_0", "q4_k_m"]] = key(

@@ -167,8 +167,8 @@ def article_stages(
 ) -> list[Stage]:
     "One stage that measures every level on the same articles, and before it what it needs."
     c, embeds = config.context, is_sentence_model(config.context.embedder)
-    if not c.views or min(c.budgets, default=0) < 2:
-        raise DistilleryError("no context length to compare", fix="give context.budgets of two tokens or more, e.g. 512, and context.views")
+    if min(c.budgets, default=0) < 2:
+        raise DistilleryError("no context length to compare", fix="give context.budgets of two tokens or more, e.g. 512")
     if c.scorer == "frozen" and not embeds and not c.embedder.startswith("onnx:"):
         raise DistilleryError(f"{c.embedder} is no sentence model, so it cannot score untrained", fix="set context.scorer to finetune")
     inputs = {"embedder": regressor_digest(c.embedder, cache / "files.json"),
