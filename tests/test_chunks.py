@@ -1,12 +1,10 @@
 "The chunks card: a planted best size is found, planted none is a tie; places, duplicates and titles count as said."
-import gzip
-import json
-import tarfile
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from real_documents import audio_docs, needs_data, stories
 
 from distillery.core.config import load_config, restrict
 from distillery.core.files import read_jsonl, write_jsonl
@@ -24,7 +22,7 @@ from distillery.retrieval.search import Bm25Searcher
 from distillery.teachers.extractive import ExtractiveTeacher
 from distillery.teachers.journal import Journal
 
-KEPT, DATA = Path(__file__).parent / "data/run", Path(__file__).parents[2] / "shared/data"
+KEPT = Path(__file__).parent / "data/run"
 PARTS = ("seal", "valve", "motor", "filter")
 
 
@@ -146,19 +144,6 @@ def test_more_is_found_where_more_is_read():
     assert few.estimates != many.estimates
 
 
-def audio_docs(folder: Path) -> Path:
-    "Sixty pages about audio programs."
-    with tarfile.open(DATA / "audio_docs/audio_docs.tar.gz") as tar: tar.extractall(folder, filter="data")
-    return folder
-
-
-def stories(folder: Path, most: int = 8) -> Path:
-    "Long stories, a file each."
-    for i, line in zip(range(most), gzip.open(DATA / "squality/docs.jsonl.gz", "rt", encoding="utf-8"), strict=False):
-        (folder / f"story-{i}.txt").write_text(json.loads(line)["text"], "utf-8")
-    return folder
-
-
 def compared(folder: Path, out: Path, sizes: list[int]):
     "The stage of a run over a folder, with what rules ask about it."
     config = load_config(overrides={"decisions.chunk_sizes": sizes, "decisions.chunk_overlaps": [0.0, 0.25]})
@@ -173,7 +158,7 @@ def compared(folder: Path, out: Path, sizes: list[int]):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+@needs_data
 @pytest.mark.parametrize(("make", "sizes"), [(audio_docs, [120]), (stories, [60])], ids=["pages", "stories"])
 def test_real_documents_have_a_card_without_a_question_that_anybody_wrote(make, sizes, tmp_path):
     (tmp_path / "docs").mkdir()

@@ -3,6 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from real_documents import audio_docs, needs_data, stories
 
 from distillery.core.config import load_config, restrict
 from distillery.core.files import read_jsonl, write_jsonl
@@ -159,18 +160,38 @@ def test_a_question_keeps_its_passage_in_other_words_and_a_passage_its_duplicate
     assert left["with a duplicate"] == 1
 
 
-@pytest.mark.slow
-def test_a_real_student_has_both_cards(tmp_path, monkeypatch):
-    "A small run of the built-in handbook, whose student is shown one and three passages."
+SMALL = {"decisions.rag_passages": [1, 3], "decisions.rag_questions": 24, "dataset.questions_per_chunk": 3, "sft.epochs": 1,
+         "export.variants": ["fp32"], "decisions.teacher_levels": [], "decisions.temperatures": [], "decisions.index_sizes": [],
+         "embedder.tune_steps": 0, "embedder.queries": 8, "context.budgets": [], "evaluation.max_new_tokens": 16}
+
+
+def real_cards(monkeypatch, place: Path, docs: Path | None, settings: dict) -> tuple[Results, dict]:
+    "Run folder and cards of a small run, whose student is shown one and three passages."
     from distillery import run
 
-    monkeypatch.chdir(tmp_path)
-    settings = {"decisions.rag_passages": [1, 3], "decisions.rag_questions": 24, "documents.include": ["*-1.md"],
-                "dataset.questions_per_chunk": 3, "sft.epochs": 1, "export.variants": ["fp32"], "decisions.teacher_levels": [],
-                "decisions.temperatures": [], "decisions.index_sizes": [], "embedder.tune_steps": 0, "embedder.queries": 8,
-                "context.budgets": [], "evaluation.max_new_tokens": 16}
-    run(settings=settings)
-    results = Results(next((tmp_path / "runs").glob("*/rag")).parent)
-    cards = {d.name for d in rag_decisions(results, load_config())}
-    assert "rag" in cards
+    monkeypatch.chdir(place)
+    run(settings={**SMALL, **settings}, **({"docs": docs} if docs else {}))
+    results = Results(next((place / "runs").glob("*/rag")).parent)
     assert {r.k for r in rag_answers(results)} == {0, 1, 3}
+    return results, {d.name: d for d in rag_decisions(results, load_config())}
+
+
+@pytest.mark.slow
+def test_a_real_student_has_both_cards(tmp_path, monkeypatch):
+    "Pages of the built-in handbook."
+    _, cards = real_cards(monkeypatch, tmp_path, None, {"documents.include": ["*-1.md"]})
+    assert "rag" in cards
+
+
+@pytest.mark.slow
+@needs_data
+@pytest.mark.parametrize(("make", "per_chunk"), [(audio_docs, 2), (stories, 1)], ids=["pages", "stories"])
+def test_documents_of_other_people_have_a_card_without_a_question_that_anybody_wrote(make, per_chunk, tmp_path, monkeypatch):
+    "What is asked comes from the rules of the built-in teacher, what is found from all passages of the folder."
+    (tmp_path / "docs").mkdir()
+    rules = {"teacher.model": "builtin:extractive", "dataset.questions_per_chunk": per_chunk, "selection.max_pairs": 300}
+    results, cards = real_cards(monkeypatch, tmp_path, make(tmp_path / "docs"), rules)
+    print(cards["rag"].sentence, *(f"{e.name} {e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]" for e in cards["rag"].estimates), sep="\n")
+    assert len({r.id for r in rag_answers(results)}) >= 20
+    assert all(e.ci_low <= e.mean <= e.ci_high for e in cards["rag"].estimates)
+    assert len(read_jsonl(results.path / "chunks.jsonl", Chunk)) > 200
