@@ -73,6 +73,19 @@ def test_one_document_decides_nothing_for_others(tmp_path):
     assert dataset_decisions(results, config) == []
 
 
+@pytest.mark.parametrize("population", ["these", "like these"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_a_set_of_few_pairs_ends_with_a_card_or_a_reason(tmp_path, n, population):
+    "Where one pair is all that a measure knows, nothing bounds it, and it is left out."
+    for documents in {1, min(2, n)}:
+        results, config = finished(tmp_path / str(documents), *made(n=n, documents=documents), **{"decisions.population": population})
+        cards = dataset_decisions(results, config)
+        assert cards or DATASET.why_not(results)
+        for card in cards:
+            assert all(e.ci_low <= e.mean <= e.ci_high for e in card.estimates)
+            assert len(measure_table(card, read_targets())) >= len(card.estimates)
+
+
 def test_tables_add_up_and_name_the_keeper(tmp_path):
     results, _ = finished(tmp_path, *made())
     rows = {r["set"]: int(r["rows"]) for r in set_table(results)}

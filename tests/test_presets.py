@@ -34,8 +34,10 @@ def test_every_preset_has_weights_that_can_stand_for_its_models():
     assert len(PRESETS) >= 14
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
+EVERY_TIME = {"qa-import", "resume", "tinyllama-1.1b"}  # pairs of others, one person's page, a twin of a real base; the rest weekly
+
+
+@pytest.mark.parametrize("preset", [p if p in EVERY_TIME else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS])
 def test_a_preset_ends_with_pages(place, preset):
     typed = [*SOURCES.get(preset, ["docs"]), "--preset", preset, "--set", f"workbook.runs_dir=runs-{preset}"]
     command = [sys.executable, "-c", COMMAND, "run", *typed]  # a new interpreter: the hub's library reads its cache when it is loaded

@@ -170,7 +170,7 @@ def real_cards(monkeypatch, place: Path, docs: Path | None, settings: dict) -> t
     from distillery import run
 
     monkeypatch.chdir(place)
-    run(settings={**SMALL, **settings}, **({"docs": docs} if docs else {}))
+    run(*[docs] * bool(docs), settings={**SMALL, **settings})
     results = Results(next((place / "runs").glob("*/rag")).parent)
     assert {r.k for r in rag_answers(results)} == {0, 1, 3}
     return results, {d.name: d for d in rag_decisions(results, load_config())}
@@ -191,7 +191,10 @@ def test_documents_of_other_people_have_a_card_without_a_question_that_anybody_w
     (tmp_path / "docs").mkdir()
     rules = {"teacher.model": "builtin:extractive", "dataset.questions_per_chunk": per_chunk, "selection.max_pairs": 300}
     results, cards = real_cards(monkeypatch, tmp_path, make(tmp_path / "docs"), rules)
-    print(cards["rag"].sentence, *(f"{e.name} {e.mean:.3f} [{e.ci_low:.3f}, {e.ci_high:.3f}]" for e in cards["rag"].estimates), sep="\n")
+    assert {name.removesuffix("_recall") for name in cards} == {"rag"}
+    for card in cards.values():
+        print(card.sentence)
+        assert len(card.levels) == 3
+        assert all(e.ci_low <= e.mean <= e.ci_high for e in card.estimates)
     assert len({r.id for r in rag_answers(results)}) >= 20
-    assert all(e.ci_low <= e.mean <= e.ci_high for e in cards["rag"].estimates)
     assert len(read_jsonl(results.path / "chunks.jsonl", Chunk)) > 200

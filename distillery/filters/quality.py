@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import atanh, inf, nan, sqrt, tanh
+from math import atanh, inf, isinf, nan, sqrt, tanh
 from typing import TYPE_CHECKING, Any
 
 from ..core.clusters import t_quantile
@@ -70,15 +70,17 @@ def jackknife_interval(
     confidence: float = 0.95,  # Coverage
     level: str = "",  # Name of the level, for tables
     bend: Bend = STRAIGHT,  # The scale on which the interval is made
-) -> Estimate | None:  # None where the metric cannot be told
-    "Confidence interval of a metric by the jackknife over clusters."
+) -> Estimate | None:  # None where the metric cannot be told, or nothing bounds it
+    "Confidence interval of a metric by the jackknife over clusters; where one cluster is all there is to it, the ends of its scale."
     w, (_, owner) = np.asarray(weights, float), np.unique(np.asarray(clusters), return_inverse=True)
     g, found = int(owner.max()) + 1, metric(w)
     if found != found: return None
     if g < 2: raise StatsError("all articles lie in one cluster", fix="measure on articles of at least two topics, better twenty")
     to, back = bend
     left_out = np.array([to(value) for c in range(g) if (value := metric(np.where(owner == c, 0.0, w))) == value])
-    if len(left_out) < g: return Estimate(level=level, mean=found, ci_low=back(-inf), ci_high=back(inf), n=len(w), n_clusters=g)
+    if len(left_out) < g:
+        if isinf(back(inf)): return None
+        return Estimate(level=level, mean=found, ci_low=back(-inf), ci_high=back(inf), n=len(w), n_clusters=g)
     half = t_quantile(g - 1, (1 + confidence) / 2) * sqrt((g - 1) / g * float(((left_out - left_out.mean()) ** 2).sum()))
     return Estimate(level=level, mean=found, ci_low=back(to(found) - half), ci_high=back(to(found) + half), n=len(w), n_clusters=g)
 
