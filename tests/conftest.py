@@ -12,9 +12,9 @@ gc.set_threshold(100_000, 20, 100)  # as the command line does
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("untimed")
 
-LONG = ["test_run", "test_cli", "test_checks", "test_student_training", "test_distill", "test_retrieval", "test_prompt_injection",
-        "test_filters", "test_reports_teachers", "test_teachers_faults", "test_embedder", "test_teachers_models", "test_question",
-        "test_planted_edits", "test_lab", "test_temperature", "test_models"]
+LONG = ["test_presets", "test_run", "test_cli", "test_checks", "test_student_training", "test_distill", "test_retrieval",
+        "test_prompt_injection", "test_filters", "test_reports_teachers", "test_teachers_faults", "test_embedder", "test_teachers_models",
+        "test_question", "test_planted_edits", "test_lab", "test_temperature", "test_models"]
 
 
 def pytest_collection_modifyitems(items):
