@@ -158,10 +158,12 @@ def bootstrap_means(
     g = len(sums)
     means = np.empty(resamples)
     equal, rows = sizes.min() == sizes.max(), max(1, min(500, 5_000_000 // g))  # few enough to stay in the processor's cache
+    room, sums, each = np.empty((min(rows, resamples), g)), sums.astype(float), sizes.astype(float)
     for start in range(0, resamples, rows):
         drawn = rng.integers(0, g, size=(min(rows, resamples - start), g), dtype=np.uint16 if g < 2**16 else np.int64)
-        total = np.take(sums, drawn).sum(axis=1)
-        means[start : start + len(drawn)] = total / (g * sizes[0] if equal else np.take(sizes, drawn).sum(axis=1))
+        taken = room[: len(drawn)]  # filled again and again; "clip" spares a copy, and no draw lies outside
+        total = np.take(sums, drawn, out=taken, mode="clip").sum(axis=1)
+        means[start : start + len(drawn)] = total / (g * sizes[0] if equal else np.take(each, drawn, out=taken, mode="clip").sum(axis=1))
     return means
 
 # %% ../../nbs/core/40_stats.ipynb #d3b1f91d
